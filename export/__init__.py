@@ -1,0 +1,1 @@
+"""Diffusers checkpoint to bundle: ONNX graphs, precision, parity report."""
