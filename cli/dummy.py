@@ -1,0 +1,31 @@
+"""``bksdm dummy``: write a checkpoint with random weights, for benchmarks and tests."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = """examples:
+  bksdm dummy nano -o nano-checkpoint/
+  bksdm dummy small-2m -o small-checkpoint/     (the exact architecture of BK-SDM-Small-2M)
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("name", help="sd-v1-4, base, small, tiny (also with -2m) or nano")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the checkpoint and print its path."""
+    from bksdm.cli.extras import require
+
+    require("torch", "export")
+    from bksdm.export.dummy import create_dummy
+
+    create_dummy(options.name, options.output, options.seed)
+    print(options.output)
+    return 0

@@ -1,0 +1,40 @@
+"""``bksdm export``: turn a diffusers checkpoint into a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  bksdm export nota-ai/bk-sdm-small-2m -o small/
+  bksdm export ./checkpoint -o small-fp16/ --dtype float16
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("source", help="a diffusers folder, or a model id of the hub")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export, and print the parity table."""
+    from bksdm.cli.extras import require
+
+    require("torch", "export")
+    from bksdm.export.exporter import export
+    from bksdm.export.parity import format_table
+
+    report = export(
+        options.source,
+        options.output,
+        options.dtype,
+        options.revision,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(format_table(report))
+    return 0

@@ -1,0 +1,21 @@
+"""What to install when a command needs an optional part."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from bksdm.engines.errors import BksdmError
+
+
+def require(module: str, extra: str) -> None:
+    """Check that an optional dependency is there.
+
+    Raises
+    ------
+    BksdmError
+        It is not; says which extra brings it.
+    """
+    if find_spec(module) is None:
+        raise BksdmError(
+            f"this command needs {module}; run: pip install 'bksdm-runtime[{extra}]'"
+        )

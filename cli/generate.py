@@ -1,0 +1,103 @@
+"""``bksdm generate``: make pictures from a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+from bksdm.engines.errors import RequestError
+
+EXAMPLES = """examples:
+  bksdm generate "a red apple" --model bundle/ -o apple.png
+  bksdm generate "a lighthouse at dusk" --model bundle/ --steps 25 --seed 7 --size 512x512
+  bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.png
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("--model", type=Path, required=True, metavar="BUNDLE", help="bundle folder")
+    parser.add_argument("-o", "--output", type=Path, default=Path("image.png"), metavar="FILE",
+                        help="PNG to write; further images get -2, -3 …")  # fmt: skip
+    parser.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
+    parser.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
+    parser.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default 7.5)")
+    parser.add_argument("--seed", type=int, help="0 to 2^64-1; random by default, and printed")
+    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default")
+    parser.add_argument("--count", type=int, default=1, help="number of images (default 1)")
+    parser.add_argument("--sampler", help="pndm, ddim or euler; the bundle's own by default")
+    parser.add_argument("--engine", default="onnxruntime",
+                        help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the pictures and print their paths."""
+    width, height = (None, None) if options.size is None else parse_size(options.size)
+    folder = options.output.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or options.output.is_dir():
+        raise RequestError(f"cannot write {options.output}: no writable folder {folder}")
+
+    from tqdm import tqdm
+
+    from bksdm.runtime.images import save_png
+    from bksdm.runtime.pipeline import TextToImage
+    from bksdm.runtime.sampling import Step
+
+    model = TextToImage.load(options.model, options.engine, options.threads)
+    with tqdm(desc="denoise", unit="step", leave=False) as bar:
+
+        def show(step: Step) -> None:
+            bar.total = step.total
+            bar.update()
+
+        result = model(
+            options.prompt,
+            options.negative,
+            height,
+            width,
+            options.steps,
+            options.guidance,
+            options.count,
+            options.seed,
+            sampler=options.sampler,
+            callback_on_step_end=show,
+        )
+    parameters = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative,
+        "seed": str(result.seed),
+        "steps": str(options.steps),
+        "guidance_scale": str(options.guidance),
+        "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
+        "engine": options.engine,
+        "model": model.bundle.path.resolve().name,
+        "model_digest": model.bundle.digest(),
+        "version": version("bksdm-runtime"),
+    }
+    for index, image in enumerate(result.images):
+        path = options.output
+        if index:
+            path = path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+        save_png(image, path, {**parameters, "index": str(index)})
+        print(path)
+    return 0
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of ``WxH``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text)
+    if match is None:
+        raise RequestError(f"--size must look like 512x512, not {text!r}")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,68 @@
+"""``bksdm info``: show what a bundle, or a picture made here, holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.errors import BksdmError
+
+EXAMPLES = """examples:
+  bksdm info bundle/
+  bksdm info apple.png --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("path", type=Path, metavar="BUNDLE_OR_PNG")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the description."""
+    if options.path.is_file():
+        from bksdm.runtime.images import read_parameters
+
+        described: dict[str, Any] = dict(read_parameters(options.path))
+        if not described:
+            raise BksdmError(f"{options.path}: carries no parameters of bksdm")
+    else:
+        described = describe_bundle(options.path)
+    if options.json:
+        print(json.dumps(described, indent=2))
+    else:
+        _print(described, "")
+    return 0
+
+
+def describe_bundle(path: Path) -> dict[str, Any]:
+    """Return components, parameter counts, dtypes, scheduler, engines and digest of a bundle."""
+    from bksdm.engines.graph import describe_graph
+    from bksdm.runtime.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    engines = sorted(p.parent.name for p in (path / "engines").glob("*/engine.json"))
+    scheduler = bundle.scheduler
+    return {
+        "bundle": str(path),
+        "components": {name: describe_graph(bundle.model(name)) for name in bundle.components},
+        "scheduler": str(scheduler.get("_class_name")),
+        "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
+        "default_size": bundle.sample_size * bundle.vae_scale,
+        "engines": engines,
+        "digest": bundle.digest(),
+    }
+
+
+def _print(value: dict[str, Any], indent: str) -> None:
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            print(f"{indent}{key}:")
+            _print(entry, indent + "  ")
+        else:
+            shown = f"{entry:,}" if isinstance(entry, int) else entry
+            print(f"{indent}{key}: {', '.join(shown) if isinstance(shown, list) else shown}")

@@ -1,0 +1,114 @@
+"""Rewrite ONNX ``Attention`` nodes to ONNX Runtime's fused ``MultiHeadAttention``.
+
+ONNX Runtime computes opset 23 ``Attention`` with the whole score matrix in memory; its contrib
+operator works in tiles. On full-size BK-SDM-Small at 512×512 that is 4.4 GB against 3.4 GB resident.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper, numpy_helper
+
+
+def fuse_attention(model: onnx.ModelProto) -> int:
+    """Replace ``Reshape → Transpose → Attention → Transpose → Reshape`` chains in place.
+
+    Each input of ``MultiHeadAttention`` is ``[batch, sequence, heads · head_dim]``, which is what
+    stood before the Reshape. Chains of any other form are left alone.
+
+    Returns
+    -------
+    int
+        Number of fused nodes.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    consumers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    shapes = {value.name: value for value in graph.initializer}
+    kept = {value.name for value in graph.output}
+    fused = 0
+    for node in list(graph.node):
+        if node.op_type != "Attention" or node.domain or _attributes(node) - {"scale"}:
+            continue
+        if len([name for name in node.input if name]) != 3:
+            continue
+        splits = [_split(producers, name) for name in node.input[:3]]
+        merge = _merge(consumers, kept, node.output[0])
+        if merge is None or any(split is None for split in splits):
+            continue
+        heads = {_heads(split, shapes) for split in splits if split is not None}
+        if len(heads) != 1 or None in heads:
+            continue
+        transpose, reshape = merge
+        attributes = {"num_heads": heads.pop()}
+        attributes |= {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        replacement = helper.make_node(
+            "MultiHeadAttention",
+            [split.input[0] for split in splits if split is not None],
+            [reshape.output[0]],
+            name=node.name,
+            domain="com.microsoft",
+            **attributes,
+        )
+        position = next(i for i, other in enumerate(graph.node) if other is reshape)
+        graph.node.insert(position, replacement)
+        for dead in (node, transpose, reshape):
+            graph.node.remove(dead)
+        fused += 1
+    if fused:
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        _drop_unused(graph)
+    return fused
+
+
+def _attributes(node: onnx.NodeProto) -> set[str]:
+    return {attribute.name for attribute in node.attribute}
+
+
+def _is_head_swap(node: onnx.NodeProto | None) -> bool:
+    if node is None or node.op_type != "Transpose":
+        return False
+    return [list(a.ints) for a in node.attribute if a.name == "perm"] == [[0, 2, 1, 3]]
+
+
+def _split(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    """Return the Reshape to ``[batch, sequence, heads, head_dim]`` before the head swap."""
+    swap = producers.get(name)
+    if swap is None or not _is_head_swap(swap):
+        return None
+    reshape = producers.get(swap.input[0])
+    return reshape if reshape is not None and reshape.op_type == "Reshape" else None
+
+
+def _merge(
+    consumers: dict[str, list[onnx.NodeProto]], kept: set[str], name: str
+) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    after = consumers.get(name, [])
+    if len(after) != 1 or name in kept or not _is_head_swap(after[0]):
+        return None
+    last = consumers.get(after[0].output[0], [])
+    if len(last) != 1 or last[0].op_type != "Reshape" or after[0].output[0] in kept:
+        return None
+    return after[0], last[0]
+
+
+def _heads(split: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> int | None:
+    """Return the head count a Reshape states, from a constant shape whose third entry is fixed."""
+    shape = initializers.get(split.input[1])
+    if shape is None or list(shape.dims) != [4]:
+        return None
+    heads = int(numpy_helper.to_array(shape)[2])
+    return heads if heads > 0 else None
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Remove nodes whose outputs nobody reads any more."""
+    needed = {value.name for value in graph.output}
+    for node in reversed(list(graph.node)):
+        if needed.isdisjoint(node.output):
+            graph.node.remove(node)
+        else:
+            needed.update(node.input)

@@ -1,0 +1,221 @@
+"""Run a network with ONNX Runtime on its CPU, CUDA or TensorRT execution provider."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Array, TensorSpec, check_feeds
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(bool)": "bool",
+}
+# Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
+CACHE_FROM_BYTES = 64 * 2**20
+
+
+class OnnxRuntimeEngine:
+    """A network in ONNX Runtime.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx``; its external data lies beside it.
+    provider : str
+        ``cpu``, ``cuda`` or ``tensorrt``.
+    threads : int, optional
+        Threads inside one operator; by default one per physical core.
+    cache : Path, optional
+        Folder for the optimised graph, so that later starts skip the optimisation. On the CPU
+        only: elsewhere the provider compiles for itself.
+
+    Raises
+    ------
+    EngineError
+        The provider is not available, or the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        provider: str = "cpu",
+        threads: int | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        if provider not in PROVIDERS:
+            raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
+        if PROVIDERS[provider] not in ort.get_available_providers():
+            raise EngineError(
+                f"provider {provider} is not in this onnxruntime; "
+                "install onnxruntime-gpu in place of onnxruntime (and an NVIDIA driver)"
+            )
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads must be at least 1, not {threads}")
+        self._name = f"{model.parent.name}/{model.name}"
+        try:
+            self._session = _open(model, provider, threads, cache)
+        except EngineError:
+            raise
+        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise EngineError(f"{self._name}: cannot be loaded ({reason[:300]})") from error
+        self.inputs = _specs(self._session.get_inputs())
+        self.outputs = _specs(self._session.get_outputs())
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run the network; inputs are read in place, outputs are ONNX Runtime's own memory."""
+        check_feeds(self._name, self.inputs, feeds)
+        values = {
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in feeds.items()
+        }
+        names = list(self.outputs)
+        try:
+            results = self._session.run_with_ort_values(names, values)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(f"{self._name}: failed to run ({reason[:300]})") from error
+        on_host = [value if value.device_name() == "cpu" else None for value in results]
+        return {
+            name: np.from_dlpack(host) if host is not None else value.numpy()
+            for name, host, value in zip(names, on_host, results, strict=True)
+        }
+
+
+def _specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
+    specs = {}
+    for node in nodes:
+        if node.type not in DTYPES:
+            raise EngineError(f"tensor {node.name} has the unsupported type {node.type}")
+        shape = tuple(size if isinstance(size, int) else str(size) for size in node.shape)
+        specs[node.name] = TensorSpec(np.dtype(DTYPES[node.type]), shape)
+    return MappingProxyType(specs)
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Every network runs once per step with the same shapes, so planned buffers are reused without
+    # an arena that keeps the peak of every other shape.
+    options.enable_cpu_mem_arena = False
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    return options
+
+
+def _open(
+    model: Path, provider: str, threads: int | None, cache: Path | None
+) -> ort.InferenceSession:
+    options = _options(threads)
+    providers = [PROVIDERS[provider]]
+    if provider == "tensorrt":
+        providers.append(PROVIDERS["cuda"])
+    if provider != "cpu":
+        return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+    if cache is None or _size(model) < CACHE_FROM_BYTES:
+        return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+    optimised = cache / _key(model) / model.parent.name / "model.onnx"
+    if not optimised.is_file():
+        try:
+            _save_optimised(model, optimised, threads)
+        except OSError:
+            # A read-only or full disk costs only the faster second start.
+            return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return ort.InferenceSession(str(optimised), options, providers=providers)
+
+
+def _beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.parent)
+    )
+    return options
+
+
+def _fused(model: Path) -> bytes:
+    """Return the graph with fused attention; the weights stay in their file."""
+    import onnx
+
+    from bksdm.engines.attention import fuse_attention
+
+    try:
+        proto = onnx.load(str(model), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has no stable home
+        raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
+    fuse_attention(proto)
+    return proto.SerializeToString()
+
+
+def _files(model: Path) -> list[Path]:
+    return sorted(path for path in model.parent.glob(f"{model.name}*") if path.is_file())
+
+
+def _size(model: Path) -> int:
+    return sum(path.stat().st_size for path in _files(model))
+
+
+def _key(model: Path) -> str:
+    """Name an optimised graph after all it depends on, so that a stale one is never found."""
+    digest = hashlib.sha256()
+    for path in _files(model):
+        state = path.stat()
+        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
+    digest.update(f"{ort.__version__} {_processor()}".encode())
+    return f"onnxruntime-cpu-{digest.hexdigest()[:16]}"
+
+
+def _processor() -> str:
+    """Return what decides ONNX Runtime's weight layout: the processor's vector extensions."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    import platform
+
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
+    """Optimise once and store graph and weights; written beside and renamed."""
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
+    try:
+        options = _beside(_options(threads), model)
+        options.optimized_model_filepath = str(beside / "model.onnx")
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "model.onnx.data"
+        )
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+        )
+        ort.InferenceSession(_fused(model), options, providers=[PROVIDERS["cpu"]])
+        record = {"backend": "onnxruntime", "version": ort.__version__, "provider": "cpu"}
+        (beside / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
+        with contextlib.suppress(OSError):
+            os.replace(beside, target.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if not target.is_file():
+        raise OSError(f"{target} could not be written")

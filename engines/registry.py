@@ -1,0 +1,25 @@
+"""From an engine's name to the engine; backends are imported when asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Engine
+
+ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
+
+
+def open_engine(name: str, model: Path, threads: int | None, cache: Path | None) -> Engine:
+    """Load one network with the engine of that name.
+
+    Raises
+    ------
+    EngineError
+        The name is unknown, the backend is not installed or the model cannot be loaded.
+    """
+    if name not in ENGINES:
+        raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
+    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(model, name.partition(":")[2] or "cpu", threads, cache)

@@ -1,0 +1,146 @@
+"""A bundle on disk: the Optimum/diffusers ONNX folder, opened and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from bksdm.engines.errors import BundleError
+
+PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+OPTIONAL_COMPONENTS = ("vae_encoder",)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The checked configuration of one bundle.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    scheduler : mapping
+        ``scheduler/scheduler_config.json``.
+    latent_channels, sample_size, cross_attention_dim : int
+        Of the UNet; ``sample_size`` is the default height and width in latent pixels.
+    scaling_factor : float
+        Latents are divided by it before the VAE decoder.
+    vae_scale : int
+        Pixels per latent pixel along each side.
+    """
+
+    path: Path
+    scheduler: Mapping[str, Any]
+    latent_channels: int
+    sample_size: int
+    cross_attention_dim: int
+    scaling_factor: float
+    vae_scale: int
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read and check a bundle.
+
+        Raises
+        ------
+        BundleError
+            Names the file, and the field where one is wrong.
+        """
+        if not path.is_dir():
+            raise BundleError(f"{path}: no such folder; make a bundle with `bksdm export`")
+        index = read_json(path / "model_index.json")
+        kind = index.get("_class_name")
+        if kind not in PIPELINES:
+            raise BundleError(
+                f"{path / 'model_index.json'}: _class_name is {kind!r}; "
+                f"supported: {', '.join(PIPELINES)}"
+            )
+        for component in COMPONENTS:
+            model = path / component / "model.onnx"
+            if not model.is_file():
+                hint = "; it is a diffusers checkpoint, run `bksdm export` on it first"
+                torch_weights = any(path.glob("unet/*.safetensors"))
+                raise BundleError(f"{model}: missing{hint if torch_weights else ''}")
+        unet = read_json(path / "unet" / "config.json")
+        vae = read_json(path / "vae_decoder" / "config.json")
+        unet_file, vae_file = path / "unet/config.json", path / "vae_decoder/config.json"
+        blocks = vae.get("block_out_channels")
+        if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
+            raise BundleError(f"{vae_file}: block_out_channels must be a list of 1 to 8 widths")
+        latent_channels = _integer(unet_file, unet, "in_channels", 64)
+        if latent_channels != _integer(vae_file, vae, "latent_channels", 64):
+            raise BundleError(f"{unet_file}: in_channels differs from the VAE's latent_channels")
+        scaling = vae.get("scaling_factor", 0.18215)
+        number = isinstance(scaling, (int, float)) and not isinstance(scaling, bool)
+        if not number or not 1e-6 < scaling < 1e6:
+            raise BundleError(f"{vae_file}: scaling_factor must be a positive number")
+        return cls(
+            path=path,
+            scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
+            latent_channels=latent_channels,
+            sample_size=_integer(unet_file, unet, "sample_size", 1024),
+            cross_attention_dim=_integer(unet_file, unet, "cross_attention_dim", 65536),
+            scaling_factor=float(scaling),
+            vae_scale=2 ** (len(blocks) - 1),
+        )
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The networks that are present."""
+        optional = (c for c in OPTIONAL_COMPONENTS if self.model(c).is_file())
+        return (*COMPONENTS, *optional)
+
+    def model(self, component: str) -> Path:
+        """Return the path of a component's graph."""
+        return self.path / component / "model.onnx"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of every graph, weight file and configuration, hexadecimal."""
+        total = hashlib.sha256()
+        folders = (*self.components, "scheduler", "tokenizer")
+        files = [f for folder in folders for f in sorted((self.path / folder).iterdir())]
+        for file in files:
+            with file.open("rb") as stream:
+                content = _sha256(stream)
+            total.update(f"{file.relative_to(self.path).as_posix()} {content}\n".encode())
+        return total.hexdigest()
+
+
+def _sha256(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    BundleError
+        The file is missing, unreadable, no JSON or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path}: missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise BundleError(f"{path}: must hold a JSON object")
+    return value
+
+
+def _integer(path: Path, fields: Mapping[str, Any], name: str, highest: int) -> int:
+    value = fields.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
+        raise BundleError(f"{path}: {name} must be an integer from 1 to {highest}, not {value!r}")
+    return value

@@ -1,0 +1,20 @@
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def guide(both: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+    """Combine the halves of a batch: ε = ε_uncond + s · (ε_cond − ε_uncond).
+
+    Parameters
+    ----------
+    both : ndarray, float32, shape [2 · batch, …]
+        Unconditional noise predictions, then conditional ones.
+    scale : float
+        Guidance scale s.
+    """
+    unconditional, conditional = np.split(both, 2)
+    return unconditional + np.float32(scale) * (conditional - unconditional)

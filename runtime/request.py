@@ -1,0 +1,112 @@
+"""A checked generation request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import RequestError
+from bksdm.runtime.bundle import Bundle
+
+MAX_SIDE = 8192
+MAX_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arguments of one call, checked and with the defaults filled in; sizes are in pixels."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    images_per_prompt: int
+
+    @classmethod
+    def check(
+        cls,
+        bundle: Bundle,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] | None,
+        height: int | None,
+        width: int | None,
+        steps: int,
+        guidance_scale: float,
+        images_per_prompt: int,
+    ) -> Request:
+        """Check the arguments against a bundle.
+
+        Raises
+        ------
+        RequestError
+            Names the argument and what it must be.
+        """
+        prompts = _texts("prompt", prompt)
+        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if len(negatives) == 1:
+            negatives *= len(prompts)
+        if len(negatives) != len(prompts):
+            raise RequestError(
+                f"negative_prompt has {len(negatives)} entries, but prompt has {len(prompts)}"
+            )
+        default = bundle.sample_size * bundle.vae_scale
+        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
+            raise RequestError(f"guidance_scale must be a number, not {guidance_scale!r}")
+        if not math.isfinite(guidance_scale):
+            raise RequestError(f"guidance_scale must be finite, not {guidance_scale}")
+        images = _integer("num_images_per_prompt", images_per_prompt, 1, MAX_IMAGES)
+        return cls(
+            prompts,
+            negatives,
+            _side("height", default if height is None else height, bundle.vae_scale),
+            _side("width", default if width is None else width, bundle.vae_scale),
+            _integer("num_inference_steps", steps, 1, 2**31),
+            float(guidance_scale),
+            images,
+        )
+
+    def check_latents(self, latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return own latents as float32.
+
+        Raises
+        ------
+        RequestError
+            They are no finite float array of ``shape``.
+        """
+        if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
+            raise RequestError("latents must be a numpy array of floats")
+        if latents.shape != shape:
+            raise RequestError(f"latents must have shape {shape}, not {latents.shape}")
+        if not np.isfinite(latents).all():
+            raise RequestError("latents hold NaN or infinity")
+        return latents.astype(np.float32)
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
+        raise RequestError(f"{name} must be a text or a list of texts")
+    if not texts:
+        raise RequestError(f"{name} must not be an empty list")
+    return tuple(texts)
+
+
+def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not lowest <= value <= highest:
+        raise RequestError(f"{name} must be a whole number from {lowest} on, not {value!r}")
+    return int(value)
+
+
+def _side(name: str, value: Any, multiple: int) -> int:
+    side = _integer(name, value, 1, MAX_SIDE)
+    if side % multiple:
+        raise RequestError(f"{name} must be a multiple of {multiple}, not {side}")
+    return side

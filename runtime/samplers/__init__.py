@@ -1,0 +1,57 @@
+"""Samplers: one file each, textbook code that :mod:`.table` compiles into a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bksdm.engines.errors import SamplerError
+from bksdm.runtime.samplers.ddim import ddim
+from bksdm.runtime.samplers.euler import euler
+from bksdm.runtime.samplers.pndm import pndm
+from bksdm.runtime.samplers.table import Solver, StepTable, compile_solver
+
+SAMPLERS: dict[str, Callable[[Mapping[str, object], int], Solver]] = {
+    "pndm": pndm,
+    "ddim": ddim,
+    "euler": euler,
+}
+
+DIFFUSERS_CLASSES = {
+    "PNDMScheduler": "pndm",
+    "DDIMScheduler": "ddim",
+    "EulerDiscreteScheduler": "euler",
+}
+
+
+def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = None) -> StepTable:
+    """Compile the sampler of a scheduler configuration.
+
+    Parameters
+    ----------
+    fields : mapping
+        ``scheduler_config.json`` as diffusers writes it.
+    steps : int
+        Number of inference steps, from 1 to ``num_train_timesteps``.
+    sampler : str, optional
+        A name of :data:`SAMPLERS`; by default the one that ``_class_name`` stands for.
+
+    Raises
+    ------
+    SamplerError
+        The sampler is unknown, a field is not implemented, or ``steps`` is out of range.
+    """
+    if sampler is None:
+        class_name = fields.get("_class_name")
+        known = isinstance(class_name, str) and class_name in DIFFUSERS_CLASSES
+        if not known:
+            raise SamplerError(
+                f"scheduler config: _class_name {class_name!r} is not implemented; "
+                f"known: {', '.join(DIFFUSERS_CLASSES)}"
+            )
+        sampler = DIFFUSERS_CLASSES[str(class_name)]
+    if sampler not in SAMPLERS:
+        raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+    return compile_solver(SAMPLERS[sampler](fields, steps))
+
+
+__all__ = ["SAMPLERS", "Solver", "StepTable", "compile_solver", "step_table"]

@@ -1,0 +1,80 @@
+"""Noise levels of the diffusion process and the timesteps visited by a sampler.
+
+The tables are rounded to float32 wherever diffusers rounds them, because that is the schedule a
+checkpoint is used with; everything computed from them is float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import SamplerError
+from bksdm.runtime.samplers.config import SchedulerConfig
+
+
+def betas(config: SchedulerConfig) -> NDArray[np.float32]:
+    """Return β_t, float32 ``[num_train_timesteps]``.
+
+    ``linear``: β evenly spaced; ``scaled_linear``: √β evenly spaced (Rombach et al. 2022);
+    ``squaredcos_cap_v2``: β_t = min(1 − ᾱ(t+1)/ᾱ(t), 0.999) with
+    ᾱ(t) = cos²((t/T + 0.008) / 1.008 · π/2) (Nichol & Dhariwal 2021).
+    """
+    count = config.num_train_timesteps
+    if config.trained_betas is not None:
+        return np.array(config.trained_betas, np.float32)
+    if config.beta_schedule == "linear":
+        return _linspace(config.beta_start, config.beta_end, count)
+    if config.beta_schedule == "scaled_linear":
+        return _linspace(config.beta_start**0.5, config.beta_end**0.5, count) ** 2
+
+    def alpha_bar(time: float) -> float:
+        return math.cos((time + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    steps = range(count)
+    capped = [min(1 - alpha_bar((i + 1) / count) / alpha_bar(i / count), 0.999) for i in steps]
+    return np.array(capped, np.float32)
+
+
+def alphas_cumprod(config: SchedulerConfig) -> NDArray[np.float32]:
+    """Return ᾱ_t = Π_{s≤t} (1 − β_s), float32 ``[num_train_timesteps]``, summed up in float64."""
+    alphas = np.float32(1.0) - betas(config)
+    cumulative = np.cumprod(alphas.astype(np.float64)).astype(np.float32)
+    if not cumulative[-1] > 0:
+        raise SamplerError("scheduler config: beta_end leaves no signal at the last timestep")
+    return cumulative
+
+
+def spaced_timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]:
+    """Return the timesteps of ``steps`` inference steps, descending, unrounded for ``linspace``.
+
+    Table 2 of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed".
+
+    Raises
+    ------
+    SamplerError
+        ``steps`` is below 1 or beyond the training timesteps.
+    """
+    train = config.num_train_timesteps
+    if not 1 <= steps <= train:
+        raise SamplerError(f"num_inference_steps must be from 1 to {train}, not {steps}")
+    if config.timestep_spacing == "linspace":
+        return np.linspace(0, train - 1, steps)[::-1]
+    if config.timestep_spacing == "leading":
+        return np.arange(steps, dtype=np.float64)[::-1] * (train // steps) + config.steps_offset
+    return np.round(np.arange(train, 0, -(train / steps))) - 1
+
+
+def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
+    """Evenly spaced float32 values as ``torch.linspace`` rounds them: from both ends inwards."""
+    if count == 1:
+        return np.array([start], np.float32)
+    first, last = np.float32(start), np.float32(end)
+    step = np.float32(np.float32(last - first) / np.float32(count - 1))
+    index = np.arange(count)
+    # A fused multiply-add rounds once; float64 holds the product exactly, so this does too.
+    rising = np.float64(first) + np.float64(step) * index
+    falling = np.float64(last) - np.float64(step) * (count - 1 - index)
+    return np.where(index < count // 2, rising, falling).astype(np.float32)

@@ -1,0 +1,52 @@
+"""The diffusion loop: one matrix row, one noise prediction, again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.runtime.samplers import StepTable
+
+Latents = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Step:
+    """State after evaluation ``index`` of ``total``; the next one starts from ``latents``."""
+
+    index: int
+    total: int
+    timestep: float
+    latents: Latents
+
+
+def sample(
+    table: StepTable, start: Latents, predict: Callable[[Latents, float, int], Latents]
+) -> Iterator[Step]:
+    """Run a compiled sampler, yielding after every noise prediction; the last step holds x_0.
+
+    x_k = rows[k] · [x_T, ε_0 … ε_{k-1}]
+
+    Parameters
+    ----------
+    table : StepTable
+        The compiled sampler.
+    start : ndarray, float32, shape [batch, channels, height, width]
+        x_T, already multiplied by ``table.init_noise_sigma``.
+    predict : callable
+        ``predict(model_input, timestep, index)`` returns the guided noise prediction, float32, of
+        the same shape.
+    """
+    total = len(table)
+    history = np.empty((total + 1, start.size), np.float32)
+    history[0] = start.reshape(-1)
+    rows = table.rows.astype(np.float32)
+    latents = start
+    for k, timestep in enumerate(table.timesteps):
+        scaled = latents * np.float32(table.input_scale[k])
+        history[k + 1] = predict(scaled, float(timestep), k).reshape(-1)
+        latents = (rows[k + 1, : k + 2] @ history[: k + 2]).reshape(start.shape)
+        yield Step(k, total, float(timestep), latents)

@@ -1,0 +1,32 @@
+"""Checkpoints and bundles that several tests share; a trace of one network takes a while."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def nano_checkpoint(tmp_path_factory):
+    from bksdm.export.dummy import create_dummy
+
+    folder = tmp_path_factory.mktemp("checkpoints") / "nano"
+    create_dummy("nano", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_bundle(nano_checkpoint, tmp_path_factory):
+    from bksdm.export.exporter import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "nano"
+    export(nano_checkpoint, folder, "float32")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_bundle_fp16(nano_checkpoint, tmp_path_factory):
+    from bksdm.export.exporter import export
+
+    folder = tmp_path_factory.mktemp("bundles") / "nano-fp16"
+    export(nano_checkpoint, folder, "float16")
+    return folder
