@@ -16,6 +16,4 @@ def require(module: str, extra: str) -> None:
         It is not; says which extra brings it.
     """
     if find_spec(module) is None:
-        raise BksdmError(
-            f"this command needs {module}; run: pip install 'bksdm-runtime[{extra}]'"
-        )
+        raise BksdmError(f"this command needs {module}; run: pip install 'bksdm-runtime[{extra}]'")

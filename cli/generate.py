@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
     parser.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default 7.5)")
     parser.add_argument("--seed", type=int, help="0 to 2^64-1; random by default, and printed")
-    parser.add_argument("--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default")
+    parser.add_argument(
+        "--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default"
+    )
     parser.add_argument("--count", type=int, default=1, help="number of images (default 1)")
     parser.add_argument("--sampler", help="pndm, ddim or euler; the bundle's own by default")
     parser.add_argument("--engine", default="onnxruntime",

@@ -45,7 +45,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(path)
-    engines = sorted(p.parent.name for p in (path / "engines").glob("*/engine.json"))
+    engines = sorted({p.parent.parent.name for p in (path / "engines").glob("*/*/engine.json")})
     scheduler = bundle.scheduler
     return {
         "bundle": str(path),

@@ -1,4 +1,4 @@
-"""The errors a user can cause; every message is one line that says what was wrong and what to do."""
+"""The errors a user can cause; a message is one line: what was wrong and what to do."""
 
 
 class BksdmError(Exception):

@@ -1,4 +1,4 @@
-"""Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364, Algorithm 2)."""
+"""Euler's method on the probability-flow ODE (Karras et al. 2022, arXiv 2206.00364)."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
@@ -61,7 +62,7 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
     ) -> tuple[Vector, list[Vector]]:
         history = []
         half = gap // 2
-        for t, following in zip(visited[:-1], visited[1:], strict=True):
+        for t, following in pairwise(visited):
             middle = following + half
             e1 = predict(x, t)
             e2 = predict(levels.transfer(x, t, t - half, e1), middle)

@@ -1,0 +1,133 @@
+"""The ONNX Runtime engine on small graphs made here."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from bksdm.engines import onnxruntime as backend
+from bksdm.engines.attention import fuse_attention
+from bksdm.engines.errors import EngineError
+from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+
+
+def attention_model(heads=2, width=8):
+    """Self-attention on [batch, sequence, width], written as the exporter writes it."""
+    float_ = TensorProto.FLOAT
+    nodes, initializers = [], []
+    split = numpy_helper.from_array(np.array([0, -1, heads, width // heads]), "split")
+    merge = numpy_helper.from_array(np.array([0, -1, width]), "merge")
+    initializers += [split, merge]
+    rng = np.random.default_rng(0)
+    for name in "qkv":
+        weight = rng.standard_normal((width, width)).astype(np.float32)
+        initializers.append(numpy_helper.from_array(weight, f"proj.{name}"))
+        nodes += [
+            helper.make_node("MatMul", ["x", f"proj.{name}"], [f"{name}0"]),
+            helper.make_node("Reshape", [f"{name}0", "split"], [f"{name}1"]),
+            helper.make_node("Transpose", [f"{name}1"], [f"{name}2"], perm=[0, 2, 1, 3]),
+        ]
+    nodes += [
+        helper.make_node("Attention", ["q2", "k2", "v2"], ["a"], scale=0.5),
+        helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["b", "merge"], ["y"]),
+    ]
+    shape = ["batch", "sequence", width]
+    graph = helper.make_graph(
+        nodes,
+        "attention",
+        [helper.make_tensor_value_info("x", float_, shape)],
+        [helper.make_tensor_value_info("y", float_, shape)],
+        initializers,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "unet" / "model.onnx"
+    path.parent.mkdir()
+    onnx.save(attention_model(), path)
+    return path
+
+
+def softmax_attention(model, x, heads=2):
+    """Attention in float64 from the graph's own weights."""
+    weights = {w.name: numpy_helper.to_array(w).astype(float) for w in model.graph.initializer}
+    batch, sequence, width = x.shape
+    q, k, v = (
+        (x @ weights[f"proj.{n}"]).reshape(batch, sequence, heads, -1).transpose(0, 2, 1, 3)
+        for n in "qkv"
+    )
+    scores = 0.5 * q @ k.transpose(0, 1, 3, 2)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    out = (p / p.sum(-1, keepdims=True)) @ v
+    return out.transpose(0, 2, 1, 3).reshape(batch, sequence, width)
+
+
+def test_fused_attention_equals_float64(model):
+    proto = onnx.load(model)
+    assert fuse_attention(proto) == 1
+    assert "MultiHeadAttention" in {node.op_type for node in proto.graph.node}
+    assert not {"Attention", "Transpose"} & {node.op_type for node in proto.graph.node}
+    x = np.random.default_rng(1).standard_normal((3, 5, 8)).astype(np.float32)
+    y = OnnxRuntimeEngine(model)({"x": x})["y"]
+    # float32 sums over 8 values: a few units of 2^-24 of values up to 10.
+    np.testing.assert_allclose(y, softmax_attention(onnx.load(model), x), atol=2e-5)
+
+
+def test_attention_that_does_not_fit_is_left_alone():
+    proto = attention_model()
+    proto.graph.output.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, None))
+    assert fuse_attention(proto) == 0
+
+
+def test_optimised_graph_is_saved_once_and_gives_the_same(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "CACHE_FROM_BYTES", 0)
+    x = np.ones((1, 4, 8), np.float32)
+    plain = OnnxRuntimeEngine(model)({"x": x})["y"]
+    cache = tmp_path / "engines"
+    first = OnnxRuntimeEngine(model, cache=cache)({"x": x})["y"]
+    saved = sorted(cache.rglob("model.onnx"))
+    assert len(saved) == 1
+    stamp = saved[0].stat().st_mtime_ns
+    second = OnnxRuntimeEngine(model, cache=cache)({"x": x})["y"]
+    assert saved[0].stat().st_mtime_ns == stamp
+    np.testing.assert_array_equal(first, plain)
+    np.testing.assert_array_equal(second, plain)
+    # A changed graph must not find the old one.
+    model.touch()
+    OnnxRuntimeEngine(model, cache=cache)
+    assert len(sorted(cache.rglob("model.onnx"))) == 2
+    assert not list(cache.rglob(".partial*"))
+
+
+@pytest.mark.parametrize(
+    ("feeds", "named"),
+    [
+        ({"x": np.ones((1, 4, 8))}, "float32"),
+        ({"x": np.ones((1, 4, 9), np.float32)}, "shape"),
+        ({"x": np.ones((4, 8), np.float32)}, "shape"),
+        ({"z": np.ones((1, 4, 8), np.float32)}, "inputs"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_refused(model, feeds, named):
+    with pytest.raises(EngineError, match=named):
+        OnnxRuntimeEngine(model)(feeds)
+
+
+def test_unknown_and_absent_providers_are_refused(model):
+    with pytest.raises(EngineError, match="cpu, cuda, tensorrt"):
+        OnnxRuntimeEngine(model, "abacus")
+    with pytest.raises(EngineError, match="onnxruntime-gpu"):
+        OnnxRuntimeEngine(model, "cuda")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = tmp_path / "unet" / "model.onnx"
+    path.parent.mkdir()
+    path.write_bytes(b"\xffnot a graph")
+    with pytest.raises(EngineError, match="unet/model.onnx"):
+        OnnxRuntimeEngine(path)

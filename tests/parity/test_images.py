@@ -1,0 +1,101 @@
+"""Whole pictures against diffusers' StableDiffusionPipeline with the same seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bksdm.runtime.pipeline import TextToImage
+
+
+@pytest.fixture(scope="module")
+def reference(nano_checkpoint):
+    pipeline = StableDiffusionPipeline.from_pretrained(nano_checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def ours(nano_bundle):
+    return TextToImage.load(nano_bundle)
+
+
+def pictures(reference, prompt, seed=0, **arguments):
+    generator = (
+        [torch.Generator("cpu").manual_seed(s) for s in seed]
+        if isinstance(seed, list)
+        else torch.Generator("cpu").manual_seed(seed)
+    )
+    images = reference(prompt, generator=generator, output_type="np", **arguments).images
+    return (images * 255).round().astype(np.uint8)
+
+
+def assert_same_pictures(ours, expected):
+    assert ours.shape == expected.shape
+    difference = np.abs(ours.astype(int) - expected.astype(int))
+    # Both sides compute in float32 with sums in another order; a value on the border between two
+    # levels may fall to either side, and that is one level.
+    assert difference.max() <= 2
+    assert (difference <= 1).mean() >= 0.999
+    assert expected.std() > 1, "the comparison needs a picture"
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 50])
+@pytest.mark.parametrize("count", [1, 3])
+def test_pndm_equals_diffusers(reference, ours, steps, count):
+    arguments = {"num_inference_steps": steps, "num_images_per_prompt": count}
+    expected = pictures(reference, "a red apple", seed=7, **arguments)
+    assert_same_pictures(ours("a red apple", seed=7, **arguments).pixels, expected)
+
+
+@pytest.mark.parametrize("guidance", [0, 1, 7.5])
+@pytest.mark.parametrize("size", [(64, 64), (96, 64)])
+def test_guidance_and_size_equal_diffusers(reference, ours, guidance, size):
+    arguments = {
+        "num_inference_steps": 4,
+        "guidance_scale": guidance,
+        "height": size[0],
+        "width": size[1],
+        "negative_prompt": "blurry, dark",
+    }
+    expected = pictures(reference, "a house", seed=0, **arguments)
+    assert_same_pictures(ours("a house", seed=0, **arguments).pixels, expected)
+
+
+def test_two_prompts_at_once_equal_diffusers(reference, ours):
+    prompts, negatives = ["a dog", "a cat on a mat"], ["a cat", "a dog"]
+    arguments = {"num_inference_steps": 4, "negative_prompt": negatives}
+    expected = pictures(reference, prompts, seed=3, **arguments)
+    assert_same_pictures(ours(prompts, seed=3, **arguments).pixels, expected)
+
+
+def test_a_seed_for_each_image_equals_a_list_of_generators(reference, ours):
+    arguments = {"num_inference_steps": 2, "num_images_per_prompt": 3}
+    expected = pictures(reference, "a dog", seed=[5, 0, 9], **arguments)
+    assert_same_pictures(ours("a dog", seed=[5, 0, 9], **arguments).pixels, expected)
+
+
+def test_own_latents_equal_diffusers(reference, ours):
+    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    expected = pictures(reference, "x", num_inference_steps=2, latents=torch.from_numpy(latents))
+    assert_same_pictures(ours("x", num_inference_steps=2, latents=latents).pixels, expected)
+
+
+def test_negative_prompt_and_seed_change_the_picture(ours):
+    plain = ours("a dog", num_inference_steps=2, seed=0).pixels
+    assert (plain != ours("a dog", num_inference_steps=2, seed=1).pixels).any()
+    other = ours("a dog", num_inference_steps=2, seed=0, negative_prompt="a cat").pixels
+    assert (plain != other).any()
+
+
+def test_float16_bundle_is_near_float32(ours, nano_bundle_fp16):
+    half = TextToImage.load(nano_bundle_fp16)
+    arguments = {"num_inference_steps": 10, "seed": 1}
+    a = ours("a dog", **arguments).pixels.astype(float)
+    b = half("a dog", **arguments).pixels.astype(float)
+    psnr = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+    print(f"float16 against float32: {psnr:.1f} dB")
+    # Half precision carries 11 bits: ten steps of rounding errors of 2^-11 stay above 40 dB.
+    assert psnr > 40
