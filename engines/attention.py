@@ -6,6 +6,8 @@ operator works in tiles: 4.4 GB against 3.4 GB resident on full-size BK-SDM-Smal
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx
 from onnx import helper, numpy_helper
 
@@ -43,7 +45,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         if len(heads) != 1 or None in heads:
             continue
         transpose, reshape = merge
-        attributes = {"num_heads": heads.pop()}
+        attributes: dict[str, Any] = {"num_heads": heads.pop()}
         attributes |= {a.name: helper.get_attribute_value(a) for a in node.attribute}
         replacement = helper.make_node(
             "MultiHeadAttention",

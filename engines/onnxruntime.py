@@ -165,7 +165,8 @@ def _fused(model: Path) -> bytes:
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
     fuse_attention(proto)
-    return proto.SerializeToString()
+    graph: bytes = proto.SerializeToString()
+    return graph
 
 
 def _files(model: Path) -> list[Path]:

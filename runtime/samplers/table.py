@@ -79,7 +79,8 @@ def compile_solver(solver: Solver) -> StepTable:
 
     def record(x: Vector, timestep: float, scale: float = 1.0) -> Vector:
         rows.append(x)
-        return basis[len(rows)]
+        unit: Vector = basis[len(rows)]
+        return unit
 
     rows.append(solver.solve(basis[0], record))
     table = StepTable(

@@ -44,7 +44,8 @@ class NoiseLevels:
         if self.prediction_type == "epsilon":
             return output
         alpha = self.alpha(timestep)
-        return alpha**0.5 * output + (1 - alpha) ** 0.5 * x
+        noise: Vector = alpha**0.5 * output + (1 - alpha) ** 0.5 * x
+        return noise
 
     def transfer(self, x: Vector, timestep: int, target: int, output: Vector) -> Vector:
         """Move ``x`` from ``timestep`` to ``target`` along the predicted noise.
@@ -55,4 +56,5 @@ class NoiseLevels:
         alpha, goal = self.alpha(timestep), self.alpha(target)
         denominator = alpha * (1 - goal) ** 0.5 + (alpha * (1 - alpha) * goal) ** 0.5
         noise = self.noise(x, timestep, output)
-        return (goal / alpha) ** 0.5 * x - (goal - alpha) / denominator * noise
+        moved: Vector = (goal / alpha) ** 0.5 * x - (goal - alpha) / denominator * noise
+        return moved

@@ -129,5 +129,5 @@ def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "unet" / "model.onnx"
     path.parent.mkdir()
     path.write_bytes(b"\xffnot a graph")
-    with pytest.raises(EngineError, match="unet/model.onnx"):
+    with pytest.raises(EngineError, match=r"unet/model\.onnx"):
         OnnxRuntimeEngine(path)

@@ -1,0 +1,117 @@
+"""torch's random streams in numpy, so that a seed gives the picture it gives in diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import RequestError
+
+LARGEST_SEED = 2**64 - 1
+
+
+class TorchCpuGenerator:
+    """The stream of ``torch.Generator("cpu").manual_seed(seed)``: MT19937 and Box–Muller.
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**64 − 1; torch seeds its MT19937 with the low 32 bits.
+
+    Raises
+    ------
+    RequestError
+        The seed is out of range or no integer.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._words = np.random.MT19937()
+        np.random.RandomState(self._words).seed(check_seed(seed) % 2**32)
+        self._spare: float | None = None
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return standard normal float32 values of ``shape``, as ``torch.randn`` draws them.
+
+        From 16 values on: √(−2 ln(1 − u₁)) · (cos, sin)(2π u₂) in blocks of eight pairs of float32
+        uniforms; below, one pair at a time in float64, the second value kept for the next call.
+        Within 1e-6 of torch, whose vectorised logarithm and cosine differ in the last bit.
+        """
+        count = prod(shape)
+        if count < 16:
+            values = np.array([self._one() for _ in range(count)], np.float32)
+            return values.reshape(shape)
+        uniform = self._uniform(count)
+        whole = count - count % 16
+        values = np.empty(count, np.float32)
+        values[:whole] = _box_muller(uniform[:whole])
+        if count % 16:
+            values[-16:] = _box_muller(self._uniform(16))
+        return values.reshape(shape)
+
+    def _uniform(self, count: int) -> NDArray[np.float32]:
+        words = self._words.random_raw(count).astype(np.uint32)
+        return (words & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
+
+    def _one(self) -> float:
+        if self._spare is not None:
+            value, self._spare = self._spare, None
+            return value
+        angle, height = (self._double() for _ in range(2))
+        radius = np.sqrt(-2 * np.log1p(-height))
+        self._spare = float(radius * np.sin(2 * np.pi * angle))
+        return float(radius * np.cos(2 * np.pi * angle))
+
+    def _double(self) -> float:
+        high, low = (int(word) for word in self._words.random_raw(2))
+        return float(((high << 32 | low) & (2**53 - 1)) * 2.0**-53)
+
+
+def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
+    first, second = np.split(uniform.reshape(-1, 2, 8), 2, axis=1)
+    radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first))
+    angle = np.float32(2 * np.pi) * second
+    pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return np.asarray(pairs.reshape(-1), np.float32)
+
+
+def initial_noise(
+    shape: tuple[int, int, int], seeds: int | Sequence[int], count: int
+) -> NDArray[np.float32]:
+    """Return unit noise, float32 ``[count, *shape]``, as diffusers' ``randn_tensor`` draws it.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Channels, height and width of one image's latents.
+    seeds : int or sequence of int
+        One seed draws the whole batch from one generator; a sequence gives each image its own.
+    count : int
+        Number of images.
+
+    Raises
+    ------
+    RequestError
+        A seed is out of range, or there are not ``count`` of them.
+    """
+    if isinstance(seeds, (list, tuple)):
+        if len(seeds) != count:
+            raise RequestError(f"seed has {len(seeds)} entries, but {count} images are asked for")
+        return np.stack([TorchCpuGenerator(seed).randn(shape) for seed in seeds])
+    return TorchCpuGenerator(check_seed(seeds)).randn((count, *shape))
+
+
+def check_seed(seed: object) -> int:
+    """Return the seed as an int.
+
+    Raises
+    ------
+    RequestError
+        It is no integer from 0 to 2**64 − 1.
+    """
+    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+    if not whole or not 0 <= int(seed) <= LARGEST_SEED:  # type: ignore[call-overload]
+        raise RequestError(f"seed must be an integer from 0 to {LARGEST_SEED}, not {seed!r}")
+    return int(seed)  # type: ignore[call-overload, no-any-return]
