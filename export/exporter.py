@@ -1,0 +1,160 @@
+"""A diffusers checkpoint to a bundle: four graphs, a tokenizer, a scheduler config."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.errors import ExportError
+from bksdm.export.graph import write_graph
+from bksdm.export.networks import NETWORKS, Network, load_network
+from bksdm.export.parity import ComponentParity, compare, format_table, references
+from bksdm.export.quiet import quiet
+from bksdm.export.source import read_json, resolve
+
+DTYPES: tuple[str, ...] = ("float32", "float16")
+_TOKENIZER_FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.json",
+)
+
+
+def export(
+    source: str | Path,
+    bundle: Path,
+    dtype: str = "float32",
+    revision: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[ComponentParity]:
+    """Write the bundle of a checkpoint, each network checked against torch.
+
+    Parameters
+    ----------
+    source
+        A local diffusers folder or a hub id.
+    bundle
+        Where the bundle goes; must not exist. It appears under this name only when it is complete
+        and has passed; an error or an interrupt leaves nothing.
+    dtype
+        ``float32`` or ``float16``: type of the weights and of the graphs' floating-point inputs and
+        outputs. The timestep is float32 in both.
+    revision
+        Branch, tag or commit; only with a hub id.
+    progress
+        Called with one line before each stage.
+
+    Returns
+    -------
+    list of ComponentParity
+        One per network, in the order of ``bksdm.export.networks.NETWORKS``.
+
+    Raises
+    ------
+    ExportError
+        The type is unknown, the source is not supported, the bundle exists or cannot be written, or
+        a network misses parity; that message ends with the table.
+    """
+    bundle = Path(bundle)
+    report = progress or (lambda line: None)
+    if dtype not in DTYPES:
+        raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
+    if bundle.exists() or bundle.is_symlink():
+        raise ExportError(f"{bundle} exists already; name a folder that does not")
+    checkpoint = resolve(source, revision)
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{bundle.name}-", dir=bundle.parent))
+    except OSError as error:
+        raise ExportError(f"cannot write {bundle}: {error.strerror}") from error
+    try:
+        _copy_small_files(checkpoint, staging)
+        rows = [_export_network(kind, checkpoint, staging, dtype, report) for kind in NETWORKS]
+        if not all(row.passed for row in rows):
+            raise ExportError("the export misses parity with torch\n" + format_table(rows))
+        staging.chmod(0o755)
+        os.replace(staging, bundle)
+    except OSError as error:
+        raise ExportError(f"cannot write {bundle}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return rows
+
+
+def _export_network(
+    kind: type[Network],
+    checkpoint: Path,
+    staging: Path,
+    dtype: str,
+    report: Callable[[str], None],
+) -> ComponentParity:
+    """Export and check one network; torch's copy of it is gone before onnxruntime loads its own."""
+    half = dtype == "float16"
+    folder = staging / kind.component
+    folder.mkdir()
+    report(f"{kind.component}: loading")
+    with quiet():
+        network = load_network(kind, checkpoint)
+        truth = references(network, half)
+    _write_json(folder / "config.json", network.config)
+    report(f"{kind.component}: tracing in {dtype}")
+    path = write_graph(network, folder, half)
+    del network
+    gc.collect()
+    report(f"{kind.component}: comparing with torch")
+    row = compare(path, kind.component, dtype, truth)
+    gc.collect()
+    return row
+
+
+def _copy_small_files(checkpoint: Path, staging: Path) -> None:
+    """Write the index, the scheduler's configuration and the tokenizer."""
+    (staging / "scheduler").mkdir()
+    scheduler = Path("scheduler") / "scheduler_config.json"
+    shutil.copyfile(checkpoint / scheduler, staging / scheduler)
+    _write_json(staging / "model_index.json", _index(read_json(checkpoint / "model_index.json")))
+    target = staging / "tokenizer"
+    target.mkdir()
+    for name in _TOKENIZER_FILES:
+        if (checkpoint / "tokenizer" / name).is_file():
+            shutil.copyfile(checkpoint / "tokenizer" / name, target / name)
+    if not (target / "tokenizer.json").is_file():
+        _write_fast_tokenizer(checkpoint / "tokenizer", target / "tokenizer.json")
+
+
+def _index(source: dict[str, Any]) -> dict[str, Any]:
+    """Return the index that Optimum writes: the source's classes, nothing it does not export."""
+    kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": source.get("_diffusers_version"),
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        **{name: source[name] for name in kept},
+    }
+
+
+def _write_fast_tokenizer(folder: Path, path: Path) -> None:
+    """Write ``tokenizer.json``: the runtime reads it without transformers."""
+    from transformers import CLIPTokenizer
+
+    with quiet():
+        # Any: transformers' slow and fast classes share this name over its versions.
+        loader: Any = CLIPTokenizer
+        tokenizer = loader.from_pretrained(folder)
+    tokenizer.backend_tokenizer.save(str(path))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8", newline="\n")

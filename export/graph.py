@@ -1,0 +1,146 @@
+"""A torch network to one ONNX file: traced, anonymous, the same bytes every time, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir
+import torch
+
+from bksdm.engines.errors import ExportError
+from bksdm.export.networks import Case, Network
+from bksdm.export.quiet import quiet
+
+OPSET = 23
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+# Below, the weights stay inside the graph: one file to copy. Far below protobuf's limit of 2 GiB.
+_INLINE_BYTES = 2**20
+# Sizes to trace with: all different, and large enough that no axis shrinks to 1 on its way down,
+# which the tracer would take for a constant.
+_TRACED = Case(batch=2, height=24, width=40, seed=0)
+
+
+def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
+    """Trace a network and write ``model.onnx``, with ``model.onnx.data`` when it is large.
+
+    Parameters
+    ----------
+    network
+        In float32; converted in place to float16 when ``half`` is set.
+    folder
+        An existing folder.
+    half
+        Weights, activations, inputs and outputs in float16. Token ids stay int64 and the timestep
+        float32: its sine and cosine need more than 11 bits for values up to 999.
+
+    Returns
+    -------
+    Path
+        The graph's file: opset 23, batch, height and width dynamic, nothing in it about the machine
+        that wrote it.
+
+    Raises
+    ------
+    ExportError
+        The network cannot be traced, or the result is not valid ONNX.
+    """
+    if half:
+        network.half()
+    arguments = cast_inputs(network.example(_TRACED), network.inputs, half)
+    with quiet():
+        model = _trace(network, arguments)
+    _anonymise(model)
+    _rename(model, network)
+    model.graph.name = network.component
+    path = folder / GRAPH_FILE
+    weights = (value.const_value for value in model.graph.initializers.values())
+    size = sum(tensor.nbytes for tensor in weights if tensor is not None)
+    onnx_ir.save(model, path, external_data=DATA_FILE if size > _INLINE_BYTES else None)
+    try:
+        # By path: the checker then also opens the external data, and 2 GiB is no limit.
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        line = str(error).strip().splitlines()[0]
+        raise ExportError(f"{network.component}: not a valid graph: {line}") from error
+    return path
+
+
+def cast_inputs(
+    tensors: tuple[torch.Tensor, ...], names: tuple[str, ...], half: bool
+) -> tuple[torch.Tensor, ...]:
+    """Return inputs in the types of the graph: float16 where asked, but never the timestep."""
+    if not half:
+        return tensors
+    return tuple(
+        tensor.half() if tensor.is_floating_point() and name != "timestep" else tensor
+        for tensor, name in zip(tensors, names, strict=True)
+    )
+
+
+def _trace(network: Network, arguments: tuple[torch.Tensor, ...]) -> onnx_ir.Model:
+    shapes = network.dynamic_shapes()
+    try:
+        with torch.no_grad():
+            # Here rather than inside torch.onnx, which tries several ways one after another.
+            traced = torch.export.export(network, arguments, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                traced,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=shapes,
+                input_names=list(network.inputs),
+                output_names=[network.output],
+                verbose=False,
+            )
+    except RuntimeError as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ExportError(f"{network.component} cannot be traced: {line}") from error
+    if program is None:
+        raise ExportError(f"{network.component} cannot be traced: torch.onnx returned no graph")
+    return program.model
+
+
+def _anonymise(model: onnx_ir.Model) -> None:
+    """Remove source paths, stack traces and versions: they are private, large, and vary."""
+    model.producer_name = model.producer_version = None
+    model.domain = model.doc_string = None
+    _clear(model)
+    graphs: list[Any] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        _clear(graph)
+        graph.doc_string = None
+        for value in (*graph.inputs, *graph.outputs):
+            _clear(value)
+        for node in onnx_ir.traversal.RecursiveGraphIterator(graph):
+            _clear(node)
+            node.doc_string = None
+            for value in node.outputs:
+                _clear(value)
+    for value in model.graph.initializers.values():
+        _clear(value)
+        if value.const_value is not None:
+            value.const_value.metadata_props.clear()
+            value.const_value.doc_string = None
+
+
+def _rename(model: onnx_ir.Model, network: Network) -> None:
+    """Give weights the checkpoint's names, and the output's sizes the inputs' symbols."""
+    for value in list(model.graph.initializers.values()):
+        if value.name is not None:
+            value.name = value.name.removeprefix("model.")
+    if network.component == "vae_encoder":
+        # The tracer numbers the symbol behind a size that is given as a multiple of eight.
+        output = model.graph.outputs[0]
+        if output.shape is not None:
+            batch, channels, *_ = output.shape
+            output.shape = onnx_ir.Shape([batch, channels, "height", "width"])
+
+
+def _clear(item: Any) -> None:
+    item.metadata_props.clear()
+    if isinstance(item, onnx_ir.Value):
+        item.doc_string = None

@@ -1,0 +1,283 @@
+"""The four networks of a pipeline as plain torch modules with stable tensor names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+# Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
+_MAX_LATENT = 2**14 - 1
+# The tracer wants to know that no side shrinks to 1 on its way down the blocks. The graph holds no
+# trace of it: smaller sizes run all the same, which `bksdm.export.parity` checks.
+_MIN_TRACED = 9
+# Above every size the tracer may see; see `Unet`.
+_NEVER_DIVIDES = 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One set of sizes to run a network with.
+
+    Attributes
+    ----------
+    batch
+        Number of images, 1 or more.
+    height, width
+        Size of the latents (pixels divided by 8).
+    seed
+        Seed of torch's CPU generator for the inputs.
+    """
+
+    batch: int
+    height: int
+    width: int
+    seed: int
+
+
+class Network(nn.Module):
+    """Base of the exported networks: a thin shell that fixes names, order and types.
+
+    Attributes
+    ----------
+    component
+        Name of the bundle's folder for this network.
+    subfolder
+        Name of the checkpoint's folder with its weights.
+    inputs
+        Names of the graph's inputs, in the order of ``forward``.
+    output
+        Name of the graph's only output.
+    config
+        Content of the component's ``config.json``.
+    """
+
+    component: str
+    subfolder: str
+    inputs: tuple[str, ...]
+    output: str
+    config: dict[str, Any]
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return fresh random float32 (or int64) inputs of the case's sizes."""
+        raise NotImplementedError
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Return, per input, which of its axes are dynamic and what they are called."""
+        raise NotImplementedError
+
+
+class TextEncoder(Network):
+    """CLIP's text tower: ``input_ids`` int64 [batch, 77] → ``last_hidden_state`` [batch, 77, d]."""
+
+    component = subfolder = "text_encoder"
+    inputs = ("input_ids",)
+    output = "last_hidden_state"
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the final layer's normalised hidden states."""
+        states: Tensor = self.model(input_ids=input_ids).last_hidden_state
+        return states
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return random token ids; sizes other than the batch do not matter."""
+        shape = (case.batch, int(self.config["max_position_embeddings"]))
+        ids = torch.randint(int(self.config["vocab_size"]), shape, generator=_generator(case))
+        return (ids,)
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Only the batch: Stable Diffusion always feeds full rows of 77 tokens."""
+        return ({0: _batch()},)
+
+
+class _Upsample(nn.Module):
+    """Nearest-neighbour upsampling, by two or to a given size, and a convolution.
+
+    diffusers' module does the same after asking whether the batch has 64 images or the tensor
+    2**31 values (a workaround for old torch). For symbolic sizes those questions cost the tracer
+    a minute, and bound the batch.
+    """
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.conv = original.conv
+
+    def forward(self, hidden_states: Tensor, output_size: Any = None) -> Tensor:
+        """Upsample to ``output_size`` (height, width), by two if it is None."""
+        target = {"scale_factor": 2.0} if output_size is None else {"size": output_size}
+        larger = nn.functional.interpolate(hidden_states, mode="nearest", **target)
+        convolved: Tensor = self.conv(larger)
+        return convolved
+
+
+def _replace_upsamplers(blocks: Any) -> None:
+    for block in blocks:
+        for index, upsampler in enumerate(block.upsamplers or ()):
+            block.upsamplers[index] = _Upsample(upsampler)
+
+
+class Unet(Network):
+    """The noise prediction, with a timestep per image.
+
+    ``sample`` [batch, 4, h, w], ``timestep`` float32 [batch], ``encoder_hidden_states``
+    [batch, 77, d] → ``out_sample`` [batch, 4, h, w].
+    """
+
+    component = subfolder = "unet"
+    inputs = ("sample", "timestep", "encoder_hidden_states")
+    output = "out_sample"
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        # diffusers upsamples to the skip connection's size only if a side is no multiple of
+        # 2**num_upsamplers, and by two otherwise. Tracing fixes that choice, and only the first one
+        # holds for every size (72 px is 9 → 5 → 3 → 2 latents). No side is a multiple of 2**30.
+        model.num_upsamplers = _NEVER_DIVIDES
+        _replace_upsamplers(model.up_blocks)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+        """Return the predicted noise (or velocity)."""
+        predicted: Tensor = self.model(
+            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
+        )[0]
+        return predicted
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return standard normal latents and embeddings, and timesteps of the whole schedule."""
+        generator = _generator(case)
+        channels, width = int(self.config["in_channels"]), int(self.config["cross_attention_dim"])
+        sample = torch.randn(case.batch, channels, case.height, case.width, generator=generator)
+        timestep = torch.randint(1000, (case.batch,), generator=generator).float()
+        states = torch.randn(case.batch, 77, width, generator=generator)
+        return sample, timestep, states
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Batch everywhere, height and width of the latents."""
+        batch = _batch()
+        return ({0: batch, **_sides()}, {0: batch}, {0: batch})
+
+
+class VaeDecoder(Network):
+    """``latent_sample`` [batch, 4, h, w] → ``sample`` [batch, 3, 8h, 8w], pixels around -1…1."""
+
+    component, subfolder = "vae_decoder", "vae"
+    inputs = ("latent_sample",)
+    output = "sample"
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        super().__init__()
+        model.encoder = model.quant_conv = None
+        _replace_upsamplers(model.decoder.up_blocks)
+        self.model, self.config = model, config
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        """Return the decoded pixels; the caller has divided by the scaling factor."""
+        pixels: Tensor = self.model.decode(latent_sample, return_dict=False)[0]
+        return pixels
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return standard normal latents."""
+        shape = (case.batch, int(self.config["latent_channels"]), case.height, case.width)
+        return (torch.randn(shape, generator=_generator(case)),)
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Batch, height and width of the latents."""
+        return ({0: _batch(), **_sides()},)
+
+
+class VaeEncoder(Network):
+    """``sample`` [batch, 3, 8h, 8w] → ``latent_parameters`` [batch, 8, h, w].
+
+    The output is the mean and the logarithm of the variance, concatenated, as Optimum has it.
+    """
+
+    component, subfolder = "vae_encoder", "vae"
+    inputs = ("sample",)
+    output = "latent_parameters"
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        super().__init__()
+        model.decoder = model.post_quant_conv = None
+        self.model, self.config = model, config
+
+    def forward(self, sample: Tensor) -> Tensor:
+        """Return mean and log-variance of the latents, before scaling."""
+        parameters: Tensor = self.model.encode(sample).latent_dist.parameters
+        return parameters
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return uniform pixels in [-1, 1)."""
+        shape = (case.batch, int(self.config["in_channels"]), *self._pixels(case))
+        return (torch.rand(shape, generator=_generator(case)) * 2 - 1,)
+
+    def _pixels(self, case: Case) -> tuple[int, int]:
+        factor = 2 ** (len(self.config["block_out_channels"]) - 1)
+        return case.height * factor, case.width * factor
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Batch, and height and width in whole latents."""
+        sides = _sides()
+        factor = 2 ** (len(self.config["block_out_channels"]) - 1)
+        return ({0: _batch(), 2: factor * sides[2], 3: factor * sides[3]},)
+
+
+NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder)
+
+
+def load_network(kind: type[Network], checkpoint: Path) -> Network:
+    """Load one network of a diffusers checkpoint in float32, ready to run and to trace.
+
+    Parameters
+    ----------
+    kind
+        One of `NETWORKS`.
+    checkpoint
+        A folder that `bksdm.export.source.resolve` accepted.
+
+    Returns
+    -------
+    Network
+        In evaluation mode, without gradients.
+    """
+    import json
+
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    classes = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    folder = checkpoint / kind.subfolder
+    options = {"attn_implementation": "sdpa"} if kind is TextEncoder else {}
+    model = classes[kind.subfolder].from_pretrained(folder, torch_dtype=torch.float32, **options)
+    # Both libraries fill in defaults that old checkpoints leave out, and where they loaded from.
+    text = model.config.to_json_string(use_diff=False) if kind is TextEncoder else None
+    config: dict[str, Any] = json.loads(text or model.to_json_string())
+    for private in ("_name_or_path", "_attn_implementation"):
+        config.pop(private, None)
+    network: Any = kind
+    shell: Network = network(model, config)
+    return shell.eval().requires_grad_(False)
+
+
+def _generator(case: Case) -> torch.Generator:
+    return torch.Generator().manual_seed(case.seed)
+
+
+def _batch() -> Any:
+    return Dim("batch", min=1, max=2**14 - 1)
+
+
+def _sides() -> dict[int, Any]:
+    return {
+        2: Dim("height", min=_MIN_TRACED, max=_MAX_LATENT),
+        3: Dim("width", min=_MIN_TRACED, max=_MAX_LATENT),
+    }

@@ -1,0 +1,174 @@
+"""How close an exported graph is to the torch network it came from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bksdm.export.graph import cast_inputs
+from bksdm.export.networks import Case, Network
+
+# Two sizes times two batches, none of them the traced ones. 8 x 8 ends at 1 x 1 below four blocks;
+# 9 x 12 has sides that no power of two above 4 divides, so that every upsampling is uneven.
+CASES: tuple[Case, ...] = tuple(
+    Case(batch, height, width, seed)
+    for seed, (batch, height, width) in enumerate(
+        [(1, 8, 8), (3, 8, 8), (1, 9, 12), (3, 9, 12)], start=1
+    )
+)
+
+# Largest relative L2 error, per type of the graph.
+_TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Inputs and the float32 output of torch for one case."""
+
+    feeds: dict[str, NDArray[Any]]
+    expected: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ComponentParity:
+    """The worst case of one component.
+
+    Attributes
+    ----------
+    component
+        Folder of the bundle.
+    dtype
+        Type of the exported graph.
+    cases
+        Number of random inputs compared.
+    max_abs
+        Largest absolute difference from torch in float32.
+    relative_l2
+        Largest ``|y - y_torch| / |y_torch|`` of a case.
+    psnr
+        Smallest PSNR of a case in dB, the peak being torch's range of values; infinite when equal.
+    tolerance
+        Largest accepted ``relative_l2``.
+    """
+
+    component: str
+    dtype: str
+    cases: int
+    max_abs: float
+    relative_l2: float
+    psnr: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the component is as close as it should be; never true for NaN or infinity."""
+        return math.isfinite(self.max_abs) and self.relative_l2 <= self.tolerance
+
+
+def references(
+    network: Network, half: bool = False, cases: Sequence[Case] = CASES
+) -> list[Reference]:
+    """Run torch in float32 on fresh random inputs.
+
+    Parameters
+    ----------
+    network
+        In float32.
+    half
+        Round the inputs to float16 first, so that only the network's own rounding is measured.
+    cases
+        Sizes and seeds.
+
+    Returns
+    -------
+    list of Reference
+        In the order of the cases. Arrays are copies: the network can be freed.
+    """
+    results = []
+    for case in cases:
+        inputs = cast_inputs(network.example(case), network.inputs, half)
+        full = tuple(x.float() if x.is_floating_point() else x for x in inputs)
+        with torch.no_grad():
+            expected = network(*full).numpy().copy()
+        feeds = {name: x.numpy() for name, x in zip(network.inputs, inputs, strict=True)}
+        results.append(Reference(feeds, expected))
+    return results
+
+
+def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> ComponentParity:
+    """Run a graph in onnxruntime on the CPU and compare it with torch.
+
+    Parameters
+    ----------
+    graph
+        The ONNX file.
+    component
+        Name for the report.
+    dtype
+        ``float32`` or ``float16``; decides the tolerance.
+    truth
+        What `references` returned.
+
+    Returns
+    -------
+    ComponentParity
+        The worst values over all cases; a shape that differs counts as infinitely far.
+    """
+    session = _session(graph)
+    errors = [_error(session.run(None, ref.feeds)[0], ref.expected) for ref in truth]
+    max_abs, relative, psnr = (list(column) for column in zip(*errors, strict=True))
+    return ComponentParity(
+        component=component,
+        dtype=dtype,
+        cases=len(truth),
+        max_abs=max(max_abs),
+        relative_l2=max(relative),
+        psnr=min(psnr),
+        tolerance=_TOLERANCE[dtype],
+    )
+
+
+def format_table(rows: Sequence[ComponentParity]) -> str:
+    """Return a table of plain text, one line per component, without a final newline."""
+    lines = [
+        f"{'component':<14}{'dtype':<9}{'cases':>5}{'max abs':>11}{'rel L2':>11}{'PSNR dB':>9}"
+    ]
+    for row in rows:
+        verdict = "" if row.passed else f"  missed: rel L2 above {row.tolerance:g}"
+        lines.append(
+            f"{row.component:<14}{row.dtype:<9}{row.cases:>5}{row.max_abs:>11.2e}"
+            f"{row.relative_l2:>11.2e}{row.psnr:>9.1f}{verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _session(graph: Path) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # A few small runs do not repay a second, repacked copy of the weights, nor a pool that keeps
+    # its peak: full-size Small must pass in 5 GB.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.enable_cpu_mem_arena = False
+    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _error(found: NDArray[Any], expected: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Return largest absolute error, relative L2 error and PSNR of one output."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return math.inf, math.inf, -math.inf
+    truth = expected.astype(np.float64)
+    difference = found.astype(np.float64) - truth
+    square = float(np.mean(difference**2))
+    relative = float(np.linalg.norm(difference)) / max(float(np.linalg.norm(truth)), 1e-30)
+    peak = float(np.ptp(truth))
+    psnr = 10 * math.log10(peak**2 / square) if square > 0 and peak > 0 else math.inf
+    return float(np.abs(difference).max()), relative, psnr

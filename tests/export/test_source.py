@@ -1,0 +1,132 @@
+"""What is not a supported pipeline is refused in one line that says what was found."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bksdm.engines.errors import ExportError
+from bksdm.export.source import resolve, weight_files
+
+
+@pytest.fixture
+def checkpoint(nano_checkpoint, tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(nano_checkpoint, folder)
+    return folder
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def _refusal(source, revision=None):
+    with pytest.raises(ExportError) as caught:
+        resolve(source, revision)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_accepts_a_supported_folder(checkpoint):
+    assert resolve(checkpoint) == checkpoint
+    assert resolve(str(checkpoint)) == checkpoint
+
+
+@pytest.mark.parametrize("found", ["StableDiffusionXLPipeline", None, 3])
+def test_pipeline_class(checkpoint, found):
+    _edit(checkpoint / "model_index.json", _class_name=found)
+    message = _refusal(checkpoint)
+    assert repr(found) in message
+    assert "StableDiffusionPipeline folder" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"in_channels": 9}, "in_channels is 9 (an inpainting UNet), supported is 4"),
+        ({"in_channels": [4]}, "in_channels is [4], supported is 4"),
+        ({"out_channels": 8}, "out_channels is 8"),
+        ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
+        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
+        ({"cross_attention_dim": [32, 32]}, "cross_attention_dim is [32, 32]"),
+    ],
+)
+def test_unet(checkpoint, changes, words):
+    _edit(checkpoint / "unet" / "config.json", **changes)
+    assert words in _refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "vae/config.json",
+        "scheduler/scheduler_config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "tokenizer/merges.txt",
+    ],
+)
+def test_missing_files(checkpoint, path):
+    (checkpoint / path).unlink()
+    assert path.split("/")[-1] in _refusal(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000, '"x"'])
+@pytest.mark.parametrize("path", ["model_index.json", "scheduler/scheduler_config.json"])
+def test_damaged_json(checkpoint, path, text):
+    (checkpoint / path).write_text(text)
+    assert path.split("/")[-1] in _refusal(checkpoint)
+
+
+def test_only_a_half_precision_variant(checkpoint):
+    weights = checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert "diffusion_pytorch_model.fp16.safetensors found" in _refusal(checkpoint)
+
+
+def test_component_classes(checkpoint):
+    _edit(checkpoint / "model_index.json", unet=["diffusers", "UNet3DConditionModel"])
+    assert "unet is 'UNet3DConditionModel'" in _refusal(checkpoint)
+
+
+def test_single_files_and_empty_folders(tmp_path):
+    assert "has no model_index.json" in _refusal(tmp_path)
+    lora, single = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file({"unet.down.lora_A.weight": np.zeros(1, np.float32)}, lora)
+    save_file({"model.diffusion_model.weight": np.zeros(1, np.float32)}, single)
+    assert "is a LoRA file" in _refusal(lora)
+    assert "is a single-file checkpoint" in _refusal(single)
+    (tmp_path / "c.ckpt").write_bytes(b"x")
+    assert "is a single .ckpt file" in _refusal(tmp_path / "c.ckpt")
+    (tmp_path / "d.safetensors").write_bytes(b"x")
+    assert "is a damaged .safetensors file" in _refusal(tmp_path / "d.safetensors")
+
+
+def test_neither_folder_nor_hub_id(tmp_path):
+    assert "neither a folder nor a hub id" in _refusal(tmp_path / "no" / "such")
+    assert "neither a folder nor a hub id" in _refusal("")
+
+
+def test_revision_is_for_hub_ids(checkpoint):
+    assert "a revision (main) is for hub ids" in _refusal(checkpoint, "main")
+
+
+def test_safetensors_are_preferred_and_variants_never_taken():
+    files = {
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+        "safety_checker/model.safetensors",
+        "v1-4.ckpt",
+    }
+    assert weight_files(files) == [
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.bin",
+        "text_encoder/pytorch_model.bin",
+    ]
