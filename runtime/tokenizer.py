@@ -131,9 +131,10 @@ def _build(folder: Path) -> Backend:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    if any(len(merge) != 2 for merge in merges):
+    words = [line.split() for line in lines if line and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in words):
         raise BundleError(f"{path}: every line must hold two tokens")
+    merges = [(first, second) for first, second in words]
     backend = Backend(
         models.BPE(
             vocab=vocabulary,
