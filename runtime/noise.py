@@ -69,6 +69,88 @@ class TorchCpuGenerator:
         return float(((high << 32 | low) & (2**53 - 1)) * 2.0**-53)
 
 
+class TorchCudaGenerator:
+    """The stream of ``torch.Generator("cuda").manual_seed(seed)``: Philox4x32-10.
+
+    torch gives value i to thread i mod T, T = 256 · min(blocks the GPU holds at once, ⌈n/256⌉); a
+    thread's Philox counter is (offset, 0, thread, 0), and one counter makes four normal values,
+    the thread's next four (Salmon et al. 2011; curand's ``curand_normal4``).
+
+    Parameters
+    ----------
+    seed : int
+        0 to 2**64 − 1, the Philox key.
+    resident_threads : int, optional
+        Multiprocessors times threads per multiprocessor of the GPU to imitate, which decides the
+        order of draws larger than that; by default larger than any draw.
+
+    Raises
+    ------
+    RequestError
+        The seed is out of range or no integer.
+    """
+
+    def __init__(self, seed: int, resident_threads: int | None = None) -> None:
+        self._seed = check_seed(seed)
+        self._resident = resident_threads
+        self._offset = 0
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return standard normal float32 values of ``shape``, as ``torch.randn`` on CUDA."""
+        count = prod(shape)
+        if count == 0:
+            return np.zeros(shape, np.float32)
+        threads = -(-count // 256) * 256
+        if self._resident is not None:
+            threads = min(threads, self._resident // 256 * 256)
+        calls = -(-count // (threads * 4))
+        values = np.empty((calls, 4, threads), np.float32)
+        counter = np.zeros((4, threads), np.uint32)
+        counter[2] = np.arange(threads, dtype=np.uint32)
+        for call in range(calls):
+            counter[0] = self._offset + call
+            values[call] = _curand_normal(philox(counter, self._seed))
+        self._offset += calls
+        return values.reshape(-1)[:count].reshape(shape)
+
+
+def philox(counter: NDArray[np.uint32], key: int) -> NDArray[np.uint32]:
+    """Return ten rounds of Philox4x32 (Salmon et al. 2011).
+
+    Parameters
+    ----------
+    counter : ndarray, uint32, shape [4, n]
+        One counter a column.
+    key : int
+        64 bits; the low word comes first.
+
+    Returns
+    -------
+    ndarray, uint32, shape [4, n]
+    """
+    a, b, c, d = (word.astype(np.uint64) for word in counter)
+    low, high = key & 0xFFFFFFFF, key >> 32
+    word, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        first, second = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
+        a = (second >> word) ^ b ^ np.uint64(low)
+        c = (first >> word) ^ d ^ np.uint64(high)
+        b, d = second & mask, first & mask
+        low, high = (low + 0x9E3779B9) & 0xFFFFFFFF, (high + 0xBB67AE85) & 0xFFFFFFFF
+    return np.stack([a, b, c, d]).astype(np.uint32)
+
+
+def _curand_normal(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+    """Turn two pairs of words into four normal values: √(−2 ln u) · (sin, cos)(v)."""
+    scale, half = np.float32(2.0**-32), np.float32(2.0**-33)
+    turn = np.float32(2 * np.pi)
+    height = words[0::2].astype(np.float32) * scale + half
+    angle = words[1::2].astype(np.float32) * (scale * turn) + half * turn
+    radius = np.sqrt(np.float32(-2) * np.log(height))
+    pairs = np.stack([radius * np.sin(angle), radius * np.cos(angle)], axis=1)
+    return np.asarray(pairs.reshape(4, -1), np.float32)
+
+
 def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     first, second = np.split(uniform.reshape(-1, 2, 8), 2, axis=1)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - first))
