@@ -52,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.sampling import Step
 
     model = TextToImage.load(options.model, options.engine, options.threads)
-    with tqdm(desc="denoise", unit="step", leave=False) as bar:
+    # The delay keeps the bar away from a request that is refused before its first step.
+    with tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total
