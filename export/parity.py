@@ -25,9 +25,9 @@ CASES: tuple[Case, ...] = tuple(
 )
 
 # Largest relative L2 error, per type of the graph. Measured with random weights, worst of the four
-# networks: 2.8e-6 in float32 and 1.5e-3 in float16 (both the VAE decoder, the deepest one). The
+# networks (the VAE decoder): 8.0e-6 in float32 at full size, 1.5e-3 in float16 at nano's. The
 # margin is for wider sums and trained weights; a wrong graph is off by 1e-1 and more.
-_TOLERANCE = {"float32": 1e-5, "float16": 1e-2}
+_TOLERANCE = {"float32": 5e-5, "float16": 1e-2}
 
 
 @dataclass(frozen=True)
