@@ -29,8 +29,7 @@ def describe_graph(model: Path) -> dict[str, Any]:
         proto = onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise BundleError(f"{model}: not an ONNX file") from error
-    # Constants that the exporter folded carry no dotted module path; parameters do.
-    weights = [w for w in proto.graph.initializer if w.data_type in FLOATS and "." in w.name]
+    weights = [w for w in proto.graph.initializer if w.data_type in FLOATS and _is_weight(w.name)]
     counts: dict[str, int] = {}
     for weight in weights:
         name = FLOATS[weight.data_type]
@@ -42,3 +41,11 @@ def describe_graph(model: Path) -> dict[str, Any]:
         "opset": opsets.get("ai.onnx", 0),
         "nodes": len(proto.graph.node),
     }
+
+
+def _is_weight(name: str) -> bool:
+    """Tell a parameter from a folded constant: it carries its module's path.
+
+    torch's older exporter, which Optimum uses, calls a parameter that it reshaped ``onnx::…``.
+    """
+    return "." in name or name.startswith("onnx::")

@@ -88,7 +88,7 @@ class OnnxRuntimeEngine:
         """Run the network; inputs are read in place, outputs are ONNX Runtime's own memory."""
         check_feeds(self._name, self.inputs, feeds)
         values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
             for name, array in feeds.items()
         }
         names = list(self.outputs)
@@ -136,8 +136,8 @@ def _open(
         return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
     if cache is None or _size(model) < CACHE_FROM_BYTES:
         return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
-    optimised = cache / _key(model) / model.parent.name / "model.onnx"
-    if not optimised.is_file():
+    optimised = cache / _machine() / model.parent.name / "model.onnx"
+    if not optimised.is_file() or _record(optimised) != _state(model):
         try:
             _save_optimised(model, optimised, threads)
         except OSError:
@@ -177,14 +177,29 @@ def _size(model: Path) -> int:
     return sum(path.stat().st_size for path in _files(model))
 
 
-def _key(model: Path) -> str:
-    """Name an optimised graph after all it depends on, so that a stale one is never found."""
-    digest = hashlib.sha256()
-    for path in _files(model):
-        state = path.stat()
-        digest.update(f"{path.name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    digest.update(f"{ort.__version__} {_processor()}".encode())
-    return f"onnxruntime-cpu-{digest.hexdigest()[:16]}"
+def _machine() -> str:
+    """Name a folder of optimised graphs after what lays out their weights."""
+    digest = hashlib.sha256(_processor().encode()).hexdigest()[:8]
+    return f"onnxruntime-{ort.__version__}-cpu-{digest}"
+
+
+def _state(model: Path) -> dict[str, Any]:
+    """Return what tells that a graph or its weights have changed since they were optimised."""
+    states = {path.name: path.stat() for path in _files(model)}
+    return {
+        "backend": "onnxruntime",
+        "version": ort.__version__,
+        "provider": "cpu",
+        "source": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
+    }
+
+
+def _record(optimised: Path) -> Any:
+    """Return the state an optimised graph was made from; None if that cannot be read."""
+    try:
+        return json.loads((optimised.parent / "engine.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _processor() -> str:
@@ -212,8 +227,10 @@ def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
         ort.InferenceSession(_fused(model), options, providers=[PROVIDERS["cpu"]])
-        record = {"backend": "onnxruntime", "version": ort.__version__, "provider": "cpu"}
-        (beside / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
+        (beside / "engine.json").write_text(json.dumps(_state(model), indent=2) + "\n")
+        beside.chmod(0o755)
+        # A folder cannot be renamed onto another; whoever wins a race made the same files.
+        shutil.rmtree(target.parent, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.replace(beside, target.parent)
     finally:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bksdm.engines.errors import ExportError
-from bksdm.export.dummy_tokenizer import write_tokenizer
+from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 
 _CROSS_DOWN = "CrossAttnDownBlock2D"
 _CROSS_UP = "CrossAttnUpBlock2D"
@@ -232,12 +232,30 @@ def _write(name: str, folder: Path, seed: int) -> None:
     text = text_config(name)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        UNet2DConditionModel(**unet_config(name)).save_pretrained(folder / "unet")
-        AutoencoderKL(**vae_config(name)).save_pretrained(folder / "vae")
-        CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
+        _stir(UNet2DConditionModel(**unet_config(name))).save_pretrained(folder / "unet")
+        _stir(AutoencoderKL(**vae_config(name))).save_pretrained(folder / "vae")
+        encoder = _stir(CLIPTextModel(CLIPTextConfig(**text)))
+        # transformers 5 drops the prefix that published checkpoints and all older readers have.
+        weights = {f"text_model.{key}": value for key, value in encoder.state_dict().items()}
+        encoder.save_pretrained(folder / "text_encoder", state_dict=weights)
         PNDMScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
-    write_tokenizer(folder / "tokenizer", text["vocab_size"], text["max_position_embeddings"])
+    vocabulary, merges = build_vocabulary(text["vocab_size"])
+    write_tokenizer(folder / "tokenizer", vocabulary, merges, text["max_position_embeddings"])
     _write_index(folder / "model_index.json")
+
+
+def _stir(model: Any) -> Any:
+    """Make every constant parameter random: biases of 0 and norms of 1 would hide mistakes.
+
+    Exporters also merge equal constants, which no trained checkpoint has.
+    """
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1 or parameter.std() == 0:
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    return model
 
 
 def _write_index(path: Path) -> None:

@@ -74,7 +74,9 @@ def build_vocabulary(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return vocabulary, merges
 
 
-def write_tokenizer(folder: Path, size: int, length: int) -> None:
+def write_tokenizer(
+    folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], length: int
+) -> None:
     """Write the four files that Stable Diffusion repositories carry for their tokenizer.
 
     Parameters
@@ -82,19 +84,16 @@ def write_tokenizer(folder: Path, size: int, length: int) -> None:
     folder
         Created; receives ``vocab.json``, ``merges.txt``, ``tokenizer_config.json`` and
         ``special_tokens_map.json``. There is no ``tokenizer.json``, as on the hub.
-    size
-        Size of the vocabulary.
+    vocabulary, merges
+        As `build_vocabulary` returns them.
     length
         ``model_max_length``, 77 for CLIP.
 
     Raises
     ------
-    ExportError
-        There is no vocabulary of that size.
     OSError
         The folder cannot be written.
     """
-    vocabulary, merges = build_vocabulary(size)
     folder.mkdir(parents=True)
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     # newline="\n": the same bytes on every system.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -129,6 +130,7 @@ def _anonymise(model: onnx_ir.Model) -> None:
 
 def _rename(model: onnx_ir.Model, network: Network) -> None:
     """Give weights the checkpoint's names, and the output's sizes the inputs' symbols."""
+    _name_folded(model, network)
     for value in list(model.graph.initializers.values()):
         if value.name is not None:
             value.name = value.name.removeprefix("model.")
@@ -138,6 +140,29 @@ def _rename(model: onnx_ir.Model, network: Network) -> None:
         if output.shape is not None:
             batch, channels, *_ = output.shape
             output.shape = onnx_ir.Shape([batch, channels, "height", "width"])
+
+
+def _name_folded(model: onnx_ir.Model, network: Network) -> None:
+    """Name the weights that the tracer transposed (``<name>.T``) or reshaped, and numbered."""
+    named = {value.name for value in model.graph.initializers.values()}
+    forms: dict[str, Any] = {}
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 2 and name not in named:
+            forms |= {name: tensor.numpy(), f"{name}.T": tensor.numpy().T}
+    for value in list(model.graph.initializers.values()):
+        if value.name is None or "." in value.name or value.const_value is None:
+            continue
+        stored = np.squeeze(value.const_value.numpy())
+        if stored.ndim != 2:
+            continue
+        for name, form in forms.items():
+            # The first row tells almost all apart without reading them whole.
+            same = form.shape == stored.shape and np.array_equal(form[0], stored[0])
+            if same and np.array_equal(form, stored):
+                value.name = name
+                forms = {key: f for key, f in forms.items() if key.removesuffix(".T")
+                         != name.removesuffix(".T")}  # fmt: skip
+                break
 
 
 def _clear(item: Any) -> None:

@@ -247,9 +247,11 @@ class TextToImage:
                 f"timestep {timestep:g} is fractional, but this bundle's UNet takes whole ones; "
                 "use another timestep_spacing or export the bundle with `bksdm export`"
             )
-        vector = np.full(() if not spec.shape else len(sample), timestep)
-        if spec.shape == (1,):
-            vector = vector[:1]
+        # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
+        # axis of its own as Optimum has it.
+        per_image = spec.shape[:1] == self._unet.inputs["sample"].shape[:1]
+        shape = () if not spec.shape else (len(sample),) if per_image else (1,)
+        vector = np.full(shape, timestep)
         feeds = {"sample": sample, "timestep": vector, "encoder_hidden_states": embeddings}
         return _cast_call(self._unet, feeds, "out_sample")
 
