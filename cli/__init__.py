@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -36,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.set_defaults(run=module.run)
     options = parser.parse_args(arguments)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return int(options.run(options))
     except BksdmError as error:
         print(f"bksdm: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -45,3 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    """Print a warning as one line, without the place in our code that it comes from."""
+    print(f"bksdm: warning: {message}", file=sys.stderr)

@@ -47,10 +47,23 @@ def run(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.images import save_png
+    from bksdm.runtime.noise import check_seed
     from bksdm.runtime.pipeline import TextToImage
+    from bksdm.runtime.request import Request
+    from bksdm.runtime.samplers import step_table
     from bksdm.runtime.sampling import Step
 
+    # A mistake is refused here rather than after gigabytes are loaded.
+    bundle = Bundle.open(options.model)
+    Request.check(
+        bundle, options.prompt, options.negative, height, width,
+        options.steps, options.guidance, options.count,
+    )  # fmt: skip
+    step_table(bundle.scheduler, options.steps, options.sampler)
+    if options.seed is not None:
+        check_seed(options.seed)
     model = TextToImage.load(options.model, options.engine, options.threads)
     # The delay keeps the bar away from a request that is refused before its first step.
     with tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:

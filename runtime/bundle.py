@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from bksdm.engines.errors import BundleError
+from bksdm.runtime.digest import digest_files
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -101,21 +101,11 @@ class Bundle:
 
     def digest(self) -> str:
         """Return the SHA-256 of every graph, weight file and configuration, hexadecimal."""
-        total = hashlib.sha256()
         folders = (*self.components, "scheduler", "tokenizer")
-        files = [f for folder in folders for f in sorted((self.path / folder).iterdir())]
-        for file in files:
-            with file.open("rb") as stream:
-                content = _sha256(stream)
-            total.update(f"{file.relative_to(self.path).as_posix()} {content}\n".encode())
-        return total.hexdigest()
-
-
-def _sha256(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        files = [f for folder in folders for f in sorted((self.path / folder).rglob("*"))]
+        # Beside the engines, which any change of the bundle makes stale as well.
+        record = self.path / "engines" / "digests.json"
+        return digest_files(self.path, (f for f in files if f.is_file()), record)
 
 
 def read_json(path: Path) -> dict[str, Any]:

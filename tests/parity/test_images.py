@@ -9,6 +9,8 @@ from diffusers import StableDiffusionPipeline
 
 from bksdm.runtime.pipeline import TextToImage
 
+from .pictures import assert_same_pictures, pictures
+
 
 @pytest.fixture(scope="module")
 def reference(nano_checkpoint):
@@ -20,26 +22,6 @@ def reference(nano_checkpoint):
 @pytest.fixture(scope="module")
 def ours(nano_bundle):
     return TextToImage.load(nano_bundle)
-
-
-def pictures(reference, prompt, seed=0, **arguments):
-    generator = (
-        [torch.Generator("cpu").manual_seed(s) for s in seed]
-        if isinstance(seed, list)
-        else torch.Generator("cpu").manual_seed(seed)
-    )
-    images = reference(prompt, generator=generator, output_type="np", **arguments).images
-    return (images * 255).round().astype(np.uint8)
-
-
-def assert_same_pictures(ours, expected):
-    assert ours.shape == expected.shape
-    difference = np.abs(ours.astype(int) - expected.astype(int))
-    # Both sides compute in float32 with sums in another order; a value on the border between two
-    # levels may fall to either side, and that is one level.
-    assert difference.max() <= 2
-    assert (difference <= 1).mean() >= 0.999
-    assert expected.std() > 1, "the comparison needs a picture"
 
 
 @pytest.mark.parametrize("steps", [1, 4, 25, 50])

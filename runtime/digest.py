@@ -1,0 +1,65 @@
+"""SHA-256 of large files, computed once for as long as a file stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
+    """Return the SHA-256 over the names and contents of ``files``, hexadecimal.
+
+    Parameters
+    ----------
+    root : Path
+        Names are taken relative to it.
+    files : iterable of Path
+        What is hashed, in this order.
+    record : Path
+        JSON file that remembers each file's digest beside its size and time of change; a file that
+        cannot be written only costs the time to hash again.
+    """
+    known = _read(record)
+    current: dict[str, list[object]] = {}
+    total = hashlib.sha256()
+    for file in files:
+        name, state = file.relative_to(root).as_posix(), file.stat()
+        entry = [state.st_size, state.st_mtime_ns]
+        remembered = known.get(name)
+        if not isinstance(remembered, list) or remembered[:2] != entry or len(remembered) != 3:
+            remembered = [*entry, _sha256(file)]
+        current[name] = remembered
+        total.update(f"{name} {remembered[2]}\n".encode())
+    if current != known:
+        with contextlib.suppress(OSError):
+            _write(record, current)
+    return total.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(record: Path) -> dict[str, object]:
+    try:
+        value = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _write(record: Path, value: dict[str, list[object]]) -> None:
+    record.parent.mkdir(exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{record.name}-", dir=record.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=1)
+    os.replace(beside, record)

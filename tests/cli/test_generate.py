@@ -1,0 +1,69 @@
+"""``bksdm generate`` and ``bksdm info`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from bksdm.cli import main
+
+
+def test_pictures_carry_what_repeats_them(nano_bundle, tmp_path, capsys):
+    first, again = tmp_path / "a.png", tmp_path / "b.png"
+    command = ["generate", "a dog", "--model", str(nano_bundle), "--steps", "2", "--size", "72x64"]
+    assert main([*command, "--count", "2", "-o", str(first)]) == 0
+    paths = capsys.readouterr().out.split()
+    assert paths == [str(first), str(tmp_path / "a-2.png")]
+    assert main(["info", str(first), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompt"] == "a dog"
+    # The seed was drawn at random; with it, both pictures come again.
+    assert main([*command, "--count", "2", "--seed", found["seed"], "-o", str(again)]) == 0
+    for one, other in (("a.png", "b.png"), ("a-2.png", "b-2.png")):
+        with Image.open(tmp_path / one) as x, Image.open(tmp_path / other) as y:
+            assert x.size == (72, 64)
+            assert x.tobytes() == y.tobytes()
+
+
+def test_info_tells_a_bundle_and_its_digest(nano_bundle, capsys):
+    assert main(["info", str(nano_bundle), "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert set(described["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert described["components"]["unet"]["dtype"] == "float32"
+    assert len(described["digest"]) == 64
+    # The second time from the record beside the engines.
+    assert main(["info", str(nano_bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["digest"] == described["digest"]
+    assert main(["info", str(nano_bundle)]) == 0
+    assert "scheduler: PNDMScheduler" in capsys.readouterr().out
+
+
+def test_a_cut_prompt_is_one_line_of_warning(nano_bundle, tmp_path, capsys):
+    command = ["generate", "a " * 80, "--model", str(nano_bundle), "--steps", "1"]
+    assert main([*command, "-o", str(tmp_path / "x.png")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(lines) == 1
+    assert lines[0].strip().startswith("bksdm: warning: cut from the prompt")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupt_leaves_nothing(nano_bundle, tmp_path):
+    command = [sys.executable, "-m", "bksdm.cli", "generate", "x", "--model", str(nano_bundle),
+               "--steps", "900", "-o", str(tmp_path / "x.png")]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        shown = process.stderr.read(8)
+        assert shown.strip()[:1] in ("d", "\r"), "the progress bar says that it is drawing"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(20) == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert list(tmp_path.iterdir()) == []
