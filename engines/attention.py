@@ -11,6 +11,9 @@ from typing import Any
 import onnx
 from onnx import helper, numpy_helper
 
+# Attributes that change nothing at these values, which the exporter writes out.
+_DEFAULTS = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
+
 
 def fuse_attention(model: onnx.ModelProto) -> int:
     """Replace ``Reshape → Transpose → Attention → Transpose → Reshape`` chains in place.
@@ -33,7 +36,11 @@ def fuse_attention(model: onnx.ModelProto) -> int:
     kept = {value.name for value in graph.output}
     fused = 0
     for node in list(graph.node):
-        if node.op_type != "Attention" or node.domain or _attributes(node) - {"scale"}:
+        if node.op_type != "Attention" or node.domain:
+            continue
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        scale = settings.pop("scale", None)
+        if any(_DEFAULTS.get(name) != value for name, value in settings.items()):
             continue
         if len([name for name in node.input if name]) != 3:
             continue
@@ -41,12 +48,13 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         merge = _merge(consumers, kept, node.output[0])
         if merge is None or any(split is None for split in splits):
             continue
-        heads = {_heads(split, shapes) for split in splits if split is not None}
+        heads = {_heads(split, shapes, producers) for split in splits if split is not None}
         if len(heads) != 1 or None in heads:
             continue
         transpose, reshape = merge
         attributes: dict[str, Any] = {"num_heads": heads.pop()}
-        attributes |= {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if scale is not None:
+            attributes["scale"] = scale
         replacement = helper.make_node(
             "MultiHeadAttention",
             [split.input[0] for split in splits if split is not None],
@@ -64,10 +72,6 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         _drop_unused(graph)
     return fused
-
-
-def _attributes(node: onnx.NodeProto) -> set[str]:
-    return {attribute.name for attribute in node.attribute}
 
 
 def _is_head_swap(node: onnx.NodeProto | None) -> bool:
@@ -97,12 +101,20 @@ def _merge(
     return after[0], last[0]
 
 
-def _heads(split: onnx.NodeProto, initializers: dict[str, onnx.TensorProto]) -> int | None:
-    """Return the head count a Reshape states, from a constant shape whose third entry is fixed."""
-    shape = initializers.get(split.input[1])
-    if shape is None or list(shape.dims) != [4]:
+def _heads(
+    split: onnx.NodeProto,
+    initializers: dict[str, onnx.TensorProto],
+    producers: dict[str, onnx.NodeProto],
+) -> int | None:
+    """Return the head count a Reshape states: the third of four sizes, if that is constant."""
+    shape, place = initializers.get(split.input[1]), 2
+    concat = producers.get(split.input[1])
+    if concat is not None and concat.op_type == "Concat" and len(concat.input) == 4:
+        # Sizes that depend on the picture are put together from four single ones.
+        shape, place = initializers.get(concat.input[2]), 0
+    if shape is None or list(shape.dims) != [4 if place else 1]:
         return None
-    heads = int(numpy_helper.to_array(shape)[2])
+    heads = int(numpy_helper.to_array(shape)[place])
     return heads if heads > 0 else None
 
 

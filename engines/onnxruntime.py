@@ -34,6 +34,8 @@ DTYPES = {
 }
 # Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
 CACHE_FROM_BYTES = 64 * 2**20
+# Raised with every change of what is rewritten before optimising: saved graphs are then stale.
+REWRITE = 1
 
 
 class OnnxRuntimeEngine:
@@ -190,6 +192,7 @@ def _state(model: Path) -> dict[str, Any]:
         "backend": "onnxruntime",
         "version": ort.__version__,
         "provider": "cpu",
+        "rewrite": REWRITE,
         "source": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
     }
 

@@ -10,6 +10,9 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+# Smaller bundles are hashed in no time, and the built-in one lies among installed files.
+RECORD_FROM_BYTES = 128 * 2**20
+
 
 def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
     """Return the SHA-256 over the names and contents of ``files``, hexadecimal.
@@ -26,6 +29,7 @@ def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
     """
     known = _read(record)
     current: dict[str, list[object]] = {}
+    size = 0
     total = hashlib.sha256()
     for file in files:
         name, state = file.relative_to(root).as_posix(), file.stat()
@@ -34,8 +38,9 @@ def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
         if not isinstance(remembered, list) or remembered[:2] != entry or len(remembered) != 3:
             remembered = [*entry, _sha256(file)]
         current[name] = remembered
+        size += state.st_size
         total.update(f"{name} {remembered[2]}\n".encode())
-    if current != known:
+    if current != known and size >= RECORD_FROM_BYTES:
         with contextlib.suppress(OSError):
             _write(record, current)
     return total.hexdigest()

@@ -13,13 +13,24 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 
 
-def attention_model(heads=2, width=8):
-    """Self-attention on [batch, sequence, width], written as the exporter writes it."""
+def attention_model(heads=2, width=8, dynamic=False, **settings):
+    """Self-attention on [batch, sequence, width], written as the exporter writes it.
+
+    ``dynamic`` puts the shape with the heads together from the batch and three constants.
+    """
     float_ = TensorProto.FLOAT
     nodes, initializers = [], []
-    split = numpy_helper.from_array(np.array([0, -1, heads, width // heads]), "split")
     merge = numpy_helper.from_array(np.array([0, -1, width]), "merge")
-    initializers += [split, merge]
+    sizes = [-1, heads, width // heads]
+    initializers.append(merge)
+    if dynamic:
+        initializers += [numpy_helper.from_array(np.array([s]), f"size{s}") for s in sizes]
+        nodes += [
+            helper.make_node("Shape", ["x"], ["batch"], start=0, end=1),
+            helper.make_node("Concat", ["batch", *(f"size{s}" for s in sizes)], ["split"], axis=0),
+        ]
+    else:
+        initializers.append(numpy_helper.from_array(np.array([0, *sizes]), "split"))
     rng = np.random.default_rng(0)
     for name in "qkv":
         weight = rng.standard_normal((width, width)).astype(np.float32)
@@ -30,7 +41,7 @@ def attention_model(heads=2, width=8):
             helper.make_node("Transpose", [f"{name}1"], [f"{name}2"], perm=[0, 2, 1, 3]),
         ]
     nodes += [
-        helper.make_node("Attention", ["q2", "k2", "v2"], ["a"], scale=0.5),
+        helper.make_node("Attention", ["q2", "k2", "v2"], ["a"], scale=0.5, **settings),
         helper.make_node("Transpose", ["a"], ["b"], perm=[0, 2, 1, 3]),
         helper.make_node("Reshape", ["b", "merge"], ["y"]),
     ]
@@ -67,8 +78,14 @@ def softmax_attention(model, x, heads=2):
     return out.transpose(0, 2, 1, 3).reshape(batch, sequence, width)
 
 
-def test_fused_attention_equals_float64(model):
-    proto = onnx.load(model)
+DEFAULTS = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
+
+
+@pytest.mark.parametrize("settings", [{}, DEFAULTS])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_fused_attention_equals_float64(model, settings, dynamic):
+    proto = attention_model(dynamic=dynamic, **settings)
+    onnx.save(proto, model)
     assert fuse_attention(proto) == 1
     assert "MultiHeadAttention" in {node.op_type for node in proto.graph.node}
     assert not {"Attention", "Transpose"} & {node.op_type for node in proto.graph.node}
@@ -82,6 +99,15 @@ def test_attention_that_does_not_fit_is_left_alone():
     proto = attention_model()
     proto.graph.output.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, None))
     assert fuse_attention(proto) == 0
+    for setting in ({"is_causal": 1}, {"softcap": 1.0}):
+        assert fuse_attention(attention_model(**setting)) == 0
+
+
+@pytest.mark.parametrize(("component", "nodes"), [("unet", 18), ("vae_decoder", 1)])
+def test_attention_of_exported_graphs_is_fused(nano_bundle, component, nodes):
+    proto = onnx.load(nano_bundle / component / "model.onnx", load_external_data=False)
+    assert sum(node.op_type == "Attention" for node in proto.graph.node) == nodes
+    assert fuse_attention(proto) == nodes
 
 
 def test_optimised_graph_is_saved_once_and_gives_the_same(model, tmp_path, monkeypatch):

@@ -42,7 +42,11 @@ def test_we_draw_the_same_picture_from_optimums_bundle(nano_checkpoint, tmp_path
     peer("export", nano_checkpoint, bundle)
     reference = StableDiffusionPipeline.from_pretrained(nano_checkpoint)
     reference.set_progress_bar_config(disable=True)
-    arguments = {"num_inference_steps": 4, "num_images_per_prompt": 2, "negative_prompt": ["dark"] * 2}
+    arguments = {
+        "num_inference_steps": 4,
+        "num_images_per_prompt": 2,
+        "negative_prompt": ["dark"] * 2,
+    }
     expected = pictures(reference, ["a dog", "a cat"], seed=3, **arguments)
     ours = TextToImage.load(bundle)(["a dog", "a cat"], seed=3, **arguments)
     assert_same_pictures(ours.pixels, expected)
