@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from typing import TextIO
 
 from bksdm.engines.errors import BksdmError
 
@@ -50,6 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
-def _warn(message: Warning | str, *_: object) -> None:
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Print a warning as one line, without the place in our code that it comes from."""
     print(f"bksdm: warning: {message}", file=sys.stderr)
