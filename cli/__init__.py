@@ -14,6 +14,7 @@ from bksdm.engines.errors import BksdmError
 COMMANDS = {
     "generate": "make pictures from a prompt",
     "export": "turn a diffusers checkpoint into a bundle",
+    "build": "compile a float16 bundle for a GPU",
     "info": "show what a bundle, or a picture made here, holds",
     "verify": "compare a bundle with diffusers",
     "dummy": "write a checkpoint with random weights",

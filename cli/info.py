@@ -45,7 +45,8 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(path)
-    engines = sorted({p.parent.parent.name for p in (path / "engines").glob("*/*/engine.json")})
+    records = (path / "engines").rglob("engine.json")
+    engines = sorted({record.relative_to(path / "engines").parts[0] for record in records})
     scheduler = bundle.scheduler
     return {
         "bundle": str(path),

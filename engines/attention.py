@@ -1,4 +1,4 @@
-"""Rewrite ONNX ``Attention`` nodes to ONNX Runtime's fused ``MultiHeadAttention``.
+"""Rewrite ONNX ``Attention`` nodes to the form that a backend runs best.
 
 ONNX Runtime computes opset 23 ``Attention`` with the whole score matrix in memory; its contrib
 operator works in tiles: 4.4 GB against 3.4 GB resident on full-size BK-SDM-Small at 512×512.
@@ -6,8 +6,10 @@ operator works in tiles: 4.4 GB against 3.4 GB resident on full-size BK-SDM-Smal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -48,11 +50,12 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         merge = _merge(consumers, kept, node.output[0])
         if merge is None or any(split is None for split in splits):
             continue
-        heads = {_heads(split, shapes, producers) for split in splits if split is not None}
-        if len(heads) != 1 or None in heads:
+        found = {_heads(split, shapes, producers) for split in splits if split is not None}
+        sizes = {size for size in found if size is not None}
+        if len(found) != 1 or len(sizes) != 1:
             continue
         transpose, reshape = merge
-        attributes: dict[str, Any] = {"num_heads": heads.pop()}
+        attributes: dict[str, Any] = {"num_heads": sizes.pop()[0]}
         if scale is not None:
             attributes["scale"] = scale
         replacement = helper.make_node(
@@ -72,6 +75,58 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         _drop_unused(graph)
     return fused
+
+
+def decompose_attention(model: onnx.ModelProto, keep: Callable[[int], bool]) -> int:
+    """Write attention as MatMul, Softmax and MatMul where a backend has no kernel for it, in place.
+
+    softmax((√s · Q) (√s · K)ᵀ) V: scaled before the product, so that float16 does not overflow.
+
+    Parameters
+    ----------
+    model : ModelProto
+        Its nodes have no mask and a head width that a constant Reshape states, or are left alone.
+    keep : callable
+        Tells whether the backend has a kernel for a head width.
+
+    Returns
+    -------
+    int
+        Number of nodes that were replaced.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    shapes = {value.name: value for value in graph.initializer}
+    replaced = 0
+    for node in list(graph.node):
+        if node.op_type != "Attention" or node.domain or len([n for n in node.input if n]) != 3:
+            continue
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        split = _split(producers, node.input[0])
+        size = None if split is None else _heads(split, shapes, producers)
+        if size is None or keep(size[1]):
+            continue
+        root = f"{node.output[0]}:root"
+        scale = np.sqrt(settings.get("scale", 1 / np.sqrt(size[1])))
+        # A scalar in float32, cast like the queries it multiplies.
+        graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), root))
+        q, k, v = node.input[:3]
+        name = node.output[0]
+        chain = [
+            helper.make_node("CastLike", [root, q], [f"{root}:cast"]),
+            helper.make_node("Mul", [q, f"{root}:cast"], [f"{name}:q"]),
+            helper.make_node("Mul", [k, f"{root}:cast"], [f"{name}:k"]),
+            helper.make_node("Transpose", [f"{name}:k"], [f"{name}:kt"], perm=[0, 1, 3, 2]),
+            helper.make_node("MatMul", [f"{name}:q", f"{name}:kt"], [f"{name}:scores"]),
+            helper.make_node("Softmax", [f"{name}:scores"], [f"{name}:weights"], axis=-1),
+            helper.make_node("MatMul", [f"{name}:weights", v], [name]),
+        ]
+        position = next(i for i, other in enumerate(graph.node) if other is node)
+        graph.node.remove(node)
+        for offset, part in enumerate(chain):
+            graph.node.insert(position + offset, part)
+        replaced += 1
+    return replaced
 
 
 def _is_head_swap(node: onnx.NodeProto | None) -> bool:
@@ -105,17 +160,21 @@ def _heads(
     split: onnx.NodeProto,
     initializers: dict[str, onnx.TensorProto],
     producers: dict[str, onnx.NodeProto],
-) -> int | None:
-    """Return the head count a Reshape states: the third of four sizes, if that is constant."""
-    shape, place = initializers.get(split.input[1]), 2
-    concat = producers.get(split.input[1])
-    if concat is not None and concat.op_type == "Concat" and len(concat.input) == 4:
+) -> tuple[int, int] | None:
+    """Return heads and head width: the last two of the four sizes of a Reshape, if constant."""
+    shape, concat = initializers.get(split.input[1]), producers.get(split.input[1])
+    if shape is not None and list(shape.dims) == [4]:
+        sizes = numpy_helper.to_array(shape)[2:]
+    elif concat is not None and concat.op_type == "Concat" and len(concat.input) == 4:
         # Sizes that depend on the picture are put together from four single ones.
-        shape, place = initializers.get(concat.input[2]), 0
-    if shape is None or list(shape.dims) != [4 if place else 1]:
+        parts = [initializers.get(name) for name in concat.input[2:]]
+        if any(part is None or list(part.dims) != [1] for part in parts):
+            return None
+        sizes = np.concatenate([numpy_helper.to_array(part) for part in parts if part is not None])
+    else:
         return None
-    heads = int(numpy_helper.to_array(shape)[place])
-    return heads if heads > 0 else None
+    heads, width = (int(size) for size in sizes)
+    return (heads, width) if heads > 0 and width > 0 else None
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

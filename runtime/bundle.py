@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import BundleError
-from bksdm.runtime.digest import digest_files
+from bksdm.engines.digest import digest_files
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines import onnxruntime as backend
-from bksdm.engines.attention import fuse_attention
+from bksdm.engines.attention import decompose_attention, fuse_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 
@@ -93,6 +93,18 @@ def test_fused_attention_equals_float64(model, settings, dynamic):
     y = OnnxRuntimeEngine(model)({"x": x})["y"]
     # float32 sums over 8 values: a few units of 2^-24 of values up to 10.
     np.testing.assert_allclose(y, softmax_attention(onnx.load(model), x), atol=2e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_decomposed_attention_equals_float64(model, dynamic):
+    proto = attention_model(dynamic=dynamic)
+    assert decompose_attention(proto, keep=lambda width: width == 4) == 0
+    assert decompose_attention(proto, keep=lambda width: width > 4) == 1
+    assert "Attention" not in {node.op_type for node in proto.graph.node}
+    onnx.save(proto, model)
+    x = np.random.default_rng(1).standard_normal((3, 5, 8)).astype(np.float32)
+    y = OnnxRuntimeEngine(model)({"x": x})["y"]
+    np.testing.assert_allclose(y, softmax_attention(proto, x), atol=2e-5)
 
 
 def test_attention_that_does_not_fit_is_left_alone():

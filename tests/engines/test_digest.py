@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from bksdm.runtime import digest
-from bksdm.runtime.digest import digest_files
+from bksdm.engines import digest
+from bksdm.engines.digest import digest_files
 
 
 @pytest.fixture

@@ -1,0 +1,178 @@
+"""Built plans on disk: where they lie, what they were built from, whether they are whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.digest import digest_files
+from bksdm.engines.errors import EngineError
+from bksdm.engines.profile import Profile
+
+RECORD = "engine.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a plan depends on beside the graphs.
+
+    Attributes
+    ----------
+    backend
+        ``tensorrt`` or ``tensorrt-rtx``.
+    version
+        Of the TensorRT that builds or runs.
+    targets
+        Compute capabilities such as ``sm89``.
+    precision
+        Type of weights and activations.
+    profile
+        Batches and sizes.
+    """
+
+    backend: str
+    version: str
+    targets: tuple[str, ...]
+    precision: str
+    profile: Profile
+
+    @property
+    def name(self) -> str:
+        """The folder's name: readable, and different for every recipe."""
+        parts = [self.backend, self.version, *self.targets, self.precision, str(self.profile)]
+        return "-".join(parts)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what ``engine.json`` says of the recipe."""
+        return {
+            "backend": self.backend,
+            "version": self.version,
+            "targets": list(self.targets),
+            "precision": self.precision,
+            "profile": str(self.profile),
+        }
+
+
+def model_digest(model: Path) -> str:
+    """Return the SHA-256 of a graph and the files beside it, its weights among them."""
+    files = sorted(path for path in model.parent.iterdir() if path.is_file())
+    record = model.parent.parent / "engines" / f"digests-{model.parent.name}.json"
+    return digest_files(model.parent, files, record)
+
+
+def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the record of built plans that fit a recipe and a bundle's graphs.
+
+    Raises
+    ------
+    EngineError
+        There are none, or they differ; names the field.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        plans = {name: dict(entry) for name, entry in record["plans"].items()}
+        digests = {name: entry["model"] for name, entry in plans.items()}
+    except FileNotFoundError as error:
+        raise EngineError(f"{folder.name}: not built; run `bksdm build`") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"{folder / RECORD}: damaged; run `bksdm build` again") from error
+    for field, wanted in recipe.fields().items():
+        if record.get(field) != wanted:
+            raise EngineError(
+                f"{folder.name}: {field} is {record.get(field)!r}, wanted {wanted!r}; "
+                "run `bksdm build` again"
+            )
+    for component, model in models.items():
+        if digests.get(component) != model_digest(model):
+            raise EngineError(
+                f"{folder.name}: {component} has changed since it was built; "
+                "run `bksdm build` again"
+            )
+    return plans
+
+
+def read_plan(folder: Path, component: str, plans: Mapping[str, Any]) -> bytes:
+    """Return a plan whose checksum is right.
+
+    Raises
+    ------
+    EngineError
+        The plan is missing or damaged.
+    """
+    path = folder / f"{component}.plan"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise EngineError(f"{path}: {error.strerror}; run `bksdm build` again") from error
+    if hashlib.sha256(content).hexdigest() != plans[component].get("sha256"):
+        raise EngineError(f"{path}: damaged; run `bksdm build` again")
+    return content
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[Path]:
+    """Yield a folder that takes ``folder``'s place when the block ends without an error.
+
+    One at a time: a second build of the same recipe waits for the first.
+
+    Raises
+    ------
+    EngineError
+        Something cannot be written.
+    """
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(exist_ok=True)
+        with FileLock(folder.parent / f".{folder.name}.lock"):
+            beside = folder.with_name(f".partial-{folder.name}")
+            # Of a build that was killed.
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir()
+            try:
+                yield beside
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(beside, folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def write_plan(folder: Path, component: str, content: bytes) -> dict[str, Any]:
+    """Write a plan and return what the record says of the file."""
+    (folder / f"{component}.plan").write_bytes(content)
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None:
+    """Write ``engine.json``."""
+    record = {**recipe.fields(), "plans": plans}
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def list_plans(engines: Path) -> list[str]:
+    """Return the names of what was built into a bundle."""
+    return sorted(path.parent.name for path in engines.glob(f"*/{RECORD}"))
+
+
+def remove_plans(engines: Path, names: Iterable[str]) -> None:
+    """Remove built plans.
+
+    Raises
+    ------
+    EngineError
+        A name is none of :func:`list_plans`.
+    """
+    known = list_plans(engines)
+    for name in names:
+        if name not in known:
+            raise EngineError(f"{name!r} is not built; built: {', '.join(known) or 'nothing'}")
+        shutil.rmtree(engines / name)
