@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
+from bksdm.models import EMOJI
 
 EXAMPLES = """examples:
-  bksdm generate "a red apple" --model bundle/ -o apple.png
+  bksdm generate "a red apple" -o apple.png
   bksdm generate "a lighthouse at dusk" --model bundle/ --steps 25 --seed 7 --size 512x512
   bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.png
 """
@@ -21,7 +22,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("prompt", help="what to draw")
-    parser.add_argument("--model", type=Path, required=True, metavar="BUNDLE", help="bundle folder")
+    parser.add_argument("--model", type=Path, default=EMOJI, metavar="BUNDLE",
+                        help="bundle folder; by default the built-in model of a few dozen objects"
+                        )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, default=Path("image.png"), metavar="FILE",
                         help="PNG to write; further images get -2, -3 …")  # fmt: skip
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")

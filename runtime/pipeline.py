@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError, SamplerError
 from bksdm.engines.protocol import Array, Engine
+from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.guidance import guide
 from bksdm.runtime.images import to_pil, to_uint8
@@ -100,14 +101,17 @@ class TextToImage:
 
     @classmethod
     def load(
-        cls, path: str | Path, engine: str = "onnxruntime", threads: int | None = None
+        cls,
+        path: str | Path = EMOJI,
+        engine: str = "onnxruntime",
+        threads: int | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
         Parameters
         ----------
         path : str or Path
-            The bundle's folder.
+            The bundle's folder; by default the small model that comes with the package.
         engine : str
             ``onnxruntime`` (on the CPU), ``onnxruntime:cuda`` or ``onnxruntime:tensorrt``.
         threads : int, optional

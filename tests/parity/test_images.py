@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,16 +14,25 @@ from bksdm.runtime.pipeline import TextToImage
 from .pictures import assert_same_pictures, pictures
 
 
+@pytest.fixture(scope="module", params=["nano", "emoji"])
+def folders(request):
+    """Checkpoint and bundle: one with random weights, one that was trained."""
+    if request.param == "emoji":
+        checkpoint = Path(__file__).parents[2] / "models" / "emoji"
+        return checkpoint, checkpoint
+    return request.getfixturevalue("nano_checkpoint"), request.getfixturevalue("nano_bundle")
+
+
 @pytest.fixture(scope="module")
-def reference(nano_checkpoint):
-    pipeline = StableDiffusionPipeline.from_pretrained(nano_checkpoint)
+def reference(folders):
+    pipeline = StableDiffusionPipeline.from_pretrained(folders[0], torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @pytest.fixture(scope="module")
-def ours(nano_bundle):
-    return TextToImage.load(nano_bundle)
+def ours(folders):
+    return TextToImage.load(folders[1])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 25, 50])
@@ -60,7 +71,8 @@ def test_a_seed_for_each_image_equals_a_list_of_generators(reference, ours):
 
 
 def test_own_latents_equal_diffusers(reference, ours):
-    latents = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    side = ours.bundle.sample_size
+    latents = np.random.default_rng(0).standard_normal((1, 4, side, side)).astype(np.float32)
     expected = pictures(reference, "x", num_inference_steps=2, latents=torch.from_numpy(latents))
     assert_same_pictures(ours("x", num_inference_steps=2, latents=latents).pixels, expected)
 
@@ -72,8 +84,8 @@ def test_negative_prompt_and_seed_change_the_picture(ours):
     assert (plain != other).any()
 
 
-def test_float16_bundle_is_near_float32(ours, nano_bundle_fp16):
-    half = TextToImage.load(nano_bundle_fp16)
+def test_float16_bundle_is_near_float32(nano_bundle, nano_bundle_fp16):
+    ours, half = TextToImage.load(nano_bundle), TextToImage.load(nano_bundle_fp16)
     arguments = {"num_inference_steps": 10, "seed": 1}
     a = ours("a dog", **arguments).pixels.astype(float)
     b = half("a dog", **arguments).pixels.astype(float)

@@ -1,0 +1,128 @@
+"""What the built-in model draws; ``pytest -s tests/models`` prints the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bksdm.runtime.pipeline import TextToImage
+
+from .judge import CONCEPTS, Judge, background_names
+
+EVALUATION = CONCEPTS["evaluation"]
+SEEDS = (0, 1)
+GUIDANCE = 4.0
+STEPS = 25
+CHECKPOINT = Path(__file__).parents[2] / "models" / "emoji"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TextToImage.load()
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return Judge(CHECKPOINT / "classifier")
+
+
+def draw(model, prompts, seed, guidance=GUIDANCE, steps=STEPS):
+    return model(
+        list(prompts), num_inference_steps=steps, guidance_scale=guidance,
+        seed=[1000 * seed + i for i in range(len(prompts))],
+    ).pixels  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn(model):
+    """50 prompts times two seeds, seed-major."""
+    prompts = [entry["prompt"] for entry in EVALUATION]
+    return np.concatenate([draw(model, prompts, seed) for seed in SEEDS])
+
+
+@pytest.fixture(scope="module")
+def concepts():
+    return [entry["concept"] for entry in EVALUATION] * len(SEEDS)
+
+
+def test_fifty_prompts_are_recognised(drawn, judge, concepts):
+    assert len(EVALUATION) == 50
+    recognised = judge.recognised(drawn, concepts)
+    print(f"\nrecognised: {recognised.sum()} of {len(recognised)}")
+    missed = sorted(
+        {concept for concept, good in zip(concepts, recognised, strict=True) if not good}
+    )
+    print(f"missed at least once: {', '.join(missed) or 'none'}")
+    assert recognised.mean() >= 0.8
+
+
+def test_shuffled_prompts_score_near_chance(drawn, judge, concepts):
+    others = concepts[7:] + concepts[:7]
+    differ = np.array([a != b for a, b in zip(concepts, others, strict=True)])
+    assert differ.mean() > 0.9
+    recognised = judge.recognised(drawn, others)
+    print(f"\nshuffled prompts recognised: {recognised.sum()} of {len(recognised)}")
+    # Chance is one in 36 labels.
+    assert recognised.mean() < 0.1
+
+
+def test_backgrounds_have_the_colour_of_the_prompt(drawn):
+    wanted = [entry["colour"] or "white" for entry in EVALUATION] * len(SEEDS)
+    found = background_names(drawn)
+    same = np.array([a == b for a, b in zip(found, wanted, strict=True)])
+    print(f"\nbackgrounds as asked: {same.sum()} of {len(same)}")
+    assert same.mean() >= 0.9
+
+
+def test_guidance_makes_pictures_clearer(model, drawn, judge, concepts):
+    prompts = [entry["prompt"] for entry in EVALUATION]
+    weak = draw(model, prompts, SEEDS[0], guidance=1.0)
+    half = len(prompts)
+    without = judge.margins(weak, concepts[:half]).mean()
+    with_guidance = judge.margins(drawn[:half], concepts[:half]).mean()
+    print(f"\nmean margin: {without:.3f} at guidance 1, {with_guidance:.3f} at {GUIDANCE:g}")
+    assert with_guidance > without
+
+
+def test_every_step_count_draws_the_object(model, judge):
+    prompts = [f"a {concept}" for concept in ("red apple", "penguin", "rocket", "house", "frog")]
+    concepts = [prompt.removeprefix("a ") for prompt in prompts]
+    # Few steps of a multistep method do not carry strong guidance.
+    for steps, guidance in ((10, 2.0), (25, GUIDANCE), (50, GUIDANCE)):
+        pixels = draw(model, prompts, 3, guidance=guidance, steps=steps)
+        recognised = judge.recognised(pixels, concepts)
+        print(f"\n{steps} steps: {recognised.sum()} of {len(prompts)} recognised")
+        assert recognised.all()
+
+
+def test_held_out_pairs_are_reported(model, judge):
+    """Pairs that training never showed: any score is fine, a change of it is worth a look."""
+    pairs = CONCEPTS["held_out"]
+    prompts = [f"{'an' if c[0] in 'aeiou' else 'a'} {c} on a {b} background" for c, b in pairs]
+    pixels = np.concatenate([draw(model, prompts, seed) for seed in SEEDS])
+    recognised = judge.recognised(pixels, [concept for concept, _ in pairs] * len(SEEDS))
+    wanted = [colour for _, colour in pairs] * len(SEEDS)
+    coloured = np.array([a == b for a, b in zip(background_names(pixels), wanted, strict=True)])
+    print(f"\nheld out: {recognised.sum()} of {len(pixels)} objects, {coloured.sum()} backgrounds, "
+          f"{(recognised & coloured).sum()} both")  # fmt: skip
+    assert pixels.shape == (len(prompts) * len(SEEDS), 128, 128, 3)
+
+
+def test_negative_prompt_and_seed_change_the_picture(model):
+    plain = model("a dog", num_inference_steps=5, seed=0).pixels
+    assert (plain != model("a dog", num_inference_steps=5, seed=1).pixels).any()
+    other = model("a dog", num_inference_steps=5, seed=0, negative_prompt="a cat").pixels
+    assert (plain != other).any()
+
+
+def test_the_checkpoint_is_small_and_holds_nothing_about_the_machine():
+    parts = [p for p in CHECKPOINT.rglob("*") if not {"train", "engines"} & set(p.parts)]
+    files = [p for p in parts if p.is_file()]
+    assert sum(path.stat().st_size for path in files) < 50e6
+    for path in files:
+        if path.suffix in (".json", ".txt", ".onnx"):
+            content = path.read_bytes()
+            assert b': "/' not in content, f"{path} holds an absolute path"
+            assert not any(word in content for word in (b"/home/", b"/root/", b"site-packages"))
