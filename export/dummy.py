@@ -238,7 +238,10 @@ def _write(name: str, folder: Path, seed: int) -> None:
         # transformers 5 drops the prefix that published checkpoints and all older readers have.
         weights = {f"text_model.{key}": value for key, value in encoder.state_dict().items()}
         encoder.save_pretrained(folder / "text_encoder", state_dict=weights)
-        PNDMScheduler(**_SCHEDULER).save_pretrained(folder / "scheduler")
+        scheduler = PNDMScheduler(**_SCHEDULER)
+        # As in Stable Diffusion's own file: for samplers that would otherwise clip.
+        scheduler.register_to_config(clip_sample=False)
+        scheduler.save_pretrained(folder / "scheduler")
     vocabulary, merges = build_vocabulary(text["vocab_size"])
     write_tokenizer(folder / "tokenizer", vocabulary, merges, text["max_position_embeddings"])
     _write_index(folder / "model_index.json")
