@@ -56,7 +56,11 @@ def test_a_cut_prompt_is_one_line_of_warning(nano_bundle, tmp_path, capsys):
 def test_an_interrupt_leaves_nothing(nano_bundle, tmp_path):
     command = [sys.executable, "-m", "bksdm.cli", "generate", "x", "--model", str(nano_bundle),
                "--steps", "900", "-o", str(tmp_path / "x.png")]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # A test run in the background has inherited that interrupts are ignored.
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:  # fmt: skip
         assert process.stderr is not None
         shown = process.stderr.read(8)
         assert shown.strip()[:1] in ("d", "\r"), "the progress bar says that it is drawing"
