@@ -77,15 +77,29 @@ def build_bundle(
     from bksdm.engines.plans import Recipe, check, model_digest, staged, write_plan, write_record
     from bksdm.engines.profile import Profile
     from bksdm.engines.tensorrt import build, load_module
+    from bksdm.runtime.cuda.compile import compile_kernels, source_digest
+    from bksdm.runtime.cuda.gpu import Gpu
 
     precision = describe_graph(models["unet"])["dtype"]
     if precision != "float16":
         raise EngineError(f"{path} is {precision}; export it with --dtype float16 first")
     version = str(load_module(flavour).__version__)
+    if flavour == "tensorrt":
+        if targets:
+            raise EngineError("--target is for tensorrt-rtx; tensorrt builds for the GPU present")
+        targets = (Gpu().target,)
     recipe = Recipe(flavour, version, targets, precision, Profile.parse(batch, size))
+    # The cheapest step first: it also tells an unknown target.
+    kernels = {target: compile_kernels(target) for target in targets}
     folder = path / "engines" / recipe.name
     with staged(folder) as beside:
-        plans = {}
+        plans = {
+            f"kernels-{target}": {
+                "model": source_digest(),
+                **write_plan(beside, f"kernels-{target}", code, ".cubin"),
+            }
+            for target, code in kernels.items()
+        }
         for component, model in models.items():
             start = time.monotonic()
             with tqdm(total=1.0, desc=component, leave=False, delay=0.5,

@@ -67,6 +67,29 @@ def model_digest(model: Path) -> str:
     return digest_files(model.parent, files, record)
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return ``engine.json``.
+
+    Raises
+    ------
+    EngineError
+        It is missing or damaged.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        plans = {name: dict(entry) for name, entry in record["plans"].items()}
+        whole = all(
+            isinstance(entry[field], str) for entry in plans.values() for field in ("model", "file")
+        )
+        if not (whole and isinstance(record["profile"], str)):
+            raise TypeError("a field has the wrong type")
+    except FileNotFoundError as error:
+        raise EngineError(f"{folder.name}: not built; run `bksdm build`") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise EngineError(f"{folder / RECORD}: damaged; run `bksdm build` again") from error
+    return {**record, "plans": plans}
+
+
 def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str, Any]:
     """Return the record of built plans that fit a recipe and a bundle's graphs.
 
@@ -75,22 +98,16 @@ def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str,
     EngineError
         There are none, or they differ; names the field.
     """
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        plans = {name: dict(entry) for name, entry in record["plans"].items()}
-        digests = {name: entry["model"] for name, entry in plans.items()}
-    except FileNotFoundError as error:
-        raise EngineError(f"{folder.name}: not built; run `bksdm build`") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"{folder / RECORD}: damaged; run `bksdm build` again") from error
+    record = read_record(folder)
     for field, wanted in recipe.fields().items():
         if record.get(field) != wanted:
             raise EngineError(
                 f"{folder.name}: {field} is {record.get(field)!r}, wanted {wanted!r}; "
                 "run `bksdm build` again"
             )
+    plans: dict[str, Any] = record["plans"]
     for component, model in models.items():
-        if digests.get(component) != model_digest(model):
+        if plans.get(component, {}).get("model") != model_digest(model):
             raise EngineError(
                 f"{folder.name}: {component} has changed since it was built; "
                 "run `bksdm build` again"
@@ -99,14 +116,14 @@ def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str,
 
 
 def read_plan(folder: Path, component: str, plans: Mapping[str, Any]) -> bytes:
-    """Return a plan whose checksum is right.
+    """Return a plan, or compiled kernels, whose checksum is right.
 
     Raises
     ------
     EngineError
-        The plan is missing or damaged.
+        The file is missing or damaged.
     """
-    path = folder / f"{component}.plan"
+    path = folder / str(plans[component]["file"])
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -146,10 +163,13 @@ def staged(folder: Path) -> Iterator[Path]:
         raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
-def write_plan(folder: Path, component: str, content: bytes) -> dict[str, Any]:
-    """Write a plan and return what the record says of the file."""
-    (folder / f"{component}.plan").write_bytes(content)
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+def write_plan(
+    folder: Path, component: str, content: bytes, suffix: str = ".plan"
+) -> dict[str, Any]:
+    """Write a plan, or compiled kernels, and return what the record says of the file."""
+    file = component + suffix
+    (folder / file).write_bytes(content)
+    return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None:

@@ -58,6 +58,27 @@ class Profile:
         return cls(*(_rising(name, values) for name, values in
                      (("--batch", counts), ("--size", heights), ("--size", widths))))  # fmt: skip
 
+    @classmethod
+    def read(cls, name: str) -> Profile:
+        """Read what :meth:`__str__` wrote.
+
+        Raises
+        ------
+        EngineError
+            The text has another form.
+        """
+        batch, _, size = name.removeprefix("b").replace(".", ":").partition("-")
+        return cls.parse(batch, size)
+
+    def covers(self, images: int, height: int, width: int) -> bool:
+        """Whether a call with so many images of that size in pixels can run."""
+        return all(
+            limits.low <= value <= limits.high
+            for limits, value in (
+                (self.batch, images), (self.height, height), (self.width, width)
+            )
+        )  # fmt: skip
+
     def axis(self, component: str, symbol: str) -> Range:
         """Return the values of one dynamic axis of a bundle's graph.
 

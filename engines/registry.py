@@ -8,6 +8,9 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Engine
 
 ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
+"""Engines that are called with host arrays, network by network."""
+DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
+"""Engines whose tensors stay on the GPU; the loop runs there too."""
 
 
 def open_engine(name: str, model: Path, threads: int | None, cache: Path | None) -> Engine:

@@ -85,7 +85,7 @@ def build(
     flavour : str
         ``tensorrt`` builds for the GPU that is present, ``tensorrt-rtx`` for ``targets``.
     targets : sequence of str
-        Compute capabilities such as ``sm89``.
+        Compute capabilities such as ``sm89``; of no effect on ``tensorrt``.
     profile : Profile
         Batches and sizes.
     progress : callable, optional
@@ -170,8 +170,6 @@ def check_types(trt: Any, network: Any, component: str) -> dict[str, int]:
 
 def _aim(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
     if flavour != "tensorrt-rtx":
-        if targets:
-            raise EngineError("--target is for tensorrt-rtx; tensorrt builds for the GPU present")
         return
     known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items()
              if name.startswith("SM")}  # fmt: skip

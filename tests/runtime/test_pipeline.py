@@ -12,6 +12,7 @@ from bksdm.engines.errors import NonFiniteError, SamplerError
 from bksdm.engines.protocol import TensorSpec, check_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.pipeline import Cancelled, TextToImage
 from bksdm.runtime.tokenizer import Tokenizer, TruncationWarning
 
@@ -73,7 +74,7 @@ def build(tokenizer, tmp_path):
 
     def make(text=None, noise=None, pixels=None):
         networks = (text or text_encoder(), noise or unet(), pixels or vae_decoder())
-        return TextToImage(bundle, tokenizer, *networks)
+        return TextToImage(bundle, HostExecutor(tokenizer, *networks, bundle.scaling_factor))
 
     return make
 

@@ -1,0 +1,142 @@
+"""Run TensorRT plans on device memory that the caller owns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import TensorSpec
+from bksdm.engines.tensorrt import load_module
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Where a tensor lies in device memory, and its shape."""
+
+    address: int
+    shape: tuple[int, ...]
+
+
+class LoadedPlan:
+    """A plan on the GPU; its contexts run it.
+
+    Parameters
+    ----------
+    flavour : str
+        ``tensorrt`` or ``tensorrt-rtx``.
+    component : str
+        Its name, for messages.
+    content : bytes
+        The plan.
+
+    Attributes
+    ----------
+    tensors : mapping
+        Inputs and outputs by name; dynamic axes are ``"?"``.
+    scratch : int
+        Bytes of device memory that every context needs while it runs. They keep nothing between
+        runs, so all contexts of one stream may share them.
+
+    Raises
+    ------
+    EngineError
+        TensorRT cannot load the plan.
+    """
+
+    def __init__(self, flavour: str, component: str, content: bytes) -> None:
+        trt = load_module(flavour)
+        self._component = component
+        # A runtime must outlive its engines.
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._engine = self._runtime.deserialize_cuda_engine(content)
+        if self._engine is None:
+            raise EngineError(
+                f"{component}: TensorRT {trt.__version__} cannot load the plan on this GPU; "
+                "run `bksdm build` for it"
+            )
+        self._config = self._engine.create_runtime_config()
+        self._config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        if flavour == "tensorrt-rtx":
+            # Kernels that are specialised later, in the background, would not be in a graph.
+            self._config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+        self.scratch = int(self._engine.get_device_memory_size_for_profile_v2(0))
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self.tensors = {
+            name: TensorSpec(
+                np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))),
+                tuple(n if n >= 0 else "?" for n in self._engine.get_tensor_shape(name)),
+            )
+            for name in names
+        }
+        self._inputs = [
+            name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+        ]
+
+    def bind(self, bindings: Mapping[str, Binding], scratch: int) -> BoundPlan:
+        """Return the plan ready to run between these addresses.
+
+        Parameters
+        ----------
+        bindings : mapping
+            One for every tensor.
+        scratch : int
+            Address of :attr:`scratch` bytes.
+
+        Raises
+        ------
+        EngineError
+            A tensor is missing, or a shape lies outside the profile.
+        """
+        if set(bindings) != set(self.tensors):
+            raise EngineError(
+                f"{self._component}: expects tensors {sorted(self.tensors)}, got {sorted(bindings)}"
+            )
+        context = self._engine.create_execution_context(self._config)
+        if context is None:
+            raise EngineError(f"{self._component}: TensorRT has no memory for another size")
+        for name in self._inputs:
+            if not context.set_input_shape(name, bindings[name].shape):
+                raise EngineError(
+                    f"{self._component}: {name} of shape {bindings[name].shape} is outside of "
+                    "what was built"
+                )
+        for name, binding in bindings.items():
+            found = tuple(context.get_tensor_shape(name))
+            if found != binding.shape:
+                raise EngineError(
+                    f"{self._component}: {name} has shape {found}, expected {binding.shape}"
+                )
+            context.set_tensor_address(name, binding.address)
+        context.set_device_memory(scratch, self.scratch)
+        return BoundPlan(self._component, context)
+
+
+@dataclass(frozen=True)
+class BoundPlan:
+    """A plan with fixed shapes and addresses."""
+
+    component: str
+    context: Any
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue one run.
+
+        Raises
+        ------
+        EngineError
+            TensorRT refused.
+        """
+        if not self.context.execute_async_v3(stream):
+            raise EngineError(f"{self.component}: TensorRT could not enqueue it")
+
+    def can_record(self, stream: int) -> bool:
+        """Whether a CUDA graph can hold it."""
+        return bool(self.context.is_stream_capturable(stream))

@@ -1,0 +1,1 @@
+"""The diffusion loop on the GPU: between the prompt and the pixels the host waits for nothing."""

@@ -1,0 +1,93 @@
+"""What the loop asks of a GPU. All work goes into one stream, in order, without waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Memory(Protocol):
+    """An allocation; freed with the object."""
+
+    @property
+    def address(self) -> int:
+        """First byte, as a device pointer."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+
+class HostMemory(Memory, Protocol):
+    """Page-locked host memory, from and to which the GPU copies by itself."""
+
+    @property
+    def array(self) -> NDArray[np.uint8]:
+        """The bytes, [size]; valid to touch while no copy of them is under way."""
+        ...
+
+
+class Kernel(Protocol):
+    """A compiled kernel."""
+
+    def __call__(self, count: int, *arguments: int) -> None:
+        """Enqueue one thread for each of ``count`` elements; arguments are 64 bits wide."""
+        ...
+
+
+class Graph(Protocol):
+    """Recorded work."""
+
+    def launch(self) -> None:
+        """Enqueue all of it at once."""
+        ...
+
+
+class Device(Protocol):
+    """One GPU with one stream."""
+
+    @property
+    def target(self) -> str:
+        """Compute capability such as ``sm89``."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """Handle of the stream, for TensorRT."""
+        ...
+
+    def allocate(self, size: int) -> Memory:
+        """Allocate device memory; its content is undefined."""
+        ...
+
+    def allocate_host(self, size: int) -> HostMemory:
+        """Allocate page-locked host memory."""
+        ...
+
+    def copy(self, target: Memory, source: Memory, size: int) -> None:
+        """Enqueue a copy of the first ``size`` bytes."""
+        ...
+
+    def load(self, code: bytes, name: str) -> Kernel:
+        """Load a kernel of a cubin."""
+        ...
+
+    def record(self, work: Callable[[], None]) -> Graph:
+        """Run ``work`` and record what it enqueues in place of enqueuing it."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait for everything that was enqueued."""
+        ...
+
+
+def as_array(memory: HostMemory, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """View the start of page-locked memory as an array."""
+    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    view: NDArray[Any] = memory.array[:count].view(dtype).reshape(shape)
+    return view

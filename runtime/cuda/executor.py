@@ -1,0 +1,153 @@
+"""Run a bundle's TensorRT plans on the GPU, the loop included."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.plans import Recipe, check, list_plans, read_plan, read_record
+from bksdm.engines.profile import Profile
+from bksdm.engines.tensorrt import load_module
+from bksdm.engines.tensorrt_context import LoadedPlan
+from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.cuda.compile import source_digest
+from bksdm.runtime.cuda.device import Device, Kernel, Memory
+from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.sampling import Step
+from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.work import Cancelled, Work
+
+KEPT_SESSIONS = 4
+PRECISION = "float16"
+
+
+@dataclass(frozen=True)
+class _Built:
+    """One folder of plans that fits the GPU and the bundle."""
+
+    folder: Path
+    profile: Profile
+
+
+class CudaExecutor:
+    """TensorRT plans on one GPU; implements :class:`~bksdm.runtime.work.Executor`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        With plans that ``bksdm build`` made.
+    tokenizer : Tokenizer
+        Its tokenizer.
+    flavour : str
+        ``tensorrt`` or ``tensorrt-rtx``.
+    device : Device
+        The GPU.
+
+    Raises
+    ------
+    EngineError
+        Nothing was built for this GPU, or what was built is stale or damaged.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, flavour: str, device: Device) -> None:
+        self._bundle = bundle
+        self._tokenizer = tokenizer
+        self._flavour = flavour
+        self._device = device
+        self._built = _find(bundle, flavour, device.target)
+        self._sessions: OrderedDict[Shape, Session] = OrderedDict()
+        self._load = cache(partial(_load, flavour, device))
+
+    def check(self, height: int, width: int, images: int) -> None:
+        """Refuse what no profile covers."""
+        if not any(b.profile.covers(images, height, width) for b in self._built):
+            names = ", ".join(str(b.profile) for b in self._built)
+            raise RequestError(
+                f"{images} images of {width}x{height} are outside of what was built ({names}); "
+                "run `bksdm build` with --batch and --size"
+            )
+
+    def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
+        start = time.perf_counter()
+        ids = self._tokenizer(list(work.texts))
+        seconds["tokenize"] = time.perf_counter() - start
+        session = self._session(work)
+        start = time.perf_counter()
+        try:
+            session.begin(ids, work.start, work.table, work.guidance_scale or 1.0)
+            for index, timestep in enumerate(work.table.timesteps):
+                session.step()
+                if work.callback is not None:
+                    step = Step(index, len(work.table), float(timestep), session.latents())
+                    if work.callback(step) is False:
+                        raise Cancelled(step)
+            seconds["enqueue"] = time.perf_counter() - start
+            pixels = session.end()
+        except BaseException:
+            # The next picture may not touch buffers that copies are still under way from.
+            self._device.synchronize()
+            raise
+        seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
+        return pixels
+
+    def _session(self, work: Work) -> Session:
+        images, _, *side = work.start.shape
+        scale = self._bundle.vae_scale
+        shape = Shape(images, work.guidance_scale is not None, side[0] * scale, side[1] * scale)
+        if shape not in self._sessions:
+            built = next(b for b in self._built
+                         if b.profile.covers(images, shape.height, shape.width))  # fmt: skip
+            plans, kernel, scratch = self._load(built.folder)
+            while len(self._sessions) >= KEPT_SESSIONS:
+                self._sessions.popitem(last=False)
+            self._sessions[shape] = Session(
+                self._device, plans, kernel, scratch, shape, scale, self._bundle.scaling_factor
+            )
+        self._sessions.move_to_end(shape)
+        return self._sessions[shape]
+
+
+def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
+    """Return every folder of plans for a GPU; the first stale one of them is refused."""
+    engines = bundle.path / "engines"
+    models = {name: bundle.model(name) for name in COMPONENTS}
+    version = str(load_module(flavour).__version__)
+    found, others = [], []
+    for name in list_plans(engines):
+        record = read_record(engines / name)
+        if record.get("backend") != flavour or target not in record.get("targets", ()):
+            others.append(name)
+            continue
+        profile = Profile.read(record["profile"])
+        recipe = Recipe(flavour, version, tuple(record["targets"]), PRECISION, profile)
+        check(engines / name, recipe, models)
+        found.append(_Built(engines / name, profile))
+    if not found:
+        raise EngineError(
+            f"nothing was built for {flavour} on {target} (built: {', '.join(others) or 'nothing'})"
+            f"; run `bksdm build {bundle.path} --engine {flavour}`"
+        )
+    return found
+
+
+def _load(
+    flavour: str, device: Device, folder: Path
+) -> tuple[dict[str, LoadedPlan], Callable[[str], Kernel], Memory]:
+    """Return the loaded plans of a folder, its kernels, and scratch for the hungriest plan."""
+    files = read_record(folder)["plans"]
+    kernels = f"kernels-{device.target}"
+    if files.get(kernels, {}).get("model") != source_digest():
+        raise EngineError(f"{folder.name}: {kernels} is stale; run `bksdm build` again")
+    code = read_plan(folder, kernels, files)
+    plans = {name: LoadedPlan(flavour, name, read_plan(folder, name, files)) for name in COMPONENTS}
+    scratch = device.allocate(max(1, *(plan.scratch for plan in plans.values())))
+    return plans, cache(partial(device.load, code)), scratch

@@ -1,0 +1,136 @@
+"""Run the loop in numpy, between engines that take and return host arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import NonFiniteError, SamplerError
+from bksdm.engines.protocol import Array, Engine
+from bksdm.runtime.guidance import guide
+from bksdm.runtime.images import to_uint8
+from bksdm.runtime.sampling import sample
+from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.work import Cancelled, Work
+
+MAX_CACHED_PROMPTS = 256
+
+
+class HostExecutor:
+    """Engines on host arrays; implements :class:`~bksdm.runtime.work.Executor`.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The bundle's tokenizer.
+    text_encoder, unet, vae_decoder : Engine
+        Its networks; names and shapes of their tensors are Optimum's.
+    scaling_factor : float
+        Latents are divided by it before the VAE decoder.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        text_encoder: Engine,
+        unet: Engine,
+        vae_decoder: Engine,
+        scaling_factor: float,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._text_encoder = text_encoder
+        self._unet = unet
+        self._vae_decoder = vae_decoder
+        self._scaling_factor = scaling_factor
+        self._embeddings: dict[str, NDArray[np.float32]] = {}
+
+    def check(self, height: int, width: int, images: int) -> None:
+        """Accept every size."""
+
+    def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
+        embeddings = self._encode(work.texts, seconds)
+        scale = work.guidance_scale
+
+        def predict(x: NDArray[np.float32], timestep: float, index: int) -> NDArray[np.float32]:
+            both = x if scale is None else np.concatenate([x, x])
+            with _timed(seconds, "unet"):
+                output = self._denoise(both, timestep, embeddings)
+            _require_finite(output, f"noise prediction of step {index + 1}")
+            return output if scale is None else guide(output, scale)
+
+        with _timed(seconds, "loop"):
+            for step in sample(work.table, work.start, predict):
+                if work.callback is not None and work.callback(step) is False:
+                    raise Cancelled(step)
+        seconds["loop"] -= seconds["unet"]
+
+        with _timed(seconds, "vae_decoder"):
+            decoded = self._decode(step.latents)
+        _require_finite(decoded, "pixels of the VAE decoder")
+        with _timed(seconds, "to_uint8"):
+            return to_uint8(decoded)
+
+    def _encode(self, texts: Sequence[str], seconds: dict[str, float]) -> NDArray[np.float32]:
+        """Return embeddings [texts, 77, width], float32; equal texts are encoded once."""
+        different = list(dict.fromkeys(texts))
+        if len(self._embeddings) + len(different) > MAX_CACHED_PROMPTS:
+            self._embeddings.clear()
+        new = [text for text in different if text not in self._embeddings]
+        if new:
+            with _timed(seconds, "tokenize"):
+                ids = self._tokenizer(new)
+            with _timed(seconds, "text_encoder"):
+                hidden = _cast_call(self._text_encoder, {"input_ids": ids}, "last_hidden_state")
+            _require_finite(hidden, "embeddings of the text encoder")
+            self._embeddings.update(zip(new, hidden, strict=True))
+        return np.stack([self._embeddings[text] for text in texts])
+
+    def _denoise(
+        self, sample: NDArray[np.float32], timestep: float, embeddings: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        spec = self._unet.inputs["timestep"]
+        if np.issubdtype(spec.dtype, np.integer) and timestep != round(timestep):
+            raise SamplerError(
+                f"timestep {timestep:g} is fractional, but this bundle's UNet takes whole ones; "
+                "use another timestep_spacing or export the bundle with `bksdm export`"
+            )
+        # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
+        # axis of its own as Optimum has it.
+        per_image = spec.shape[:1] == self._unet.inputs["sample"].shape[:1]
+        shape = () if not spec.shape else (len(sample),) if per_image else (1,)
+        vector = np.full(shape, timestep)
+        feeds = {"sample": sample, "timestep": vector, "encoder_hidden_states": embeddings}
+        return _cast_call(self._unet, feeds, "out_sample")
+
+    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
+        scaled = latents / np.float32(self._scaling_factor)
+        one_by_one = (
+            _cast_call(self._vae_decoder, {"latent_sample": scaled[i : i + 1]}, "sample")
+            for i in range(len(scaled))
+        )
+        return np.concatenate(list(one_by_one))
+
+
+def _cast_call(engine: Engine, feeds: dict[str, Array], output: str) -> NDArray[np.float32]:
+    """Run an engine with its own dtypes; the runtime's arithmetic is float32."""
+    cast = {name: array.astype(engine.inputs[name].dtype, copy=False)
+            for name, array in feeds.items()}  # fmt: skip
+    return engine(cast)[output].astype(np.float32, copy=False)
+
+
+def _require_finite(array: NDArray[np.float32], stage: str) -> None:
+    if not np.isfinite(array).all():
+        raise NonFiniteError(f"{stage}: NaN or infinity; a float32 bundle may not overflow")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

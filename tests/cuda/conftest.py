@@ -1,0 +1,70 @@
+"""A bundle with plans, and a simulated GPU to run them on."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from bksdm.engines.plans import Recipe, model_digest, staged, write_plan, write_record
+from bksdm.engines.profile import Profile
+from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.cuda.compile import compile_kernels, source_digest
+from bksdm.runtime.cuda.executor import CudaExecutor
+from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.tokenizer import Tokenizer
+
+from .simulated import Engine, SimulatedDevice, simulated_tensorrt
+
+VERSION = "9.9.9"
+RECIPE = Recipe(
+    "tensorrt-rtx", VERSION, ("sm89",), "float16", Profile.parse("1:1:3", "64x64:64x64:96x96")
+)
+
+
+@pytest.fixture(scope="session")
+def built(nano_bundle_fp16, tmp_path_factory):
+    """The bundle, with a folder of plans whose content is only their name."""
+    folder = tmp_path_factory.mktemp("built") / "nano"
+    shutil.copytree(nano_bundle_fp16, folder)
+    with staged(folder / "engines" / RECIPE.name) as beside:
+        plans = {
+            name: {
+                "model": model_digest(folder / name / "model.onnx"),
+                **write_plan(beside, name, name.encode()),
+            }
+            for name in COMPONENTS
+        }
+        kernels = write_plan(beside, "kernels-sm89", compile_kernels("sm89"), ".cubin")
+        plans["kernels-sm89"] = {"model": source_digest(), **kernels}
+        write_record(beside, RECIPE, plans)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def device(library_folder):
+    return SimulatedDevice(library_folder)
+
+
+@pytest.fixture
+def load(device, monkeypatch):
+    """Open a bundle on the simulated GPU; ``change`` alters what networks return."""
+
+    def open_on_device(folder, change=None):
+        bundle = Bundle.open(folder)
+        engines = {
+            name.encode(): Engine(device, bundle.model(name), RECIPE.profile, name, change)
+            for name in COMPONENTS
+        }
+        module = simulated_tensorrt(device, VERSION, engines)
+        for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.executor"):
+            monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
+        tokenizer = Tokenizer.load(folder / "tokenizer")
+        return TextToImage(bundle, CudaExecutor(bundle, tokenizer, "tensorrt-rtx", device))
+
+    return open_on_device

@@ -1,0 +1,156 @@
+"""The kernels' own source, compiled for the host, against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bksdm.engines.errors import EngineError
+from bksdm.runtime.cuda.compile import compile_kernels
+from bksdm.runtime.cuda.device import as_array
+from bksdm.runtime.cuda.session import CONTROL
+from bksdm.runtime.images import to_uint8
+
+from .simulated import SimulationError
+
+CODE = b"\x7fELF"
+
+
+class Run:
+    """Arrays on the simulated device."""
+
+    def __init__(self, device):
+        self.device = device
+        self.control = np.zeros(1, CONTROL)
+        self._memory = {}
+
+    def put(self, **arrays):
+        for name, array in arrays.items():
+            host = self.device.allocate_host(array.nbytes)
+            as_array(host, array.dtype, array.shape)[:] = array
+            self._memory[name] = self.device.allocate(array.nbytes)
+            self.device.copy(self._memory[name], host, array.nbytes)
+            self.device.synchronize()
+
+    def address(self, name):
+        return self._memory[name].address
+
+    def get(self, name, dtype, shape):
+        memory = self._memory[name]
+        host = self.device.allocate_host(memory.size)
+        self.device.copy(host, memory, memory.size)
+        self.device.synchronize()
+        return as_array(host, dtype, shape).copy()
+
+    def kernel(self, name, count, *arguments):
+        addresses = [self.address(a) if isinstance(a, str) else a for a in arguments]
+        self.device.load(CODE, name)(count, *addresses)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 26, 100])
+@pytest.mark.parametrize(("images", "side"), [(1, 1), (1, 17), (3, 9)])
+@pytest.mark.parametrize("guided", [True, False])
+def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided):
+    rng = np.random.default_rng(steps * 1000 + images * 100 + side + guided)
+    size, halves = images * 4 * side, 2 if guided else 1
+    rows = np.tril(rng.normal(size=(steps + 1, steps + 1))).astype(np.float32)
+    timesteps = np.sort(rng.uniform(0, 999, steps))[::-1].astype(np.float32)
+    input_scale = rng.uniform(0.1, 1, steps).astype(np.float32)
+    start = rng.normal(size=size).astype(np.float32)
+    run = Run(device)
+    history = np.full((steps + 1, size), np.nan, np.float32)
+    history[0] = start
+    run.put(rows=rows, timesteps=timesteps, input_scale=input_scale, history=history,
+            latents=start, sample=np.zeros(halves * size, np.float16),
+            timestep=np.zeros(halves * images, np.float32))  # fmt: skip
+    addresses = (run.address(n) for n in ("timesteps", "input_scale", "rows", "history"))
+    run.control[0] = (0, 0, steps, steps, 0, 0, 7.5, 0.18215, *addresses)
+    run.put(control=run.control)
+    exact = [start.astype(np.float64)]
+    for k in range(steps):
+        run.kernel("feed", max(size, halves * images), "control", "latents", "sample", "timestep",
+                   size, halves, images)  # fmt: skip
+        latents = run.get("latents", np.float32, size)
+        fed = run.get("sample", np.float16, (halves, size))
+        assert (fed == (latents * input_scale[k]).astype(np.float16)).all()
+        assert (run.get("timestep", np.float32, halves * images) == timesteps[k]).all()
+        prediction = rng.normal(size=(halves, size)).astype(np.float16)
+        run.put(prediction=prediction)
+        run.kernel("step", size, "control", "prediction", "latents", size, halves)
+        noise = prediction[0].astype(np.float64)
+        if guided:
+            noise += 7.5 * (prediction[1] - noise)
+        exact.append(noise)
+        known = np.stack(exact)
+        wanted = rows[k + 1, : k + 2].astype(np.float64) @ known
+        # A float32 sum of k + 2 products: each addition rounds once, relative to the largest sum.
+        bound = (k + 4) * 2.0**-24 * (np.abs(rows[k + 1, : k + 2]) @ np.abs(known))
+        found = run.get("latents", np.float32, size)
+        assert (np.abs(found - wanted) <= bound + 2.0**-22 * np.abs(known).max()).all()
+    control = run.get("control", CONTROL, (1,))[0]
+    assert control["first_bad_step"] == steps
+    assert (control["step"], control["next"]) == (steps - 1, steps)
+
+
+def test_every_half_becomes_the_pixel_that_diffusers_makes_of_it(device):
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    area = len(halves) // 3
+    sample = halves[: 3 * area].reshape(1, 3, area)
+    run = Run(device)
+    run.put(control=run.control, sample=sample, pixels=np.zeros(3 * area, np.uint8))
+    run.kernel("to_pixels", area, "control", "sample", "pixels", area, 1)
+    found = run.get("pixels", np.uint8, (1, 1, area, 3))
+    assert (found == to_uint8(sample.reshape(1, 3, 1, area))).all()
+    assert run.get("control", CONTROL, (1,))[0]["bad_pixels"] == 0
+
+
+def test_pixels_of_several_pictures_keep_their_places(device):
+    sample = np.random.default_rng(0).uniform(-1.2, 1.2, (3, 3, 5, 7)).astype(np.float16)
+    run = Run(device)
+    run.put(control=run.control, sample=sample, pixels=np.zeros(sample.size, np.uint8))
+    run.kernel("to_pixels", 3 * 35, "control", "sample", "pixels", 35, 3)
+    assert (run.get("pixels", np.uint8, (3, 5, 7, 3)) == to_uint8(sample)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 500, 999])
+def test_one_bad_value_is_noted(device, bad, place):
+    values = np.ones(1000, np.float16)
+    run = Run(device)
+    run.put(control=run.control, good=values)
+    run.kernel("check_embeddings", 1000, "control", "good", 1000)
+    assert run.get("control", CONTROL, (1,))[0]["bad_embeddings"] == 0
+    values[place] = bad
+    run.put(spoilt=values)
+    run.kernel("check_embeddings", 1000, "control", "spoilt", 1000)
+    assert run.get("control", CONTROL, (1,))[0]["bad_embeddings"] == 1
+
+
+@pytest.mark.parametrize("target", ["sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"])
+def test_kernels_compile_for_every_gpu(target):
+    assert compile_kernels(target).startswith(b"\x7fELF")
+
+
+def test_an_unknown_target_is_an_error():
+    with pytest.raises(EngineError, match="cannot be compiled for sm12345"):
+        compile_kernels("sm12345")
+
+
+def test_the_simulated_gpu_notices_what_a_real_one_would_not(device):
+    with pytest.raises(SimulationError, match="not in a live allocation"):
+        device.copy(device.allocate(8), device.allocate(4), 8)
+    memory, host = device.allocate(4), device.allocate_host(4)
+    device.copy(host, memory, 4)
+    with pytest.raises(SimulationError, match="not written yet"):
+        host.array.sum()
+    device.synchronize()
+    assert np.isnan(host.array.view(np.float32)[0])
+    with pytest.raises(SimulationError, match="touches device memory"):
+        memory.array.sum()
+    run = Run(device)
+    run.put(control=run.control, sample=np.zeros((1, 3, 300), np.float16),
+            pixels=np.zeros(3 * 299, np.uint8))  # fmt: skip
+    run.kernel("to_pixels", 300, "control", "sample", "pixels", 300, 1)
+    with pytest.raises(SimulationError, match="out of bounds"):
+        device.synchronize()
