@@ -76,7 +76,7 @@ def build_bundle(
     from bksdm.engines.graph import describe_graph
     from bksdm.engines.plans import Recipe, check, model_digest, staged, write_plan, write_record
     from bksdm.engines.profile import Profile
-    from bksdm.engines.tensorrt import build, load_module
+    from bksdm.engines.tensorrt import build, check_targets, load_module
     from bksdm.runtime.cuda.compile import compile_kernels, source_digest
     from bksdm.runtime.cuda.gpu import Gpu
 
@@ -88,8 +88,9 @@ def build_bundle(
         if targets:
             raise EngineError("--target is for tensorrt-rtx; tensorrt builds for the GPU present")
         targets = (Gpu().target,)
+    else:
+        check_targets(targets)
     recipe = Recipe(flavour, version, targets, precision, Profile.parse(batch, size))
-    # The cheapest step first: it also tells an unknown target.
     kernels = {target: compile_kernels(target) for target in targets}
     folder = path / "engines" / recipe.name
     with staged(folder) as beside:
@@ -102,12 +103,12 @@ def build_bundle(
         }
         for component, model in models.items():
             start = time.monotonic()
-            with tqdm(total=1.0, desc=component, leave=False, delay=0.5,
+            with tqdm(total=1.0, desc=component, leave=False, delay=0.5, disable=None,
                       bar_format="{desc}: {percentage:3.0f}% {postfix}") as bar:  # fmt: skip
 
                 def show(phase: str, part: float, bar: tqdm[None] = bar) -> None:
-                    bar.n = part
-                    bar.set_postfix_str(phase)
+                    bar.set_postfix_str(phase, refresh=False)
+                    bar.update(part - bar.n)
 
                 plan = build(model, component, flavour, targets, recipe.profile, show)
             seconds = time.monotonic() - start

@@ -108,7 +108,7 @@ def build(
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")
     dtypes = check_types(trt, network, component)
     config = builder.create_builder_config()
-    _aim(trt, config, flavour, targets)
+    _aim(config, flavour, targets)
     config.add_optimization_profile(_shapes(builder, network, proto, component, profile))
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
@@ -168,9 +168,15 @@ def check_types(trt: Any, network: Any, component: str) -> dict[str, int]:
     return dict(counts)
 
 
-def _aim(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
-    if flavour != "tensorrt-rtx":
-        return
+def check_targets(targets: Sequence[str]) -> dict[str, Any]:
+    """Return TensorRT RTX's constants for compute capabilities such as ``sm89``.
+
+    Raises
+    ------
+    EngineError
+        There is none, or one is unknown; lists the known.
+    """
+    trt = load_module("tensorrt-rtx")
     known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items()
              if name.startswith("SM")}  # fmt: skip
     unknown = [target for target in targets if target not in known]
@@ -178,9 +184,16 @@ def _aim(trt: Any, config: Any, flavour: str, targets: Sequence[str]) -> None:
         raise EngineError(
             f"target {', '.join(unknown) or 'missing'}; known to tensorrt-rtx: {', '.join(known)}"
         )
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(known[target], index)
+    return {target: known[target] for target in targets}
+
+
+def _aim(config: Any, flavour: str, targets: Sequence[str]) -> None:
+    if flavour != "tensorrt-rtx":
+        return
+    capabilities = check_targets(targets)
+    config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities.values()):
+        config.set_compute_capability(capability, index)
 
 
 def _shapes(

@@ -16,5 +16,8 @@ def guide(both: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
     scale : float
         Guidance scale s.
     """
-    unconditional, conditional = np.split(both, 2)
-    return unconditional + np.float32(scale) * (conditional - unconditional)
+    half = len(both) // 2
+    guided = both[half:] - both[:half]
+    guided *= np.float32(scale)
+    guided += both[:half]
+    return guided

@@ -46,7 +46,8 @@ def sample(
     rows = table.rows.astype(np.float32)
     latents = start
     for k, timestep in enumerate(table.timesteps):
-        scaled = latents * np.float32(table.input_scale[k])
+        scale = np.float32(table.input_scale[k])
+        scaled = latents if scale == 1 else latents * scale
         history[k + 1] = predict(scaled, float(timestep), k).reshape(-1)
         latents = (rows[k + 1, : k + 2] @ history[: k + 2]).reshape(start.shape)
         yield Step(k, total, float(timestep), latents)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.ddim import ddim
@@ -40,6 +42,13 @@ def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = N
     SamplerError
         The sampler is unknown, a field is not implemented, or ``steps`` is out of range.
     """
+    # A table takes longer to compile than a few steps of the loop take on the host.
+    return _compiled(json.dumps(dict(fields), sort_keys=True, default=repr), steps, sampler)
+
+
+@lru_cache(maxsize=64)
+def _compiled(config: str, steps: int, sampler: str | None) -> StepTable:
+    fields = json.loads(config)
     if sampler is None:
         class_name = fields.get("_class_name")
         known = isinstance(class_name, str) and class_name in DIFFUSERS_CLASSES

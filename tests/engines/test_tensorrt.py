@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.cli import main
 from bksdm.engines import tensorrt as backend
 from bksdm.engines.errors import EngineError
+from bksdm.engines.plans import read_plan
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import build, load_module
 
@@ -95,6 +96,10 @@ def built(nano_bundle_fp16, tmp_path_factory):
 def test_every_network_of_a_bundle_is_built_in_half_precision(built, capsys):
     (record,) = (built / "engines").glob("*/engine.json")
     plans = json.loads(record.read_text())["plans"]
+    kernels = plans.pop("kernels-sm89")
+    assert read_plan(record.parent, "kernels-sm89", {"kernels-sm89": kernels}).startswith(
+        b"\x7fELF"
+    )
     assert set(plans) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     # The path of the timestep, and four scalars of the text encoder.
     assert {name: plan["tensors"].get("float", 0) for name, plan in plans.items()} == {

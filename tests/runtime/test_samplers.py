@@ -86,23 +86,19 @@ def compare(scheduler_class, name, fields, steps):
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("skip_prk", [True, False])
 def test_pndm_equals_diffusers(steps, skip_prk):
-    few = steps < 1000
     compared = [
         compare(PNDMScheduler, "pndm", fields, steps)
         for fields in configurations(skip_prk_steps=[skip_prk])
-        if few or fields["beta_schedule"] == "scaled_linear"
     ]
     assert any(compared) or (not skip_prk and steps < 4)
 
 
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddim_equals_diffusers(steps):
-    few = steps < 1000
     assert any(
         [
             compare(DDIMScheduler, "ddim", {**fields, "clip_sample": False}, steps)
             for fields in configurations()
-            if few or fields["beta_schedule"] == "scaled_linear"
         ]
     )
 
@@ -114,8 +110,6 @@ def test_euler_equals_diffusers(steps):
     names = {**vars(torch), "float32": torch.float64}
     compared = []
     for fields in configurations(set_alpha_to_one=[False]):
-        if steps == 1000 and fields["beta_schedule"] != "scaled_linear":
-            continue
         scheduler = EulerDiscreteScheduler(
             **{k: v for k, v in fields.items() if k != "set_alpha_to_one"}
         )

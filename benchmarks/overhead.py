@@ -1,0 +1,189 @@
+"""Host time per step, with networks that do nothing: what the loop itself costs.
+
+    python benchmarks/overhead.py
+
+Three loops take turns in one run, on one thread, for one 512×512 picture (latents 1×4×64×64) with
+guidance at 25 PNDM steps: diffusers' pipeline with stub modules, the loop in numpy with stub
+engines, and the loop on a GPU with a device that drops its work, which leaves what the host does to
+enqueue it. The time of a call with one step is subtracted, so that set-up does not count. The
+driver's own time to launch a CUDA graph is not in the last figure: it needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bksdm.engines.protocol import TensorSpec
+from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.samplers import step_table
+from bksdm.runtime.work import Work
+
+STEPS = 25
+SIDE, WIDTH, TOKENS = 64, 768, 77
+SCHEDULER = {
+    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": False,
+    "skip_prk_steps": True, "steps_offset": 1,
+}  # fmt: skip
+
+
+def diffusers_loop() -> Callable[[int], object]:
+    """Return a call of diffusers' pipeline whose modules return what they always return."""
+    from diffusers import (
+        AutoencoderKL,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    noise = torch.zeros(2, 4, SIDE, SIDE)
+    unet = UNet2DConditionModel(
+        sample_size=SIDE, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    unet.forward = lambda *arguments, **named: (noise,)
+    vae = AutoencoderKL(
+        block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(hidden_size=8, intermediate_size=8, num_attention_heads=1,
+                       num_hidden_layers=1, vocab_size=8)
+    )  # fmt: skip
+    fields = {k: v for k, v in SCHEDULER.items() if not k.startswith("_")}
+    pipeline = StableDiffusionPipeline(
+        vae, text, None, unet, PNDMScheduler(**fields), None, None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    embeddings = torch.zeros(1, TOKENS, WIDTH)
+    latents = torch.zeros(1, 4, SIDE, SIDE)
+    return lambda steps: pipeline(
+        prompt_embeds=embeddings, negative_prompt_embeds=embeddings, latents=latents,
+        num_inference_steps=steps, output_type="latent", return_dict=False,
+    )  # fmt: skip
+
+
+def numpy_loop() -> Callable[[int], object]:
+    """Return a call of the loop on the host whose engines return what they always return."""
+    single = np.dtype(np.float32)
+
+    def engine(output: str, shape: tuple[int, ...], **inputs: TensorSpec) -> Any:
+        result = {output: np.zeros(shape, single)}
+        stub = lambda feeds: result  # noqa: E731
+        stub.inputs = inputs  # type: ignore[attr-defined]
+        return stub
+
+    ids = TensorSpec(np.dtype(np.int64), ("batch", TOKENS))
+    sample = TensorSpec(single, ("batch", 4, "height", "width"))
+    unet = engine(
+        "out_sample", (2, 4, SIDE, SIDE), sample=sample, timestep=TensorSpec(single, ("batch",)),
+        encoder_hidden_states=TensorSpec(single, ("batch", TOKENS, WIDTH)),
+    )  # fmt: skip
+    executor = HostExecutor(
+        lambda texts: np.zeros((len(texts), TOKENS), np.int64),  # type: ignore[arg-type]
+        engine("last_hidden_state", (2, TOKENS, WIDTH), input_ids=ids),
+        unet,
+        engine("sample", (1, 3, 8, 8), latent_sample=sample),
+        0.18215,
+    )
+    start = np.zeros((1, 4, SIDE, SIDE), np.float32)
+    return lambda steps: executor(
+        Work(["", "a"], 7.5, step_table(SCHEDULER, steps), start), {}
+    )  # fmt: skip
+
+
+def cuda_loop() -> Callable[[int], object]:
+    """Return a call of the loop on a device that drops all work."""
+    half, single, whole = (np.dtype(t) for t in (np.float16, np.float32, np.int64))
+
+    def host(size: int) -> Any:
+        array = np.zeros(size, np.uint8)
+        return SimpleNamespace(array=array, size=size, address=array.ctypes.data)
+
+    nothing = SimpleNamespace(
+        enqueue=lambda stream: None, can_record=lambda stream: True, launch=lambda: None
+    )
+    device: Any = SimpleNamespace(
+        stream=0, allocate=lambda size: SimpleNamespace(size=size, address=0), allocate_host=host,
+        copy=lambda target, source, size: None, synchronize=lambda: None,
+        record=lambda work: nothing,
+    )  # fmt: skip
+    plans: dict[str, Any] = {
+        name: SimpleNamespace(tensors=tensors, bind=lambda bindings, scratch: nothing)
+        for name, tensors in {
+            "text_encoder": {"input_ids": TensorSpec(whole, ("?", TOKENS)),
+                             "last_hidden_state": TensorSpec(half, ("?", TOKENS, WIDTH))},
+            "unet": {"sample": TensorSpec(half, ("?", 4, "?", "?")),
+                     "timestep": TensorSpec(single, ("?",)),
+                     "out_sample": TensorSpec(half, ("?", 4, "?", "?"))},
+            "vae_decoder": {"latent_sample": TensorSpec(half, ("?", 4, "?", "?")),
+                            "sample": TensorSpec(half, ("?", 3, "?", "?"))},
+        }.items()
+    }  # fmt: skip
+    kernel = lambda count, *arguments: None  # noqa: E731
+    session = Session(
+        device, plans, lambda name: kernel, SimpleNamespace(size=1, address=0),
+        Shape(1, True, 8 * SIDE, 8 * SIDE), 8, 0.18215,
+    )  # fmt: skip
+    ids = np.zeros((2, TOKENS), np.int64)
+    start = np.zeros((1, 4, SIDE, SIDE), np.float32)
+
+    def run(steps: int) -> None:
+        table = step_table(SCHEDULER, steps)
+        session.begin(ids, start, table, 7.5)
+        for _ in range(len(table)):
+            session.step()
+        # The device left the flags alone, so only the steps are of interest here.
+
+    return run
+
+
+def measure(loops: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
+    """Return seconds per step of every loop in every round; the first three do not count."""
+    found: dict[str, list[float]] = {name: [] for name in loops}
+    few = len(step_table(SCHEDULER, 1))
+    many = len(step_table(SCHEDULER, STEPS))
+    for number in range(-3, rounds):
+        for name, loop in loops.items():
+            times = []
+            for steps in (1, STEPS):
+                loop(steps)
+                start = time.perf_counter()
+                loop(steps)
+                times.append(time.perf_counter() - start)
+            if number >= 0:
+                found[name].append((times[1] - times[0]) / (many - few))
+    return found
+
+
+def main() -> None:
+    """Print the medians, and how they compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=100)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    loops = {"diffusers": diffusers_loop(), "numpy": numpy_loop(), "cuda": cuda_loop()}
+    found = measure(loops, options.rounds)
+    slowest = statistics.median(found["diffusers"])
+    print(f"{platform.machine()}, torch {torch.__version__}, numpy {np.__version__}")
+    print(f"{'loop':<12}{'median µs/step':>16}{'least':>10}{'diffusers / it':>16}")
+    for name, seconds in found.items():
+        median = statistics.median(seconds)
+        print(f"{name:<12}{median * 1e6:16.1f}{min(seconds) * 1e6:10.1f}{slowest / median:16.1f}")
+
+
+if __name__ == "__main__":
+    main()
