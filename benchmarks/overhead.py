@@ -5,8 +5,9 @@
 Three loops take turns in one run, on one thread, for one 512×512 picture (latents 1×4×64×64) with
 guidance at 25 PNDM steps: diffusers' pipeline with stub modules, the loop in numpy with stub
 engines, and the loop on a GPU with a device that drops its work, which leaves what the host does to
-enqueue it. The time of a call with one step is subtracted, so that set-up does not count. The
-driver's own time to launch a CUDA graph is not in the last figure: it needs a GPU.
+enqueue it. ``per step`` leaves set-up out by subtracting a call with one step; ``whole`` is all of
+the call divided by its steps. The driver's own time to launch a CUDA graph is in neither: it needs
+a GPU.
 """
 
 from __future__ import annotations
@@ -149,9 +150,11 @@ def cuda_loop() -> Callable[[int], object]:
     return run
 
 
-def measure(loops: dict[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
-    """Return seconds per step of every loop in every round; the first three do not count."""
-    found: dict[str, list[float]] = {name: [] for name in loops}
+def measure(
+    loops: dict[str, Callable[[int], object]], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Return seconds per step, without and with set-up; the first three rounds do not count."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
     few = len(step_table(SCHEDULER, 1))
     many = len(step_table(SCHEDULER, STEPS))
     for number in range(-3, rounds):
@@ -163,7 +166,7 @@ def measure(loops: dict[str, Callable[[int], object]], rounds: int) -> dict[str,
                 loop(steps)
                 times.append(time.perf_counter() - start)
             if number >= 0:
-                found[name].append((times[1] - times[0]) / (many - few))
+                found[name].append(((times[1] - times[0]) / (many - few), times[1] / many))
     return found
 
 
@@ -177,12 +180,14 @@ def main() -> None:
     torch.set_num_threads(1)
     loops = {"diffusers": diffusers_loop(), "numpy": numpy_loop(), "cuda": cuda_loop()}
     found = measure(loops, options.rounds)
-    slowest = statistics.median(found["diffusers"])
+    medians = {
+        name: [statistics.median(column) * 1e6 for column in zip(*rows, strict=True)]
+        for name, rows in found.items()
+    }
     print(f"{platform.machine()}, torch {torch.__version__}, numpy {np.__version__}")
-    print(f"{'loop':<12}{'median µs/step':>16}{'least':>10}{'diffusers / it':>16}")
-    for name, seconds in found.items():
-        median = statistics.median(seconds)
-        print(f"{name:<12}{median * 1e6:16.1f}{min(seconds) * 1e6:10.1f}{slowest / median:16.1f}")
+    print(f"median µs{'per step':>12}{'whole':>10}{'diffusers / it':>18}")
+    for name, (step, whole) in medians.items():
+        print(f"{name:<9}{step:12.1f}{whole:10.1f}{medians['diffusers'][1] / whole:18.1f}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from bksdm.engines.errors import NonFiniteError, SamplerError
 from bksdm.engines.protocol import Array, Engine
 from bksdm.runtime.guidance import guide
 from bksdm.runtime.images import to_uint8
+from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import sample
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.work import Cancelled, Work
@@ -54,13 +55,23 @@ class HostExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
+        inputs, scale = self._unet.inputs, work.guidance_scale
+        timesteps = self._timesteps(work.table, len(work.texts))
         embeddings = self._encode(work.texts, seconds)
-        scale = work.guidance_scale
+        embeddings = embeddings.astype(inputs["encoder_hidden_states"].dtype, copy=False)
+        seconds["unet"] = 0.0
 
         def predict(x: NDArray[np.float32], timestep: float, index: int) -> NDArray[np.float32]:
             both = x if scale is None else np.concatenate([x, x])
-            with _timed(seconds, "unet"):
-                output = self._denoise(both, timestep, embeddings)
+            feeds = {
+                "sample": both.astype(inputs["sample"].dtype, copy=False),
+                "timestep": timesteps[index],
+                "encoder_hidden_states": embeddings,
+            }
+            start = time.perf_counter()
+            output = self._unet(feeds)["out_sample"]
+            seconds["unet"] += time.perf_counter() - start
+            output = output.astype(np.float32, copy=False)
             _require_finite(output, f"noise prediction of step {index + 1}")
             return output if scale is None else guide(output, scale)
 
@@ -91,22 +102,27 @@ class HostExecutor:
             self._embeddings.update(zip(new, hidden, strict=True))
         return np.stack([self._embeddings[text] for text in texts])
 
-    def _denoise(
-        self, sample: NDArray[np.float32], timestep: float, embeddings: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _timesteps(self, table: StepTable, rows: int) -> list[Array]:
+        """Return what the UNet is told in each step, in the type and shape that it takes.
+
+        Raises
+        ------
+        SamplerError
+            The UNet takes whole numbers only, and there are others.
+        """
         spec = self._unet.inputs["timestep"]
-        if np.issubdtype(spec.dtype, np.integer) and timestep != round(timestep):
-            raise SamplerError(
-                f"timestep {timestep:g} is fractional, but this bundle's UNet takes whole ones; "
-                "use another timestep_spacing or export the bundle with `bksdm export`"
-            )
+        whole = np.issubdtype(spec.dtype, np.integer)
+        for timestep in table.timesteps:
+            if whole and timestep != round(timestep):
+                raise SamplerError(
+                    f"timestep {timestep:g} is fractional, but this bundle's UNet takes whole "
+                    "ones; use another timestep_spacing or export the bundle with `bksdm export`"
+                )
         # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
         # axis of its own as Optimum has it.
         per_image = spec.shape[:1] == self._unet.inputs["sample"].shape[:1]
-        shape = () if not spec.shape else (len(sample),) if per_image else (1,)
-        vector = np.full(shape, timestep)
-        feeds = {"sample": sample, "timestep": vector, "encoder_hidden_states": embeddings}
-        return _cast_call(self._unet, feeds, "out_sample")
+        shape = () if not spec.shape else (rows,) if per_image else (1,)
+        return [np.full(shape, timestep, spec.dtype) for timestep in table.timesteps]
 
     def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
         """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
