@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def build_bundle(
     from bksdm.runtime.cuda.compile import compile_kernels, source_digest
     from bksdm.runtime.cuda.gpu import Gpu
 
+    began = time.monotonic()
     precision = describe_graph(models["unet"])["dtype"]
     if precision != "float16":
         raise EngineError(f"{path} is {precision}; export it with --dtype float16 first")
@@ -122,4 +124,15 @@ def build_bundle(
                   + ", ".join(f"{n} {kind}" for kind, n in plan.dtypes.items()))  # fmt: skip
         write_record(beside, recipe, plans)
     check(folder, recipe, models)
+    print(f"{time.monotonic() - began:.0f} s in all{_peak_memory()}")
     print(folder)
+
+
+def _peak_memory() -> str:
+    if sys.platform == "win32":
+        return ""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return f", at most {peak / 1e9:.1f} GB of memory"
