@@ -93,6 +93,9 @@ def build_bundle(
     else:
         check_targets(targets)
     recipe = Recipe(flavour, version, targets, precision, Profile.parse(batch, size))
+    timings = None
+    if flavour == "tensorrt":
+        timings = path / "engines" / f"timings-{version}-{targets[0]}.cache"
     kernels = {target: compile_kernels(target) for target in targets}
     folder = path / "engines" / recipe.name
     with staged(folder) as beside:
@@ -112,7 +115,7 @@ def build_bundle(
                     bar.set_postfix_str(phase, refresh=False)
                     bar.update(part - bar.n)
 
-                plan = build(model, component, flavour, targets, recipe.profile, show)
+                plan = build(model, component, flavour, targets, recipe.profile, show, timings)
             seconds = time.monotonic() - start
             plans[component] = {
                 "model": model_digest(model),

@@ -83,8 +83,8 @@ class OnnxRuntimeEngine:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise EngineError(f"{self._name}: cannot be loaded ({reason[:300]})") from error
-        self.inputs = _specs(self._session.get_inputs())
-        self.outputs = _specs(self._session.get_outputs())
+        self.inputs = tensor_specs(self._session.get_inputs())
+        self.outputs = tensor_specs(self._session.get_outputs())
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; inputs are read in place, outputs are ONNX Runtime's own memory."""
@@ -106,7 +106,8 @@ class OnnxRuntimeEngine:
         }
 
 
-def _specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
+def tensor_specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
+    """Return type and shape of a session's inputs or outputs."""
     specs = {}
     for node in nodes:
         if node.type not in DTYPES:
@@ -135,21 +136,22 @@ def _open(
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
     if provider != "cpu":
-        return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+        return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
     if cache is None or _size(model) < CACHE_FROM_BYTES:
-        return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+        return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
     optimised = cache / _machine() / model.parent.name / "model.onnx"
     if not optimised.is_file() or _record(optimised) != _state(model):
         try:
             _save_optimised(model, optimised, threads)
         except OSError:
             # A read-only or full disk costs only the faster second start.
-            return ort.InferenceSession(_fused(model), _beside(options, model), providers=providers)
+            return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(optimised), options, providers=providers)
 
 
-def _beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
+def beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
+    """Let a graph that is passed as bytes find the weights that lie beside ``model``."""
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.parent)
     )
@@ -219,10 +221,10 @@ def _processor() -> str:
 def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
     """Optimise once and store graph and weights; written beside and renamed."""
     target.parent.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
+    staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
     try:
-        options = _beside(_options(threads), model)
-        options.optimized_model_filepath = str(beside / "model.onnx")
+        options = beside(_options(threads), model)
+        options.optimized_model_filepath = str(staging / "model.onnx")
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "model.onnx.data"
         )
@@ -230,13 +232,13 @@ def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
         ort.InferenceSession(_fused(model), options, providers=[PROVIDERS["cpu"]])
-        (beside / "engine.json").write_text(json.dumps(_state(model), indent=2) + "\n")
-        beside.chmod(0o755)
+        (staging / "engine.json").write_text(json.dumps(_state(model), indent=2) + "\n")
+        staging.chmod(0o755)
         # A folder cannot be renamed onto another; whoever wins a race made the same files.
         shutil.rmtree(target.parent, ignore_errors=True)
         with contextlib.suppress(OSError):
-            os.replace(beside, target.parent)
+            os.replace(staging, target.parent)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     if not target.is_file():
         raise OSError(f"{target} could not be written")

@@ -18,6 +18,7 @@ import onnx
 from bksdm.engines.attention import decompose_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
+from bksdm.engines.timings import attach, keep
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Head widths with an attention kernel, by trial with tensorrt-rtx 1.7.1 on sm75, sm89 and sm120:
@@ -73,6 +74,7 @@ def build(
     targets: Sequence[str],
     profile: Profile,
     progress: Progress | None = None,
+    timings: Path | None = None,
 ) -> Plan:
     """Build the plan of one network.
 
@@ -90,6 +92,8 @@ def build(
         Batches and sizes.
     progress : callable, optional
         Called with the phase and the part of it that is done, 0 … 1.
+    timings : Path, optional
+        File that keeps what TensorRT measured for the next build. TensorRT RTX measures nothing.
 
     Raises
     ------
@@ -103,7 +107,7 @@ def build(
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, messages)
     proto = onnx.load(str(model), load_external_data=False)
-    decompose_attention(proto, lambda width: NARROWEST_HEAD <= width <= WIDEST_HEAD)
+    decompose_attention(proto, has_attention_kernel)
     if not parser.parse(proto.SerializeToString(), str(model)):
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")
     dtypes = check_types(trt, network, component)
@@ -112,10 +116,19 @@ def build(
     config.add_optimization_profile(_shapes(builder, network, proto, component, profile))
     if progress is not None:
         config.progress_monitor = _monitor(trt, progress)
+    if timings is not None:
+        attach(config, timings)
     content = builder.build_serialized_network(network, config)
     if content is None:
         raise EngineError(f"{component}: TensorRT cannot build it ({messages.last or 'no reason'})")
+    if timings is not None:
+        keep(config, timings)
     return Plan(bytes(content), dtypes)
+
+
+def has_attention_kernel(head_width: int) -> bool:
+    """Whether TensorRT computes attention with heads of this width in one kernel."""
+    return NARROWEST_HEAD <= head_width <= WIDEST_HEAD
 
 
 def check_types(trt: Any, network: Any, component: str) -> dict[str, int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +35,9 @@ class LoadedPlan:
         Its name, for messages.
     content : bytes
         The plan.
+    kernels : Path
+        File for what TensorRT RTX compiles for this GPU when it first runs the plan, so that it
+        does so only once. Of no effect on ``tensorrt``, whose plans hold compiled kernels.
 
     Attributes
     ----------
@@ -47,7 +53,7 @@ class LoadedPlan:
         TensorRT cannot load the plan.
     """
 
-    def __init__(self, flavour: str, component: str, content: bytes) -> None:
+    def __init__(self, flavour: str, component: str, content: bytes, kernels: Path) -> None:
         trt = load_module(flavour)
         self._component = component
         # A runtime must outlive its engines.
@@ -62,7 +68,15 @@ class LoadedPlan:
         self._config.set_execution_context_allocation_strategy(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
+        self._kernels: Any = None
+        self._kernels_file, self._known = kernels, b""
         if flavour == "tensorrt-rtx":
+            self._kernels = self._config.create_runtime_cache()
+            if kernels.is_file():
+                self._known = kernels.read_bytes()
+                # Of another GPU or driver, or damaged: refused, and compiled anew.
+                self._kernels.deserialize(self._known)
+            self._config.set_runtime_cache(self._kernels)
             # Kernels that are specialised later, in the background, would not be in a graph.
             self._config.dynamic_shapes_kernel_specialization_strategy = (
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
@@ -117,6 +131,22 @@ class LoadedPlan:
             context.set_tensor_address(name, binding.address)
         context.set_device_memory(scratch, self.scratch)
         return BoundPlan(self._component, context)
+
+    def keep_kernels(self) -> None:
+        """Write what was compiled since the plan was loaded, beside and renamed."""
+        if self._kernels is None:
+            return
+        compiled = bytes(self._kernels.serialize())
+        if compiled == self._known:
+            return
+        beside = self._kernels_file.with_name(f".{os.getpid()}-{self._kernels_file.name}")
+        # A read-only or full disk costs only the faster next start.
+        with contextlib.suppress(OSError):
+            beside.write_bytes(compiled)
+            os.replace(beside, self._kernels_file)
+            self._known = compiled
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bksdm.engines.half import emulate_half
+from bksdm.engines.onnxruntime import beside
 from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
 
@@ -25,9 +27,9 @@ CASES: tuple[Case, ...] = tuple(
 )
 
 # Largest relative L2 error, per type of the graph. The worst of the four networks measured with
-# random weights: 8.0e-6 in float32 (VAE decoder, full size) and 1.5e-3 in float16 (VAE decoder,
-# nano). Six times that, because the order of sums differs between machines.
-_TOLERANCE = {"float32": 5e-5, "float16": 1e-2}
+# random weights: 8.0e-6 in float32 (VAE decoder, full size) and 3.9e-3 in float16 with every tensor
+# rounded (VAE decoder, nano). Six times that, because the order of sums differs between machines.
+_TOLERANCE = {"float32": 5e-5, "float16": 2.5e-2}
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def references(
 def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> ComponentParity:
     """Run a graph in onnxruntime on the CPU and compare it with torch.
 
+    Of a float16 graph every tensor is rounded, so that one that overflows on a GPU fails here too.
+
     Parameters
     ----------
     graph
@@ -123,7 +127,7 @@ def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> 
     ComponentParity
         The worst values over all cases; a shape that differs counts as infinitely far.
     """
-    session = _session(graph)
+    session = _session(graph, dtype == "float16")
     errors = [_error(session.run(None, ref.feeds)[0], ref.expected) for ref in truth]
     max_abs, relative, psnr = (list(column) for column in zip(*errors, strict=True))
     return ComponentParity(
@@ -151,7 +155,8 @@ def format_table(rows: Sequence[ComponentParity]) -> str:
     return "\n".join(lines)
 
 
-def _session(graph: Path) -> Any:
+def _session(graph: Path, half: bool) -> Any:
+    import onnx
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -160,7 +165,13 @@ def _session(graph: Path) -> Any:
     # its peak: full-size Small must pass in 5 GB.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
-    return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    if not half:
+        return ort.InferenceSession(str(graph), options, providers=providers)
+    proto = onnx.load(str(graph), load_external_data=False)
+    emulate_half(proto)
+    beside(options, graph)
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
 
 
 def _error(found: NDArray[Any], expected: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -65,6 +65,7 @@ class CudaExecutor:
         self._built = _find(bundle, flavour, device.target)
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
         self._load = cache(partial(_load, flavour, device))
+        self._fresh: dict[str, LoadedPlan] = {}
 
     def check(self, height: int, width: int, images: int) -> None:
         """Refuse what no profile covers."""
@@ -97,6 +98,8 @@ class CudaExecutor:
             self._device.synchronize()
             raise
         seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
+        while self._fresh:
+            self._fresh.popitem()[1].keep_kernels()
         return pixels
 
     def _session(self, work: Work) -> Session:
@@ -107,6 +110,7 @@ class CudaExecutor:
             built = next(b for b in self._built
                          if b.profile.covers(images, shape.height, shape.width))  # fmt: skip
             plans, kernel, scratch = self._load(built.folder)
+            self._fresh = dict(plans)
             while len(self._sessions) >= KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
             self._sessions[shape] = Session(
@@ -148,6 +152,11 @@ def _load(
     if files.get(kernels, {}).get("model") != source_digest():
         raise EngineError(f"{folder.name}: {kernels} is stale; run `bksdm build` again")
     code = read_plan(folder, kernels, files)
-    plans = {name: LoadedPlan(flavour, name, read_plan(folder, name, files)) for name in COMPONENTS}
+    plans = {
+        name: LoadedPlan(
+            flavour, name, read_plan(folder, name, files), folder / f"{name}-{device.target}.cache"
+        )
+        for name in COMPONENTS
+    }
     scratch = device.allocate(max(1, *(plan.scratch for plan in plans.values())))
     return plans, cache(partial(device.load, code)), scratch

@@ -65,6 +65,7 @@ def load(device, monkeypatch):
         for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.executor"):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
         tokenizer = Tokenizer.load(folder / "tokenizer")
+        device.engines = engines
         return TextToImage(bundle, CudaExecutor(bundle, tokenizer, "tensorrt-rtx", device))
 
     return open_on_device

@@ -39,9 +39,10 @@ def test_pictures_are_those_of_the_cpu(load, built, on_host, case):
     # The second picture comes from the recorded step alone.
     for _ in range(2):
         found = model("a lighthouse", **arguments).pixels.astype(int)
-        # Both compute in float16 graphs; sums in another order differ by one unit of float16 here
-        # and there, which is up to one level of a pixel.
-        assert np.abs(found - expected).max() <= 1
+        # The CPU rounds only what leaves a network to float16, the simulated GPU every tensor.
+        difference = np.abs(found - expected)
+        assert difference.max() <= 2
+        assert (difference <= 1).mean() > 0.999
 
 
 def test_a_picture_waits_once_and_allocates_nothing(load, built, device):
@@ -69,7 +70,20 @@ def test_more_steps_than_there_is_room_for_allocate_once(load, built, on_host, d
     device.counts.clear()
     model("a", **arguments)
     assert device.counts["allocations"] == 0
-    assert np.abs(found - on_host("a", **arguments).pixels).max() <= 1
+    assert np.abs(found - on_host("a", **arguments).pixels).max() <= 2
+
+
+def test_compiled_kernels_are_kept_for_the_next_start(load, built, device, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("*.cache"))
+    kept = folder / "engines" / RECIPE.name / "unet-sm89.cache"
+    for content in (None, b"kernels", b"of another driver"):
+        if content is not None:
+            kept.write_bytes(content)
+        load(folder)("a", num_inference_steps=1, seed=0)
+        assert device.engines[b"unet"].kernels.known == (content == b"kernels")
+        assert kept.read_bytes() == b"kernels"
+    assert not list(kept.parent.glob(".*"))
 
 
 def test_old_sessions_free_their_memory(load, built, device):
@@ -93,8 +107,8 @@ def test_a_callback_sees_the_latents_and_stops(load, built, on_host):
 
     with pytest.raises(Cancelled, match="step 3 of 5"):
         model("a", callback_on_step_end=stop, **arguments)
-    # Two float16 noise predictions that differ in their last bit, times guidance 7.5.
-    np.testing.assert_allclose(seen, expected[:3], atol=0.02)
+    # Noise predictions 2e-3 of their norm apart, the difference of two of them times 7.5.
+    np.testing.assert_allclose(seen, expected[:3], atol=0.05)
     assert len(model("a", num_inference_steps=2, seed=2).pixels) == 1
 
 

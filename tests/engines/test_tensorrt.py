@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.cli import main
 from bksdm.engines import tensorrt as backend
 from bksdm.engines.errors import EngineError
-from bksdm.engines.plans import read_plan
+from bksdm.engines.plans import read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import build, load_module
 
@@ -110,6 +116,47 @@ def test_every_network_of_a_bundle_is_built_in_half_precision(built, capsys):
     assert re.fullmatch(r"tensorrt-rtx-[\d.]+-sm89-float16-b1\.1\.2-64x64", name)
     assert main(["info", str(built), "--json"]) == 0
     assert name in json.loads(capsys.readouterr().out)["engines"]
+
+
+def test_a_full_disk_leaves_what_was_built(built, monkeypatch, capsys):
+    before = {path: path.read_bytes() for path in built.rglob("*") if path.is_file()}
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.name == "unet.plan":
+            write(path, content[:1000])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    command = ["build", str(built), "--target", "sm89", "--batch", "1:1:2"]
+    assert main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("bksdm: error: cannot write")
+    assert error.endswith("No space left on device")
+    after = {path: path.read_bytes() for path in built.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(built, folder)
+    shutil.rmtree(folder / "engines")
+    command = [sys.executable, "-m", "bksdm.cli", "build", str(folder), "--target", "sm89"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while not list(folder.glob("engines/.partial-*/text_encoder.plan")):
+            assert process.poll() is None, "it was done before it could be killed"
+            time.sleep(0.02)
+        process.kill()
+    assert list(folder.glob("engines/.partial-*"))
+    assert main(["build", str(folder), "--list"]) == 0
+    assert main(["generate", "a", "--model", str(folder), "--steps", "1",
+                 "-o", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    assert main(["build", str(folder), "--target", "sm89"]) == 0
+    assert not list(folder.glob("engines/.partial-*"))
+    (record,) = folder.glob("engines/*/engine.json")
+    plans = read_record(record.parent)["plans"]
+    assert all(read_plan(record.parent, name, plans) for name in plans)
 
 
 @pytest.mark.parametrize(

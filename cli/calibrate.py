@@ -1,0 +1,97 @@
+"""``bksdm calibrate``: how much of float16's range a model uses, and what float16 costs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  bksdm calibrate bundle-fp32/
+  bksdm calibrate bundle-fp32/ --half bundle-fp16/ --steps 2 --json ranges.json
+
+Draws a picture with a float32 bundle on the CPU and reports the largest magnitude of every tensor
+on the way. With --half, the float16 bundle of the same checkpoint runs on the inputs of the first
+and of the last step, every tensor rounded to float16. Exits 1 where float16 overflows.
+"""
+SHOWN = 5
+SEED = 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="float32 bundle")
+    parser.add_argument("--half", type=Path, metavar="BUNDLE16", help="its float16 counterpart")
+    parser.add_argument("--prompt", default="a red apple", help="what to draw")
+    parser.add_argument("--steps", type=int, default=10, help="inference steps (default 10)")
+    parser.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every tensor's magnitude")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a table per network; exit 1 where float16 overflows."""
+    from bksdm.cli.generate import parse_size
+    from bksdm.engines.half import LARGEST
+    from bksdm.engines.ranges import half_error
+    from bksdm.runtime.bundle import Bundle
+
+    bundle = Bundle.open(options.bundle)
+    half = None if options.half is None else Bundle.open(options.half)
+    width, height = (None, None) if options.size is None else parse_size(options.size)
+    report: dict[str, Any] = {}
+    for name, engine in _run(bundle, options.prompt, options.steps, width, height).items():
+        largest = engine.largest
+        beyond = [tensor for tensor, value in largest.items() if not value <= LARGEST]
+        report[name] = {"largest": largest, "beyond_float16": beyond}
+        print(f"{name}: {len(largest)} tensors, {len(beyond)} beyond float16's {LARGEST:.0f}")
+        for tensor, value in list(largest.items())[: max(SHOWN, len(beyond))]:
+            print(f"  {value:12.5g}  {tensor}{'  overflows' if tensor in beyond else ''}")
+        if half is not None and name in half.components:
+            errors = half_error(half.model(name), [engine.first, engine.last])
+            report[name]["relative_l2_of_half"] = errors
+            first, last = errors
+            print(f"  float16: relative L2 {first:.2e} in the first call, {last:.2e} in the last")
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    finite = all(
+        math.isfinite(error) for entry in report.values()
+        for error in entry.get("relative_l2_of_half", ())
+    )  # fmt: skip
+    return 0 if finite and not any(entry["beyond_float16"] for entry in report.values()) else 1
+
+
+def _run(
+    bundle: Any, prompt: str, steps: int, width: int | None, height: int | None
+) -> dict[str, Any]:
+    """Draw a picture and encode it again; return the engines that watched."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from bksdm.engines.ranges import RangeEngine
+    from bksdm.runtime.host import HostExecutor
+    from bksdm.runtime.pipeline import TextToImage
+    from bksdm.runtime.sampling import Step
+    from bksdm.runtime.tokenizer import Tokenizer
+
+    engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
+    executor = HostExecutor(
+        Tokenizer.load(bundle.path / "tokenizer"), engines["text_encoder"], engines["unet"],
+        engines["vae_decoder"], bundle.scaling_factor,
+    )  # fmt: skip
+    with tqdm(desc="calibrate", unit="step", leave=False, delay=0.01) as bar:
+
+        def show(step: Step) -> None:
+            bar.total = step.total
+            bar.update()
+
+        pixels = TextToImage(bundle, executor)(
+            prompt, height=height, width=width, num_inference_steps=steps, seed=SEED,
+            callback_on_step_end=show,
+        ).pixels  # fmt: skip
+    if "vae_encoder" in engines:
+        picture = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        engines["vae_encoder"]({"sample": picture})
+    return engines
