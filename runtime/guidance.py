@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def guide(both: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
+def guide(both: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
     """Combine the halves of a batch: ε = ε_uncond + s · (ε_cond − ε_uncond).
 
     Parameters
@@ -15,9 +15,10 @@ def guide(both: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
         Unconditional noise predictions, then conditional ones.
     scale : float
         Guidance scale s.
+    out : ndarray, float32, shape [batch, …]
+        Where ε is written.
     """
     half = len(both) // 2
-    guided = both[half:] - both[:half]
-    guided *= np.float32(scale)
-    guided += both[:half]
-    return guided
+    np.subtract(both[half:], both[:half], out=out)
+    out *= np.float32(scale)
+    out += both[:half]

@@ -24,7 +24,7 @@ class Step:
 
 
 def sample(
-    table: StepTable, start: Latents, predict: Callable[[Latents, float, int], Latents]
+    table: StepTable, start: Latents, predict: Callable[[Latents, float, int, Latents], None]
 ) -> Iterator[Step]:
     """Run a compiled sampler, yielding after every noise prediction; the last step holds x_0.
 
@@ -37,8 +37,8 @@ def sample(
     start : ndarray, float32, shape [batch, channels, height, width]
         x_T, already multiplied by ``table.init_noise_sigma``.
     predict : callable
-        ``predict(model_input, timestep, index)`` returns the guided noise prediction, float32, of
-        the same shape.
+        ``predict(model_input, timestep, index, out)`` writes the guided noise prediction to
+        ``out``, float32, of the same shape.
     """
     total = len(table)
     history = np.empty((total + 1, start.size), np.float32)
@@ -48,6 +48,6 @@ def sample(
     for k, timestep in enumerate(table.timesteps):
         scale = np.float32(table.input_scale[k])
         scaled = latents if scale == 1 else latents * scale
-        history[k + 1] = predict(scaled, float(timestep), k).reshape(-1)
+        predict(scaled, float(timestep), k, history[k + 1].reshape(start.shape))
         latents = (rows[k + 1, : k + 2] @ history[: k + 2]).reshape(start.shape)
         yield Step(k, total, float(timestep), latents)

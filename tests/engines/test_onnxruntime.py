@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -11,6 +12,7 @@ from bksdm.engines import onnxruntime as backend
 from bksdm.engines.attention import decompose_attention, fuse_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+from bksdm.engines.onnxruntime_binding import BoundSession
 
 
 def attention_model(heads=2, width=8, dynamic=False, **settings):
@@ -170,3 +172,20 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(b"\xffnot a graph")
     with pytest.raises(EngineError, match=r"unet/model\.onnx"):
         OnnxRuntimeEngine(path)
+
+
+def test_bound_buffers_are_reused_and_follow_the_shape(model):
+    """On the CPU, whose buffers are bound just as a GPU's are."""
+    session = ort.InferenceSession(str(model))
+    bound = BoundSession(session, "cpu")
+    rng = np.random.default_rng(0)
+    addresses = []
+    for length in (5, 5, 7, 7):
+        x = rng.standard_normal((2, length, 8)).astype(np.float32)
+        (expected,) = session.run(None, {"x": x})
+        found = bound({"x": x})
+        assert set(found) == {"y"}
+        np.testing.assert_array_equal(found["y"], expected)
+        addresses.append(bound._buffers["x"].data_ptr())
+    assert addresses[0] == addresses[1]
+    assert addresses[2] == addresses[3]
