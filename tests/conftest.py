@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--bundle", type=Path, help="float16 bundle with engines, for -m gpu")
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,17 @@ def test_more_steps_than_there_is_room_for_allocate_once(load, built, on_host, d
     assert np.abs(found - on_host("a", **arguments).pixels).max() <= 2
 
 
+def test_the_graph_draws_what_its_parts_draw(load, built, device, monkeypatch):
+    model = load(built)
+    arguments = {"num_inference_steps": 6, "seed": 4}
+    recorded = model("a lighthouse", **arguments).pixels
+    (session,) = model._executor._sessions.values()
+    monkeypatch.setattr(session, "step", session._enqueue_step)
+    device.counts.clear()
+    assert (model("a lighthouse", **arguments).pixels == recorded).all()
+    assert device.counts["graph launches"] == 0
+
+
 def test_compiled_kernels_are_kept_for_the_next_start(load, built, device, tmp_path):
     folder = tmp_path / "nano"
     shutil.copytree(built, folder, ignore=shutil.ignore_patterns("*.cache"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bksdm.cli import main
 from bksdm.engines.errors import EngineError
+from bksdm.engines.plans import list_plans, read_record
 from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.runtime.pipeline import TextToImage
 
@@ -64,3 +66,43 @@ def test_two_hundred_pictures_take_no_more_memory_than_one(model):
         model("a", seed=seed, **arguments)
     assert driver.cuMemGetInfo()[1] >= free
     assert (model("a", seed=0, **arguments).pixels == first).all()
+
+
+def test_the_graph_draws_what_its_parts_draw(model):
+    arguments = {"num_inference_steps": 10, "seed": 4}
+    recorded = model("a lighthouse", **arguments).pixels
+    session = list(model._executor._sessions.values())[-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "step", session._enqueue_step)
+        assert (model("a lighthouse", **arguments).pixels == recorded).all()
+
+
+def test_memory_of_a_picture_is_buffers_and_scratch(engine, record_property):
+    """What one more size takes must not hold another copy of the weights."""
+    from cuda.bindings import driver
+
+    model = TextToImage.load(*engine)
+    model("a", num_inference_steps=2, seed=0)
+    before = driver.cuMemGetInfo()[1]
+    model("a", num_inference_steps=2, seed=0, width=96, height=96)
+    taken = before - driver.cuMemGetInfo()[1]
+    record_property("bytes of a second size", taken)
+    print(f"\n{taken / 1e6:.1f} MB for a second size")
+    plans = (Path(engine[0]) / "engines").rglob("unet.plan")
+    # Allocations come in blocks of 2 MB.
+    assert taken < max(path.stat().st_size for path in plans) + 2**22
+
+
+def test_a_given_bundle_draws_what_the_cpu_draws(target, request):
+    folder = request.config.getoption("--bundle")
+    if folder is None:
+        pytest.skip("no bundle was given with --bundle")
+    backends = {read_record(folder / "engines" / name)["backend"]
+                for name in list_plans(folder / "engines")}  # fmt: skip
+    assert backends, f"nothing is built in {folder}; run `bksdm build`"
+    expected = TextToImage.load(folder)("a lighthouse", num_inference_steps=2, seed=1).pixels
+    for backend in backends:
+        found = TextToImage.load(folder, backend)("a lighthouse", num_inference_steps=2, seed=1)
+        error = np.mean((found.pixels.astype(float) - expected) ** 2)
+        print(f"\n{backend}: PSNR {10 * np.log10(255**2 / max(error, 1e-9)):.1f} dB")
+        assert 10 * np.log10(255**2 / max(error, 1e-9)) > 40
