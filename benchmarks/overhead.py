@@ -1,6 +1,6 @@
 """Host time per step, with networks that do nothing: what the loop itself costs.
 
-    python benchmarks/overhead.py
+    bksdm bench overhead
 
 Three loops take turns in one run, on one thread, for one 512×512 picture (latents 1×4×64×64) with
 guidance at 25 PNDM steps: diffusers' pipeline with stub modules, the loop in numpy with stub
@@ -12,7 +12,6 @@ a GPU.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import statistics
 import time
@@ -170,25 +169,21 @@ def measure(
     return found
 
 
-def main() -> None:
-    """Print the medians, and how they compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=100)
-    options = parser.parse_args()
+def report(rounds: int) -> str:
+    """Return a table of the medians, and how they compare; leaves torch on one thread."""
     torch.set_num_threads(1)
     loops = {"diffusers": diffusers_loop(), "numpy": numpy_loop(), "cuda": cuda_loop()}
-    found = measure(loops, options.rounds)
+    found = measure(loops, rounds)
     medians = {
         name: [statistics.median(column) * 1e6 for column in zip(*rows, strict=True)]
         for name, rows in found.items()
     }
-    print(f"{platform.machine()}, torch {torch.__version__}, numpy {np.__version__}")
-    print(f"median µs{'per step':>12}{'whole':>10}{'diffusers / it':>18}")
-    for name, (step, whole) in medians.items():
-        print(f"{name:<9}{step:12.1f}{whole:10.1f}{medians['diffusers'][1] / whole:18.1f}")
-
-
-if __name__ == "__main__":
-    main()
+    lines = [
+        f"{platform.machine()}, torch {torch.__version__}, numpy {np.__version__}",
+        f"median µs{'per step':>12}{'whole':>10}{'diffusers / it':>18}",
+    ]
+    lines += [
+        f"{name:<9}{step:12.1f}{whole:10.1f}{medians['diffusers'][1] / whole:18.1f}"
+        for name, (step, whole) in medians.items()
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Latency, statistics and rooflines; every figure comes with its machine."""

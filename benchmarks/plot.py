@@ -1,0 +1,69 @@
+"""Stacked bars: where the time of a picture goes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+STAGES = ("tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8", "enqueue", "wait",
+          "png")  # fmt: skip
+
+
+def plot_latency(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write a bar per record, stacked by stage, as PNG; beside and renamed.
+
+    Parameters
+    ----------
+    records : sequence of dict
+        What :func:`~bksdm.benchmarks.latency.measure_latency` returned.
+    path : Path
+        The picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.4 + 0.6 * len(records)), layout="constrained")
+    axes = figure.subplots()
+    labels = [f"{r['model']['name']}, {r['settings']['engine']}" for r in records]
+    start = [0.0] * len(records)
+    for stage in STAGES:
+        widths = [r["stages"].get(stage, {}).get("median", 0.0) for r in records]
+        if any(widths):
+            axes.barh(labels, widths, left=start, label=stage)
+            start = [a + b for a, b in zip(start, widths, strict=True)]
+    axes.set_xlabel("seconds (sum of medians)")
+    axes.set_title(str(records[0]["machine"]["processor"]), fontsize="small")
+    axes.legend(fontsize="small", ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    _write(figure, path)
+
+
+def plot_throughput(record: dict[str, Any], path: Path) -> None:
+    """Write latency against arrival rate as PNG; beside and renamed.
+
+    Parameters
+    ----------
+    record : dict
+        What :func:`~bksdm.benchmarks.throughput.measure_throughput` returned.
+    path : Path
+        The picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    rates = [entry["rate"] for entry in record["rates"]]
+    for name in ("median", "p95", "p99"):
+        axes.plot(rates, [e["latency"][name] for e in record["rates"]], marker="o", label=name)
+    axes.set_xlabel("requests per second")
+    axes.set_ylabel("seconds from arrival to picture")
+    axes.set_ylim(bottom=0)
+    axes.set_title(f"{record['model']['name']}, {record['machine']['processor']}", fontsize="small")
+    axes.legend()
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
+    beside = path.with_name(f".partial-{path.name}")
+    figure.savefig(beside, dpi=120, format="png")
+    os.replace(beside, path)
