@@ -36,7 +36,7 @@ class Engine(Protocol):
         ...
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Run the network.
+        """Run the network; the feeds belong to the caller, who may overwrite them afterwards.
 
         Raises
         ------

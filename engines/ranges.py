@@ -112,7 +112,7 @@ class RangeEngine:
         *results, largest = self._session.run(None, dict(feeds))
         outputs = dict(zip(self.outputs, results, strict=True))
         self._largest = np.fmax(self._largest, largest)
-        self.last = Call(dict(feeds), outputs)
+        self.last = Call({name: array.copy() for name, array in feeds.items()}, outputs)
         self.first = self.first or self.last
         return outputs
 
