@@ -35,7 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default"
     )
     parser.add_argument("--count", type=int, default=1, help="number of images (default 1)")
-    parser.add_argument("--sampler", help="pndm, ddim or euler; the bundle's own by default")
+    parser.add_argument("--sampler",
+                        help="e.g. pndm, ddim, euler, dpm++2m-karras; the bundle's own by default"
+                        )  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
                         help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")

@@ -8,20 +8,36 @@ from functools import lru_cache
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.ddim import ddim
+from bksdm.runtime.samplers.dpm import dpm_multistep
 from bksdm.runtime.samplers.euler import euler
 from bksdm.runtime.samplers.pndm import pndm
 from bksdm.runtime.samplers.table import Solver, StepTable, compile_solver
 
-SAMPLERS: dict[str, Callable[[Mapping[str, object], int], Solver]] = {
+Prepare = Callable[[Mapping[str, object], int], Solver]
+
+
+def _with(prepare: Prepare, **fields: object) -> Prepare:
+    """Return a sampler with fields of its own in place of the configuration's."""
+    return lambda config, steps: prepare({**config, **fields}, steps)
+
+
+SAMPLERS: dict[str, Prepare] = {
     "pndm": pndm,
     "ddim": ddim,
     "euler": euler,
+    "dpm++": dpm_multistep,
+    "dpm++2m": _with(dpm_multistep, solver_order=2, use_karras_sigmas=False),
+    "dpm++2m-karras": _with(dpm_multistep, solver_order=2, use_karras_sigmas=True),
+    "dpm++3m": _with(dpm_multistep, solver_order=3, use_karras_sigmas=False),
+    "dpm++3m-karras": _with(dpm_multistep, solver_order=3, use_karras_sigmas=True),
 }
+"""``dpm++`` takes its order and its noise levels from the configuration, the others state them."""
 
 DIFFUSERS_CLASSES = {
     "PNDMScheduler": "pndm",
     "DDIMScheduler": "ddim",
     "EulerDiscreteScheduler": "euler",
+    "DPMSolverMultistepScheduler": "dpm++",
 }
 
 

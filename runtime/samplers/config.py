@@ -11,6 +11,8 @@ from bksdm.engines.errors import SamplerError
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+SOLVER_TYPES = ("midpoint", "heun")
+FINAL_SIGMAS = ("zero", "sigma_min")
 MAX_TRAIN_TIMESTEPS = 100_000
 
 
@@ -19,7 +21,8 @@ class SchedulerConfig:
     """The fields of a scheduler configuration that a sampler may use.
 
     Field names, meanings and units are diffusers' (``PNDMScheduler``, ``DDIMScheduler``,
-    ``EulerDiscreteScheduler``); the defaults are those that these three classes share.
+    ``EulerDiscreteScheduler``, ``DPMSolverMultistepScheduler``); the defaults are those that these
+    classes share.
     """
 
     num_train_timesteps: int = 1000
@@ -32,6 +35,12 @@ class SchedulerConfig:
     steps_offset: int = 0
     set_alpha_to_one: bool = False
     skip_prk_steps: bool = False
+    solver_order: int = 2
+    solver_type: str = "midpoint"
+    lower_order_final: bool = True
+    euler_at_final: bool = False
+    use_karras_sigmas: bool = False
+    final_sigmas_type: str = "zero"
 
     @classmethod
     def read(
@@ -76,6 +85,12 @@ class SchedulerConfig:
             steps_offset=_integer(merged, "steps_offset", 0, 0, train - 1),
             set_alpha_to_one=_boolean(merged, "set_alpha_to_one"),
             skip_prk_steps=_boolean(merged, "skip_prk_steps"),
+            solver_order=_integer(merged, "solver_order", 2, 1, 3),
+            solver_type=_choice(merged, "solver_type", "midpoint", SOLVER_TYPES),
+            lower_order_final=_boolean(merged, "lower_order_final"),
+            euler_at_final=_boolean(merged, "euler_at_final"),
+            use_karras_sigmas=_boolean(merged, "use_karras_sigmas"),
+            final_sigmas_type=_choice(merged, "final_sigmas_type", "zero", FINAL_SIGMAS),
         )
 
 

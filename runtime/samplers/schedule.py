@@ -67,6 +67,24 @@ def spaced_timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]
     return np.round(np.arange(train, 0, -(train / steps))) - 1
 
 
+def karras_levels(smallest: float, largest: float, steps: int) -> NDArray[np.float64]:
+    """Return σ_i = (σ_max^(1/ρ) + i/(n−1) (σ_min^(1/ρ) − σ_max^(1/ρ)))^ρ, ρ = 7, descending.
+
+    Equation 5 of Karras et al. 2022 (arXiv 2206.00364).
+    """
+    ramp = np.linspace(0, 1, steps)
+    start, end = largest ** (1 / 7), smallest ** (1 / 7)
+    levels: NDArray[np.float64] = (start + ramp * (end - start)) ** 7
+    return levels
+
+
+def timesteps_of_levels(
+    levels: NDArray[np.float64], table: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the timesteps of noise levels, fractional, by interpolating log σ of the schedule."""
+    return np.interp(np.log(levels), np.log(table), np.arange(len(table)))
+
+
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     """Evenly spaced float32 values as ``torch.linspace`` rounds them: from both ends inwards."""
     if count == 1:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
-from diffusers.schedulers import scheduling_euler_discrete
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
+from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_euler_discrete
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.dpm import DEFAULTS, _levels
 from bksdm.runtime.samplers.schedule import alphas_cumprod
 
 STEPS = [1, 2, 3, 4, 5, 10, 25, 50, 100, 1000]
@@ -127,6 +133,76 @@ def test_euler_equals_diffusers(steps):
         with mock.patch.object(scheduling_euler_discrete, "torch", SimpleNamespace(**names)):
             compared.append(compare(lambda s=scheduler, **_: s, "euler", fields, steps))
     assert any(compared)
+
+
+DPM_OPTIONS = {
+    "beta_schedule": ["scaled_linear", "squaredcos_cap_v2"],
+    "timestep_spacing": ["leading", "linspace", "trailing"],
+    "steps_offset": [0, 1],
+    "prediction_type": ["epsilon", "v_prediction"],
+    "solver_order": [1, 2, 3],
+    "solver_type": ["midpoint", "heun"],
+    "lower_order_final": [False, True],
+    "euler_at_final": [False, True],
+    "final_sigmas_type": ["zero", "sigma_min"],
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 14, 15, 25, 100, 1000])
+@pytest.mark.parametrize("karras", [False, True])
+def test_dpm_multistep_equals_diffusers(steps, karras):
+    # Runs in float64 where float32 stands, as with Euler.
+    names = {**vars(torch), "float32": torch.float64}
+    compared = 0
+    values = product(*DPM_OPTIONS.values())
+    every = [dict(zip(DPM_OPTIONS, combination, strict=True)) for combination in values]
+    # Every fifth of 1152 combinations, which meets all pairs of values; fewer where a run is long.
+    for fields in every[:: 5 if steps < 100 else 37 if steps < 1000 else 283]:
+        fields = {"beta_start": 0.00085, "beta_end": 0.012, **fields, "use_karras_sigmas": karras}
+        scheduler = DPMSolverMultistepScheduler(**fields)
+        try:
+            scheduler.set_timesteps(steps)
+        except IndexError:
+            continue
+        try:
+            times, sigmas = _levels(SchedulerConfig.read(fields, DEFAULTS, {}), steps)
+        except SamplerError:
+            # diffusers clamps a timestep beyond the last one; we refuse it.
+            assert scheduler.timesteps[0] >= 1000
+            continue
+        assert times == scheduler.timesteps.tolist()
+        # The same last place of torch's float32 power as with Euler.
+        np.testing.assert_allclose(sigmas, scheduler.sigmas.numpy(), rtol=2**-22)
+        if any(a == b for a, b in pairwise(sigmas[:-1])):
+            with pytest.raises(SamplerError, match="noise level twice"):
+                step_table(fields, steps, "dpm++")
+            continue
+        scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
+        scheduler.set_begin_index(0)
+        scheduler.set_timesteps = lambda n: None
+        with mock.patch.object(scheduling_dpmsolver_multistep, "torch", SimpleNamespace(**names)):
+            expected, timesteps, _, initial = reference(scheduler, steps)
+        table = step_table(fields, steps, "dpm++")
+        np.testing.assert_array_equal(table.timesteps, timesteps)
+        if not np.isfinite(expected).all():
+            # Heun's form divides by h, which is 0 where the last level is the final one.
+            assert karras
+            assert fields["final_sigmas_type"] == "sigma_min"
+            continue
+        # Third differences multiply rounding by 1/h²; still far from float32's 1e-7.
+        np.testing.assert_allclose(table.rows, expected, rtol=1e-9, atol=1e-9)
+        assert table.init_noise_sigma == initial == 1
+        assert (table.input_scale == 1).all()
+        compared += 1
+    assert compared or steps == 1000
+
+
+@pytest.mark.parametrize("name", ["dpm++2m", "dpm++2m-karras", "dpm++3m", "dpm++3m-karras"])
+def test_named_forms_state_what_their_name_says(name):
+    fields = {"timestep_spacing": "leading", "steps_offset": 1, "solver_order": 1}
+    stated = {"solver_order": int(name[5]), "use_karras_sigmas": name.endswith("karras")}
+    found, expected = step_table(fields, 20, name), step_table({**fields, **stated}, 20, "dpm++")
+    np.testing.assert_array_equal(found.rows, expected.rows)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
