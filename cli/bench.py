@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   bksdm bench throughput bundle/ --load 0.5,0.8 --plot load.png
   bksdm bench compare old.json new.json --threshold 0.05
   bksdm bench roofline bundle/ --gpu h100
+  bksdm bench rewrite bundle/ --size 512x512
 """
 
 
@@ -49,6 +50,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
     roofline.add_argument("--gpu", help="a bound from datasheet figures: a100, h100, rtx4090")
     roofline.set_defaults(measure=_roofline)
+    rewrite = kinds.add_parser("rewrite", help="what faster convolutions gain, and their error")
+    rewrite.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
+    rewrite.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
+    rewrite.add_argument("--rounds", type=int, default=5, help="runs that count (default 5)")
+    rewrite.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    rewrite.set_defaults(measure=_rewrite)
     overhead = kinds.add_parser("overhead", help="what the loop costs beside diffusers' loop")
     overhead.add_argument("--rounds", type=int, default=100, help="(default 100)")
     overhead.set_defaults(measure=_overhead)
@@ -181,6 +188,30 @@ def _roofline(options: argparse.Namespace) -> int:
         moved = (work.weight_bytes + work.activation_bytes) / 1e9
         print(f"{name:<14}" + "".join(f"{value:10.2f}" for value in (*shown, sum(shown)))
               + f"{moved:8.2f}{lower_bound(work, peak) * 1e3:11.2f}")  # fmt: skip
+    return 0
+
+
+def _rewrite(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from bksdm.benchmarks.rewrite import measure_gain
+    from bksdm.cli.generate import parse_size
+    from bksdm.runtime.bundle import Bundle
+
+    if options.rounds < 1:
+        raise RequestError(f"--rounds must be at least 1, not {options.rounds}")
+    bundle = Bundle.open(options.bundle)
+    side = bundle.sample_size * bundle.vae_scale
+    width, height = (side, side) if options.size is None else parse_size(options.size)
+    print(f"{'':<14}{'direct s':>10}{'rewritten s':>13}{'ratio':>8}   95 % interval   relative L2")
+    for name in ("unet", "vae_decoder"):
+        with tqdm(total=2 * options.rounds + 2, unit="run", leave=False, delay=0.5) as bar:
+            gain = measure_gain(
+                options.bundle, name, height, width, options.rounds, options.threads, bar.update
+            )
+        ratio = gain.ratio
+        print(f"{name:<14}{gain.direct:10.3f}{gain.rewritten:13.3f}{ratio.value:8.3f}   "
+              f"{ratio.low:.3f} to {ratio.high:.3f}   {gain.error:.1e}")  # fmt: skip
     return 0
 
 

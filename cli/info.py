@@ -42,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
 def describe_bundle(path: Path) -> dict[str, Any]:
     """Return components, parameter counts, dtypes, scheduler, engines and digest of a bundle."""
     from bksdm.engines.graph import describe_graph
+    from bksdm.engines.onnxruntime import describe_rewrite
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(path)
@@ -50,7 +51,13 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     scheduler = bundle.scheduler
     return {
         "bundle": str(path),
-        "components": {name: describe_graph(bundle.model(name)) for name in bundle.components},
+        "components": {
+            name: {
+                **describe_graph(bundle.model(name)),
+                "on the CPU": describe_rewrite(bundle.model(name), bundle.sample_size),
+            }
+            for name in bundle.components
+        },
         "scheduler": str(scheduler.get("_class_name")),
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
         "default_size": bundle.sample_size * bundle.vae_scale,

@@ -36,7 +36,10 @@ DTYPES = {
 # Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
 CACHE_FROM_BYTES = 64 * 2**20
 # Raised with every change of what is rewritten before optimising: saved graphs are then stale.
-REWRITE = 1
+REWRITE = 2
+# Bytes that Winograd's filters may add to a network: all of a VAE decoder's, and those of a UNet
+# that save most time for their size.
+WINOGRAD_BUDGET = 2**30
 
 
 class OnnxRuntimeEngine:
@@ -53,6 +56,10 @@ class OnnxRuntimeEngine:
     cache : Path, optional
         Folder for the optimised graph, so that later starts skip the optimisation. On the CPU
         only: elsewhere the provider compiles for itself.
+    side : int
+        Height and width that the CPU's graph is made fastest for; it takes any other too.
+    winograd_budget : int
+        Bytes that a float32 network may grow by for faster convolutions on the CPU.
 
     Raises
     ------
@@ -66,6 +73,8 @@ class OnnxRuntimeEngine:
         provider: str = "cpu",
         threads: int | None = None,
         cache: Path | None = None,
+        side: int = 64,
+        winograd_budget: int = WINOGRAD_BUDGET,
     ) -> None:
         if provider not in PROVIDERS:
             raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
@@ -78,7 +87,7 @@ class OnnxRuntimeEngine:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
         try:
-            self._session = _open(model, provider, threads, cache)
+            self._session = _open(model, provider, threads, cache, (side, winograd_budget))
         except EngineError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
@@ -132,23 +141,25 @@ def _options(threads: int | None) -> ort.SessionOptions:
 
 
 def _open(
-    model: Path, provider: str, threads: int | None, cache: Path | None
+    model: Path, provider: str, threads: int | None, cache: Path | None, made_for: tuple[int, int]
 ) -> ort.InferenceSession:
     options = _options(threads)
     providers = [PROVIDERS[provider]]
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
     if provider != "cpu":
-        return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
+        return ort.InferenceSession(_rewritten(model), beside(options, model), providers=providers)
     if cache is None or _size(model) < CACHE_FROM_BYTES:
-        return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
+        graph = _rewritten(model, made_for)
+        return ort.InferenceSession(graph, beside(options, model), providers=providers)
     optimised = cache / _machine() / model.parent.name / "model.onnx"
-    if not optimised.is_file() or _record(optimised) != _state(model):
+    if not optimised.is_file() or _record(optimised) != _state(model, made_for):
         try:
-            _save_optimised(model, optimised, threads)
+            _save_optimised(model, optimised, threads, made_for)
         except OSError:
             # A read-only or full disk costs only the faster second start.
-            return ort.InferenceSession(_fused(model), beside(options, model), providers=providers)
+            graph = _rewritten(model, made_for)
+            return ort.InferenceSession(graph, beside(options, model), providers=providers)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(optimised), options, providers=providers)
 
@@ -161,19 +172,40 @@ def beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
     return options
 
 
-def _fused(model: Path) -> bytes:
-    """Return the graph with fused attention; the weights stay in their file."""
+def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
+    """Return the graph as a provider runs it fastest; the weights stay in their file.
+
+    ``made_for`` is side and budget of :class:`OnnxRuntimeEngine`, for the CPU only.
+    """
     import onnx
 
-    from bksdm.engines.attention import fuse_attention
+    from bksdm.engines.rewrite.attention import fuse_attention
+    from bksdm.engines.rewrite.group_norm import expand_group_norm
+    from bksdm.engines.rewrite.winograd import apply_winograd
 
     try:
         proto = onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
     fuse_attention(proto)
+    if made_for is not None:
+        expand_group_norm(proto)
+        apply_winograd(proto, *made_for)
     graph: bytes = proto.SerializeToString()
     return graph
+
+
+def describe_rewrite(model: Path, side: int, budget: int = WINOGRAD_BUDGET) -> str:
+    """Return which convolutions of a graph the CPU runs as Winograd's, in words."""
+    import onnx
+
+    from bksdm.engines.rewrite.winograd import choose, convolutions
+
+    proto = onnx.load(str(model), load_external_data=False)
+    chosen = choose(proto, side, budget)
+    added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
+    total = len(convolutions(proto, side))
+    return f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
 
 
 def _files(model: Path) -> list[Path]:
@@ -190,7 +222,7 @@ def _machine() -> str:
     return f"onnxruntime-{ort.__version__}-cpu-{digest}"
 
 
-def _state(model: Path) -> dict[str, Any]:
+def _state(model: Path, made_for: tuple[int, int]) -> dict[str, Any]:
     """Return what tells that a graph or its weights have changed since they were optimised."""
     states = {path.name: path.stat() for path in _files(model)}
     return {
@@ -198,6 +230,7 @@ def _state(model: Path) -> dict[str, Any]:
         "version": ort.__version__,
         "provider": "cpu",
         "rewrite": REWRITE,
+        "made_for": list(made_for),
         "source": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
     }
 
@@ -221,7 +254,9 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
+def _save_optimised(
+    model: Path, target: Path, threads: int | None, made_for: tuple[int, int]
+) -> None:
     """Optimise once and store graph and weights; written beside and renamed."""
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
@@ -234,8 +269,8 @@ def _save_optimised(model: Path, target: Path, threads: int | None) -> None:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
         )
-        ort.InferenceSession(_fused(model), options, providers=[PROVIDERS["cpu"]])
-        (staging / "engine.json").write_text(json.dumps(_state(model), indent=2) + "\n")
+        ort.InferenceSession(_rewritten(model, made_for), options, providers=[PROVIDERS["cpu"]])
+        (staging / "engine.json").write_text(json.dumps(_state(model, made_for), indent=2) + "\n")
         staging.chmod(0o755)
         # A folder cannot be renamed onto another; whoever wins a race made the same files.
         shutil.rmtree(target.parent, ignore_errors=True)

@@ -12,11 +12,11 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from bksdm.engines.attention import decompose_attention, fuse_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.half import MOVES, emulate_half, tensor_types
 from bksdm.engines.onnxruntime import beside, tensor_specs
 from bksdm.engines.protocol import Array
+from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
 from bksdm.engines.tensorrt import has_attention_kernel
 
 _RANGES = "ranges"

@@ -13,8 +13,15 @@ DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
 
 
-def open_engine(name: str, model: Path, threads: int | None, cache: Path | None) -> Engine:
-    """Load one network with the engine of that name.
+def open_engine(
+    name: str,
+    model: Path,
+    threads: int | None,
+    cache: Path | None,
+    side: int,
+    winograd_budget: int | None = None,
+) -> Engine:
+    """Load one network with the engine of that name; see its class for the arguments.
 
     Raises
     ------
@@ -23,6 +30,8 @@ def open_engine(name: str, model: Path, threads: int | None, cache: Path | None)
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+    from bksdm.engines.onnxruntime import WINOGRAD_BUDGET, OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(model, name.partition(":")[2] or "cpu", threads, cache)
+    budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
+    provider = name.partition(":")[2] or "cpu"
+    return OnnxRuntimeEngine(model, provider, threads, cache, side, budget)

@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
-from bksdm.engines.attention import decompose_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
+from bksdm.engines.rewrite.attention import decompose_attention
 from bksdm.engines.timings import attach, keep
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

@@ -75,6 +75,7 @@ class TextToImage:
         path: str | Path = EMOJI,
         engine: str = "onnxruntime",
         threads: int | None = None,
+        winograd_budget: int | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -87,6 +88,9 @@ class TextToImage:
             ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has made engines.
         threads : int, optional
             CPU threads; by default one per physical core.
+        winograd_budget : int, optional
+            Bytes that each network may grow by for faster convolutions on the CPU; by default
+            1 GiB. At 0 they are direct.
 
         Raises
         ------
@@ -106,7 +110,14 @@ class TextToImage:
 
             return cls(bundle, CudaExecutor(bundle, tokenizer, engine, Gpu()))
         text_encoder, unet, vae_decoder = (
-            open_engine(engine, bundle.model(name), threads, bundle.path / "engines")
+            open_engine(
+                engine,
+                bundle.model(name),
+                threads,
+                bundle.path / "engines",
+                bundle.sample_size,
+                winograd_budget,
+            )
             for name in COMPONENTS
         )
         return cls(bundle, HostExecutor(

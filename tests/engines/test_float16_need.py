@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bksdm.engines.attention import decompose_attention
 from bksdm.engines.half import LARGEST
 from bksdm.engines.ranges import RangeEngine, open_graph
+from bksdm.engines.rewrite.attention import decompose_attention
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor

@@ -9,10 +9,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines import onnxruntime as backend
-from bksdm.engines.attention import decompose_attention, fuse_attention
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.onnxruntime_binding import BoundSession
+from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
 
 
 def attention_model(heads=2, width=8, dynamic=False, **settings):

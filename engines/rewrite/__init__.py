@@ -1,0 +1,1 @@
+"""Graph rewriting: one rule per file, each equal to the graph it replaces."""
