@@ -9,8 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.benchmarks.machine import describe_machine, peak_memory
+import psutil
+
+from bksdm.benchmarks.load import measure_loads
+from bksdm.benchmarks.machine import describe_machine, device_memory, peak_memory
 from bksdm.benchmarks.statistics import Summary
+from bksdm.engines.registry import ENGINES
 from bksdm.runtime.pipeline import TextToImage
 
 PROMPT = "a red apple on a table, number {}"
@@ -70,8 +74,12 @@ def measure_latency(
     dict
         ``stages``: seconds of every counted request by stage, with their summary; ``unet_step`` is
         the UNet's time by its number of evaluations, ``picture`` ends with pixels in memory and
-        ``end_to_end`` with an encoded PNG.
+        ``end_to_end`` with an encoded PNG. ``loads`` is what
+        :func:`~bksdm.benchmarks.load.measure_loads` returns; engines on a GPU load once, warm.
     """
+    # Only what runs on the host stores graphs; a GPU's plans are built before.
+    stores = settings.engine in ENGINES
+    loads = measure_loads(bundle, settings.engine, settings.threads) if stores else {}
     began = time.perf_counter()
     model = TextToImage.load(bundle, settings.engine, settings.threads)
     load = time.perf_counter() - began
@@ -89,16 +97,18 @@ def measure_latency(
         stage: {**Summary.of(values).fields(), "samples": values}
         for stage, values in samples.items()
     }
+    threads = settings.threads or psutil.cpu_count(logical=False)
     return {
         "kind": "latency",
         "machine": describe_machine(),
         "model": {"name": bundle.resolve().name, "digest": model.bundle.digest()},
-        "settings": asdict(settings),
-        "load_seconds": load,
+        "settings": {**asdict(settings), "threads": threads},
+        "loads": loads or {"warm": [load]},
         "first_picture_seconds": first,
         "stages": stages,
         "images_per_second": settings.batch / Summary.of(samples["end_to_end"]).median,
         "peak_memory_bytes": peak_memory(),
+        "device_memory_bytes": device_memory(),
     }
 
 

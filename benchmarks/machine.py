@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,13 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, system and the versions of what is installed."""
+    """Return processor, cores, memory, GPUs, system and the versions of what is installed."""
     return {
         "processor": _processor(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": [fields[0] for fields in _nvidia_smi("gpu", "name")],
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": _versions(),
@@ -37,6 +40,26 @@ def peak_memory() -> int:
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory() -> int | None:
+    """Return the bytes of GPU memory that this process holds, by nvidia-smi; None without one."""
+    rows = _nvidia_smi("compute-apps", "pid,used_memory")
+    own = [int(used) * 2**20 for pid, used in rows if int(pid) == psutil.Process().pid]
+    return sum(own) if own else None
+
+
+def _nvidia_smi(what: str, fields: str) -> list[list[str]]:
+    """Return rows of what nvidia-smi says; none where there is no such command or no driver."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    done = subprocess.run(
+        [command, f"--query-{what}={fields}", "--format=csv,noheader,nounits"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.splitlines() if done.returncode == 0 else []
+    return [[field.strip() for field in line.split(",")] for line in lines if line.strip()]
 
 
 def _processor() -> str:

@@ -1,8 +1,9 @@
-"""Stacked bars: where the time of a picture goes."""
+"""Pictures of records: bars by stage, latency by rate, peers side by side."""
 
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,38 @@ def plot_throughput(record: dict[str, Any], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title(f"{record['model']['name']}, {record['machine']['processor']}", fontsize="small")
     axes.legend()
+    _write(figure, path)
+
+
+def plot_peers(record: dict[str, Any], path: Path) -> None:
+    """Write a panel of bars per stage, a bar per peer, as PNG; beside and renamed.
+
+    Parameters
+    ----------
+    record : dict
+        What :func:`~bksdm.benchmarks.side_by_side.measure_peers` returned.
+    path : Path
+        The picture.
+    """
+    from matplotlib.figure import Figure
+
+    stages = ("unet", "vae_decoder", "picture")
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, len(stages)), stages, strict=True):
+        found = {name: peer["stages"].get(stage, {}) for name, peer in record["peers"].items()}
+        medians = {
+            name: statistics.median(e["samples"]) for name, e in found.items() if "samples" in e
+        }
+        names = sorted(medians, key=medians.__getitem__, reverse=True)
+        colours = ["tab:orange" if name == "bksdm" else "tab:gray" for name in names]
+        axes.barh(names, [medians[name] for name in names], color=colours)
+        axes.set_title(stage, fontsize="small")
+        axes.set_xlabel("seconds")
+    task = record["task"]
+    figure.suptitle(
+        f"{task['checkpoint']}, {task['width']}×{task['height']}, "
+        f"{record['machine']['processor']}, {task['threads']} threads", fontsize="small",
+    )  # fmt: skip
     _write(figure, path)
 
 

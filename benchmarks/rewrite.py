@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.statistics import Ratio, ratio_of_medians
 from bksdm.engines.onnxruntime import WINOGRAD_BUDGET, OnnxRuntimeEngine
-from bksdm.engines.protocol import Array, TensorSpec
 from bksdm.runtime.bundle import Bundle
 
 
@@ -51,7 +51,7 @@ def measure_gain(
         for budget in (0, WINOGRAD_BUDGET)
     ]  # fmt: skip
     sizes = (height // opened.vae_scale, width // opened.vae_scale)
-    feeds = _feeds(engines[0].inputs, sizes)
+    feeds = network_feeds(engines[0].inputs, sizes)
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
         outputs = []
@@ -67,18 +67,3 @@ def measure_gain(
         float(np.median(seconds[0])), float(np.median(seconds[1])),
         ratio_of_medians(seconds[0], seconds[1]), float(error),
     )  # fmt: skip
-
-
-def _feeds(inputs: Mapping[str, TensorSpec], sizes: tuple[int, int]) -> dict[str, Array]:
-    """Return random latents, embeddings and a timestep in the middle of the schedule."""
-    generator = np.random.default_rng(0)
-    batch = 2 if "timestep" in inputs else 1
-    feeds: dict[str, Array] = {}
-    for name, spec in inputs.items():
-        if name == "timestep":
-            feeds[name] = np.full(batch, 500, spec.dtype)
-            continue
-        fixed = tuple(size for size in spec.shape[1:] if isinstance(size, int))
-        shape = (batch, *fixed, *sizes) if len(spec.shape) == 4 else (batch, *fixed)
-        feeds[name] = generator.standard_normal(shape).astype(spec.dtype)
-    return feeds

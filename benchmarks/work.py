@@ -19,6 +19,12 @@ KINDS = {
     "Conv": "convolution", "MatMul": "matrix product", "Gemm": "matrix product",
     "Attention": "attention",
 }  # fmt: skip
+OTHER = "other"
+# Nodes that copy values, or only name them anew.
+MOVES = {
+    "Cast", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape",
+    "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
 BYTES: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 
 
@@ -29,7 +35,8 @@ class NetworkWork:
     Attributes
     ----------
     flops
-        By kind; a multiplication and its addition are two. Convolutions count as direct ones.
+        By kind; a multiplication and its addition are two. Convolutions count as direct ones, and
+        ``other`` is one operation per value that any other node computes.
     weight_bytes
         Each weight is read once.
     activation_bytes
@@ -60,10 +67,15 @@ def count_work(model: Path, sizes: Mapping[str, int]) -> NetworkWork:
     proto = onnx.load(str(model), load_external_data=False)
     shapes, kinds = _shapes(proto, sizes)
     weights = {w.name: w for w in proto.graph.initializer}
-    flops = dict.fromkeys(sorted(set(KINDS.values())), 0)
+    flops = {**dict.fromkeys(sorted(set(KINDS.values())), 0), OTHER: 0}
     moved = 0
     for node in proto.graph.node:
         if node.op_type not in KINDS or node.domain:
+            flops[OTHER] += sum(
+                math.prod(shapes[name])
+                for name in node.output
+                if kinds.get(name) in BYTES and name in shapes and node.op_type not in MOVES
+            )
             continue
         used = [name for name in (*node.input, node.output[0]) if name]
         missing = [name for name in used if name not in shapes]

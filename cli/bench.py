@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ EXAMPLES = """examples:
   bksdm bench compare old.json new.json --threshold 0.05
   bksdm bench roofline bundle/ --gpu h100
   bksdm bench rewrite bundle/ --size 512x512
+  bksdm bench peers checkpoint/ --peers optimum,openvino --rounds 3
+  bksdm bench report -o benchmarks/
 """
 
 
@@ -48,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline = kinds.add_parser("roofline", help="operations, and the least time they could take")
     roofline.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
     roofline.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
+    roofline.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
     roofline.add_argument("--gpu", help="a bound from datasheet figures: a100, h100, rtx4090")
     roofline.set_defaults(measure=_roofline)
     rewrite = kinds.add_parser("rewrite", help="what faster convolutions gain, and their error")
@@ -73,6 +77,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.add_argument("--plot", type=Path, metavar="FILE", help="write latency by rate")
     throughput.set_defaults(measure=_throughput)
 
+    peers = kinds.add_parser("peers", help="other programs on the same work, in turns")
+    peers.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder")
+    peers.add_argument("--peers", metavar="NAME,…", help="all that can be installed by default")
+    peers.add_argument("--size", metavar="WxH", help="pixels (default 512x512)", default="512x512")
+    peers.add_argument("--steps", type=int, default=2, help="of a picture (default 2)")
+    peers.add_argument("--rounds", type=int, default=3, help="turns of every peer (default 3)")
+    peers.add_argument("--repeat", type=int, default=2, help="runs per turn (default 2)")
+    peers.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    peers.add_argument("--work", type=Path, default=Path("build/peers"), metavar="DIR",
+                       help="environments and converted models (default build/peers)")  # fmt: skip
+    peers.add_argument("--json", type=Path, metavar="FILE", help="write the record")
+    peers.add_argument("--plot", type=Path, metavar="FILE", help="write a picture")
+    peers.set_defaults(measure=_peers)
+    report = kinds.add_parser("report", help="the documented set, into RESULTS.md")
+    report.add_argument("--only", metavar="NAME,…", help="of the set: measure these once more")
+    report.add_argument("--render", action="store_true", help="measure nothing")
+    report.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    report.add_argument("--work", type=Path, default=Path("build/peers"), metavar="DIR",
+                        help="environments and models (default build/peers)")  # fmt: skip
+    report.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR",
+                        help="for RESULTS.md and results/ (default benchmarks)")  # fmt: skip
+    report.set_defaults(measure=_report)
+
 
 def run(options: argparse.Namespace) -> int:
     """Run one kind of measurement."""
@@ -92,9 +119,7 @@ def _latency(options: argparse.Namespace) -> int:
 
     if options.repeat < 1 or options.warmup < 0:
         raise RequestError("--repeat must be at least 1 and --warmup at least 0")
-    for file in (options.json, options.plot):
-        if file is not None and not os.access(file.resolve().parent, os.W_OK):
-            raise RequestError(f"cannot write {file}")
+    _check_files(options)
     width, height = (None, None) if options.size is None else parse_size(options.size)
     settings = Settings(
         options.engine, options.steps, height, width, options.batch, options.repeat,
@@ -102,40 +127,30 @@ def _latency(options: argparse.Namespace) -> int:
     )  # fmt: skip
     with tqdm(total=options.warmup + options.repeat, unit="picture", leave=False, delay=0.5) as bar:
         record = measure_latency(options.bundle, settings, bar.update)
-    _print_latency(record)
-    if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot_latency([record], options.plot)
+    _show(options, record, lambda path: plot_latency([record], path))
     return 0
 
 
-def _print_latency(record: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse to measure for minutes what cannot be written afterwards."""
+    for file in (options.json, options.plot):
+        if file is not None and not os.access(file.resolve().parent, os.W_OK):
+            raise RequestError(f"cannot write {file}")
 
-    machine, settings = record["machine"], record["settings"]
-    console = Console()
-    console.print(
-        f"{record['model']['name']} on {settings['engine']}, {settings['steps']} steps, batch "
-        f"{settings['batch']}; {machine['processor']}, {machine['physical_cores']} cores",
-        highlight=False,
-    )
-    table = Table("milliseconds", *(
-        f"{name}" for name in ("median", "p95", "p99", "min", "n")
-    ))  # fmt: skip
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for stage, entry in record["stages"].items():
-        times = (f"{entry[name] * 1e3:.2f}" for name in ("median", "p95", "p99", "min"))
-        table.add_row(stage, *times, str(entry["n"]))
-    console.print(table)
-    console.print(
-        f"load {record['load_seconds']:.2f} s, first picture after "
-        f"{record['first_picture_seconds']:.2f} s, {record['images_per_second']:.3g} images/s, "
-        f"at most {record['peak_memory_bytes'] / 1e9:.2f} GB",
-        highlight=False,
-    )
+
+def _show(
+    options: argparse.Namespace, record: dict[str, Any], plot: Callable[[Path], None]
+) -> None:
+    from bksdm.benchmarks.side_by_side import write_record
+    from bksdm.benchmarks.tables import conditions, tables
+
+    print(conditions(record))
+    for table in tables(record):
+        table.print()
+    if options.json is not None:
+        write_record(record, options.json)
+    if options.plot is not None:
+        plot(options.plot)
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -156,10 +171,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _roofline(options: argparse.Namespace) -> int:
-    import psutil
-
-    from bksdm.benchmarks.roofline import GPUS, lower_bound, measure_peak
-    from bksdm.benchmarks.work import count_work
+    from bksdm.benchmarks.roofline import GPUS, measure_roofline
+    from bksdm.benchmarks.tables import tables
     from bksdm.cli.generate import parse_size
     from bksdm.runtime.bundle import Bundle
 
@@ -168,27 +181,68 @@ def _roofline(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     side = bundle.sample_size * bundle.vae_scale
     width, height = (side, side) if options.size is None else parse_size(options.size)
-    if options.gpu is None:
-        peak = measure_peak(psutil.cpu_count(logical=False) or 1)
-    else:
-        peak = GPUS[options.gpu]
-    kind = "measured" if options.gpu is None else "a calculation"
-    print(f"{peak.name}: {peak.flops_per_second / 1e9:.4g} GFLOP/s, "
-          f"{peak.bytes_per_second / 1e9:.4g} GB/s ({peak.source})")  # fmt: skip
-    print(f"one guided UNet call and one picture of {width}x{height}; the bound is {kind}")
-    print(f"{'':<14}{'conv':>10}{'products':>10}{'attention':>10}{'GFLOP':>10}{'GB':>8}"
-          f"{'bound ms':>11}")  # fmt: skip
-    for name in bundle.components:
-        sizes = {
-            "batch": 2 if name in ("unet", "text_encoder") else 1,
-            "height": height // bundle.vae_scale, "width": width // bundle.vae_scale,
-        }  # fmt: skip
-        work = count_work(bundle.model(name), sizes)
-        shown = [work.flops[kind] / 1e9 for kind in ("convolution", "matrix product", "attention")]
-        moved = (work.weight_bytes + work.activation_bytes) / 1e9
-        print(f"{name:<14}" + "".join(f"{value:10.2f}" for value in (*shown, sum(shown)))
-              + f"{moved:8.2f}{lower_bound(work, peak) * 1e3:11.2f}")  # fmt: skip
+    record = measure_roofline(options.bundle, height, width, _threads(options.threads), options.gpu)
+    for table in tables(record):
+        table.print()
     return 0
+
+
+def _peers(options: argparse.Namespace) -> int:
+    from bksdm.benchmarks.plot import plot_peers
+    from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers
+    from bksdm.cli.extras import require
+    from bksdm.cli.generate import parse_size
+
+    require("diffusers", "export")
+    _check_files(options)
+    names = tuple(PEERS) if options.peers is None else tuple(options.peers.split(","))
+    _check_names("--peers", names, PEERS)
+    if min(options.rounds, options.repeat, options.steps) < 1:
+        raise RequestError("--rounds, --repeat and --steps must be at least 1")
+    width, height = parse_size(options.size)
+    task = Task(
+        str(options.checkpoint), height, width, options.steps, options.rounds, options.repeat,
+        _threads(options.threads),
+    )  # fmt: skip
+    record = measure_peers(task, options.work, names, _progress)
+    _show(options, record, lambda path: plot_peers(record, path))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from bksdm.benchmarks.report import SET, measure_set, write_report
+    from bksdm.cli.extras import require
+
+    require("diffusers", "export")
+    names = tuple(SET) if options.only is None else tuple(options.only.split(","))
+    _check_names("--only", names, SET)
+    if not options.output.is_dir():
+        raise RequestError(f"{options.output}: no such folder")
+    if not options.render:
+        measure_set(
+            names, options.only is not None, options.work, options.output,
+            _threads(options.threads), _progress,
+        )  # fmt: skip
+    print(write_report(options.output))
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _check_names(option: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise RequestError(f"{option}: unknown {name!r}; known: {', '.join(known)}")
+
+
+def _threads(wanted: int | None) -> int:
+    import psutil
+
+    if wanted is not None and wanted < 1:
+        raise RequestError(f"--threads must be at least 1, not {wanted}")
+    return int(wanted or psutil.cpu_count(logical=False) or 1)
 
 
 def _rewrite(options: argparse.Namespace) -> int:
@@ -231,6 +285,7 @@ def _throughput(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_throughput
     from bksdm.benchmarks.throughput import measure_throughput
 
+    _check_files(options)
     batches = [int(n) for n in _numbers(options.batches, "--batches") if n.is_integer()]
     if len(batches) != len(options.batches.split(",")):
         raise RequestError(f"--batches must be whole numbers, not {options.batches!r}")
@@ -240,21 +295,7 @@ def _throughput(options: argparse.Namespace) -> int:
             options.bundle, options.engine, options.steps, batches, loads, options.requests,
             options.threads, bar.update,
         )  # fmt: skip
-    print(f"{'batch':>6}{'images/s':>11}")
-    for entry in record["batches"]:
-        print(f"{entry['batch']:>6}{entry['images_per_second']:11.3f}")
-    print(
-        f"{'rate /s':>8}{'load':>7}{'queue s':>10}{'median s':>10}{'p95 s':>9}{'p99 s':>9}{'n':>5}"
-    )
-    for entry in record["rates"]:
-        latency = entry["latency"]
-        print(f"{entry['rate']:8.3f}{entry['load']:7.2f}{entry['queueing']['median']:10.3f}"
-              f"{latency['median']:10.3f}{latency['p95']:9.3f}{latency['p99']:9.3f}"
-              f"{latency['n']:5}")  # fmt: skip
-    if options.json is not None:
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if options.plot is not None:
-        plot_throughput(record, options.plot)
+    _show(options, record, lambda path: plot_throughput(record, path))
     return 0
 
 

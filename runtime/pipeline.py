@@ -76,6 +76,7 @@ class TextToImage:
         engine: str = "onnxruntime",
         threads: int | None = None,
         winograd_budget: int | None = None,
+        engine_cache: Path | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -91,6 +92,9 @@ class TextToImage:
         winograd_budget : int, optional
             Bytes that each network may grow by for faster convolutions on the CPU; by default
             1 GiB. At 0 they are direct.
+        engine_cache : Path, optional
+            Where optimised graphs are stored, for a bundle that cannot be written; by default its
+            own ``engines`` folder.
 
         Raises
         ------
@@ -114,7 +118,7 @@ class TextToImage:
                 engine,
                 bundle.model(name),
                 threads,
-                bundle.path / "engines",
+                bundle.path / "engines" if engine_cache is None else engine_cache,
                 bundle.sample_size,
                 winograd_budget,
             )

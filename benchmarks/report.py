@@ -1,0 +1,164 @@
+"""The documented set of measurements, and ``RESULTS.md`` from their records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bksdm.benchmarks.latency import Settings, measure_latency
+from bksdm.benchmarks.plot import plot_latency, plot_peers, plot_throughput
+from bksdm.benchmarks.roofline import measure_roofline
+from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers, write_record
+from bksdm.benchmarks.tables import conditions, tables
+from bksdm.benchmarks.throughput import measure_throughput
+from bksdm.models import EMOJI
+
+INTRODUCTION = """# Results
+
+Written by `bksdm bench report` from the records in `results/`. Times are medians in seconds of n
+runs on the machine named above each table; a ratio is by the best of the other programs in the same
+run, below 1 is faster, with a 95 % bootstrap interval. `small` and `tiny` are full-size replicas of
+BK-SDM-Small and BK-SDM-Tiny with random weights, `emoji` is the built-in model.
+"""
+SIDE = 512
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measurement of the set: what it is about, and how it is made in a work folder."""
+
+    title: str
+    measure: Callable[[Path, int, Callable[[str], None]], dict[str, Any]]
+
+
+def _checkpoint(model: str, work: Path) -> Path:
+    """Return a checkpoint of the set, made on first use."""
+    if model == "emoji":
+        return EMOJI
+    folder = work / "checkpoints" / model
+    if not folder.exists():
+        from bksdm.export.dummy import create_dummy
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        create_dummy(model, folder)
+    return folder
+
+
+def _bundle(model: str, work: Path) -> Path:
+    """Return a bundle of the set, made on first use."""
+    if model == "emoji":
+        return EMOJI
+    folder = work / "bundles" / model
+    if not folder.exists():
+        from bksdm.export.exporter import export
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        export(_checkpoint(model, work), folder)
+    return folder
+
+
+def _peers(model: str, side: int, steps: int, rounds: int, repeat: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        task = Task(str(_checkpoint(model, work)), side, side, steps, rounds, repeat, threads)
+        return measure_peers(task, work, tuple(PEERS), report)
+
+    return Entry(f"{model} beside other programs", measure)
+
+
+def _latency(model: str, steps: int, repeat: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        settings = Settings(steps=steps, repeat=repeat, threads=threads)
+        return measure_latency(_bundle(model, work), settings)
+
+    return Entry(f"{model}, stage by stage", measure)
+
+
+def _roofline(model: str, side: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        return measure_roofline(_bundle(model, work), side, side, threads)
+
+    return Entry(f"{model} against the machine's peak", measure)
+
+
+def _throughput(model: str, steps: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        bundle = _bundle(model, work)
+        return measure_throughput(
+            bundle, "onnxruntime", steps, (1, 2, 4), (0.3, 0.6, 0.9), 40, threads
+        )
+
+    return Entry(f"{model} under load", measure)
+
+
+SET = {
+    "small-peers": _peers("small", SIDE, 2, rounds=3, repeat=2),
+    "tiny-peers": _peers("tiny", SIDE, 2, rounds=2, repeat=2),
+    "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
+    "small-latency": _latency("small", 4, 3),
+    "tiny-latency": _latency("tiny", 4, 3),
+    "emoji-latency": _latency("emoji", 25, 20),
+    "small-roofline": _roofline("small", SIDE),
+    "tiny-roofline": _roofline("tiny", SIDE),
+    "emoji-throughput": _throughput("emoji", 25),
+}
+"""What the report is made of, by the name of its record."""
+
+PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {
+    "peers": plot_peers,
+    "latency": lambda record, path: plot_latency([record], path),
+    "throughput": plot_throughput,
+}
+
+
+def measure_set(
+    names: Sequence[str], again: bool, work: Path, output: Path, threads: int,
+    report: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Make the records that are missing, one file each, so that an interrupted run goes on.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Keys of :data:`SET`.
+    again : bool
+        Make those that are there once more.
+    work : Path
+        Folder for checkpoints, bundles and the peers' environments.
+    output : Path
+        Where ``results/NAME.json`` goes.
+    threads : int
+        CPU threads.
+    report : callable
+        Called with one line before everything that takes long.
+    """
+    folder = output / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        record = folder / f"{name}.json"
+        if record.exists() and not again:
+            continue
+        report(SET[name].title)
+        write_record(SET[name].measure(work, threads, report), record)
+
+
+def write_report(output: Path) -> Path:
+    """Write ``RESULTS.md`` and its plots from the records that are there; return its path."""
+    parts = [INTRODUCTION]
+    for name, entry in SET.items():
+        file = output / "results" / f"{name}.json"
+        if not file.exists():
+            continue
+        record = json.loads(file.read_text(encoding="utf-8"))
+        parts.append(f"## {entry.title[0].upper()}{entry.title[1:]}\n\n{conditions(record)}.\n")
+        parts += [table.markdown() for table in tables(record)]
+        if record["kind"] in PLOTS:
+            PLOTS[record["kind"]](record, output / "results" / f"{name}.png")
+            parts.append(f"![{entry.title}](results/{name}.png)\n")
+    target = output / "RESULTS.md"
+    partial = target.with_name(f".partial-{target.name}")
+    partial.write_text("\n".join(parts), encoding="utf-8")
+    partial.replace(target)
+    return target

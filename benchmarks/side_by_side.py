@@ -1,0 +1,385 @@
+"""Peers on the same work in the same run: each in an environment and a process of its own.
+
+A peer is a folder of ``peers/`` with ``requirements.txt`` and ``runner.py``, which answers JSON
+lines (see ``peers/serve.py``). They take turns, A B C A B C, stage by stage, and only one of them
+is in memory at a time. What each computes is compared with diffusers in float32, which comes first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.benchmarks.machine import describe_machine
+from bksdm.engines.errors import BksdmError
+from bksdm.runtime.bundle import read_json
+from bksdm.runtime.noise import initial_noise
+
+FOLDER = Path(__file__).parent / "peers"
+STAGES = ("unet", "vae_decoder", "picture")
+PROMPT = "a red apple on a table"
+SEED = 0
+# Every peer has Euler's method on the same noise levels; only some have PNDM.
+SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "prediction_type": "epsilon",
+    "timestep_spacing": "linspace", "interpolation_type": "linear", "steps_offset": 1,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How to run one peer.
+
+    Attributes
+    ----------
+    folder
+        Its folder in ``peers/``.
+    stages
+        What it can do.
+    source
+        The peer whose converted model it starts from; None is the checkpoint.
+    options
+        Further arguments of its ``load``.
+    """
+
+    folder: str
+    stages: tuple[str, ...] = STAGES
+    source: str | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+REFERENCE = "diffusers"
+PEERS = {
+    REFERENCE: Peer("diffusers"),
+    "diffusers-compiled": Peer("diffusers", options={"compiled": True}),
+    "bksdm": Peer("bksdm"),
+    "optimum": Peer("optimum"),
+    "openvino": Peer("openvino"),
+    "mnn": Peer("mnn", ("unet", "vae_decoder"), source="optimum"),
+    "stable-diffusion-cpp": Peer("stable-diffusion-cpp", ("picture",)),
+}
+
+
+class PeerError(BksdmError):
+    """A peer cannot be installed, or failed; the message is its reason."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """The work that every peer does.
+
+    Attributes
+    ----------
+    checkpoint
+        A diffusers folder.
+    height, width
+        In pixels.
+    steps
+        Of a whole picture, Euler's method, guidance 7.5.
+    rounds
+        Turns of every peer, each in a new process.
+    repeat
+        Runs that count in each turn, after one that does not.
+    threads
+        CPU threads.
+    """
+
+    checkpoint: str
+    height: int
+    width: int
+    steps: int
+    rounds: int
+    repeat: int
+    threads: int
+
+
+class Runner:
+    """A peer's process."""
+
+    def __init__(self, python: Path, folder: str) -> None:
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [python, FOLDER / folder / "runner.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._log, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # It has nothing to save, and gives back its memory before the next one starts.
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+
+    def ask(self, do: str, **arguments: object) -> dict[str, Any]:
+        """Return the answer to one request.
+
+        Raises
+        ------
+        PeerError
+            The peer refused, or its process ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            self._log.seek(0)
+            said = [text for text in self._log.read().splitlines() if text.strip()]
+            last = said[-1].strip()[:200] if said else "it said nothing"
+            raise PeerError(f"its process ended with code {code} during {do} ({last})")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise PeerError(f"{do}: {answer['error']}")
+        return dict(answer)
+
+
+def environment(folder: str, work: Path) -> Path:
+    """Return the Python of a peer's environment, made on first use.
+
+    Raises
+    ------
+    PeerError
+        What it needs cannot be installed.
+    """
+    if folder == "bksdm":
+        return Path(sys.executable)
+    place = work / "environments" / folder
+    python = place / "bin" / "python"
+    complete = place / "complete"
+    if not complete.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        venv.create(place, with_pip=True)
+        for name, options in (("requirements", ()), ("requirements-alone", ("--no-deps",))):
+            wanted = FOLDER / folder / f"{name}.txt"
+            if wanted.exists():
+                _install(python, [*options, "-r", str(wanted)])
+        complete.touch()
+    return python
+
+
+def _install(python: Path, arguments: Sequence[str]) -> None:
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", *arguments],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+        raise PeerError(f"cannot be installed: {(lines or ['pip failed'])[0][:300]}")
+
+
+def prepare_checkpoint(checkpoint: Path, work: Path) -> Path:
+    """Return a folder with the checkpoint's networks, linked, and a scheduler every peer has.
+
+    Raises
+    ------
+    BksdmError
+        The folder is no diffusers checkpoint.
+    """
+    index = read_json(checkpoint / "model_index.json")
+    if not (checkpoint / "vae").is_dir():
+        raise BksdmError(f"{checkpoint}: no vae/; peers start from a diffusers checkpoint")
+    place = work / "checkpoint"
+    shutil.rmtree(place, ignore_errors=True)
+    (place / "scheduler").mkdir(parents=True)
+    for part in ("unet", "vae", "text_encoder", "tokenizer"):
+        (place / part).symlink_to((checkpoint / part).resolve())
+    index["scheduler"] = ["diffusers", SCHEDULER["_class_name"]]
+    (place / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
+    written = json.dumps(SCHEDULER)
+    (place / "scheduler" / "scheduler_config.json").write_text(written, encoding="utf-8")
+    return place
+
+
+def convert(name: str, python: Path, source: Path, work: Path) -> dict[str, float]:
+    """Convert the checkpoint once; return its seconds, bytes on disk and peak memory.
+
+    Raises
+    ------
+    PeerError
+        The peer cannot convert it.
+    """
+    folder = work / name / "model"
+    record = work / name / "converted.json"
+    if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with Runner(python, PEERS[name].folder) as runner:
+            answer = runner.ask("convert", source=str(source), folder=str(folder))
+        record.write_text(json.dumps(answer), encoding="utf-8")
+    return dict(json.loads(record.read_text(encoding="utf-8")))
+
+
+def measure_peers(
+    task: Task, work: Path, names: Sequence[str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run every peer in turns and compare what it computes with the reference.
+
+    Parameters
+    ----------
+    task : Task
+        The work.
+    work : Path
+        Folder for environments, converted models and outputs; kept for the next run, whose
+        checkpoint must be the same.
+    names : sequence of str
+        Keys of :data:`PEERS`; the reference comes first, whether named or not.
+    report : callable
+        Called with one line before everything that takes long.
+
+    Returns
+    -------
+    dict
+        For every peer what its conversion took, and by stage the seconds, load times, peak memory
+        and distance from the reference; or the reason why it has none.
+
+    Raises
+    ------
+    PeerError
+        The reference failed, without which nothing can be compared.
+    """
+    names = (REFERENCE, *(name for name in names if name != REFERENCE))
+    models = work / Path(task.checkpoint).resolve().name
+    checkpoint = prepare_checkpoint(Path(task.checkpoint), models)
+    feeds = write_feeds(task, models)
+    peers: dict[str, dict[str, Any]] = {}
+    pythons: dict[str, Path] = {}
+    for name in names:
+        peer = PEERS[name]
+        try:
+            report(f"{name}: environment")
+            pythons[name] = environment(peer.folder, work)
+            report(f"{name}: conversion")
+            source = checkpoint if peer.source is None else models / peer.source / "model"
+            peers[name] = {
+                "converted": convert(name, pythons[name], source, models),
+                "stages": {stage: {} for stage in peer.stages},
+            }
+        except PeerError as error:
+            if name == REFERENCE:
+                raise
+            peers[name] = {"reason": str(error), "stages": {}}
+    for number in range(task.rounds):
+        for stage in STAGES:
+            for name in names:
+                entry = peers[name]["stages"].get(stage)
+                if entry is None or "reason" in entry:
+                    continue
+                report(f"round {number + 1} of {task.rounds}, {stage}: {name}")
+                try:
+                    _turn(name, pythons[name], stage, task, models, checkpoint, feeds, entry)
+                except PeerError as error:
+                    if name == REFERENCE:
+                        raise
+                    peers[name]["stages"][stage] = {"reason": str(error)}
+    return {
+        "kind": "peers",
+        "machine": describe_machine(),
+        "task": {**asdict(task), "checkpoint": Path(task.checkpoint).resolve().name},
+        "peers": peers,
+    }
+
+
+def write_feeds(task: Task, folder: Path) -> dict[str, Path]:
+    """Write what every peer is fed with; return the files by stage."""
+    config = read_json(Path(task.checkpoint) / "unet" / "config.json")
+    blocks = read_json(Path(task.checkpoint) / "vae" / "config.json")["block_out_channels"]
+    scale = 2 ** (len(blocks) - 1)
+    shape = (config["in_channels"], task.height // scale, task.width // scale)
+    generator = np.random.default_rng(SEED)
+    pair = generator.standard_normal((2, *shape), np.float32)
+    texts = generator.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
+    feeds: dict[str, dict[str, Any]] = {
+        "unet": {"sample": pair, "timestep": np.full(2, 500, np.float32),
+                 "encoder_hidden_states": texts},
+        "vae_decoder": {"latent_sample": pair[:1]},
+        "picture": {"latents": initial_noise(shape, SEED, 1), "prompt": np.array(PROMPT),
+                    "steps": np.array(task.steps), "seed": np.array(SEED),
+                    "height": np.array(task.height), "width": np.array(task.width)},
+    }  # fmt: skip
+    files = {}
+    for stage, arrays in feeds.items():
+        files[stage] = folder / f"{stage}.npz"
+        np.savez(files[stage], **arrays)
+    return files
+
+
+def _turn(
+    name: str,
+    python: Path,
+    stage: str,
+    task: Task,
+    models: Path,
+    checkpoint: Path,
+    feeds: Mapping[str, Path],
+    entry: dict[str, Any],
+) -> None:
+    """Load one stage of one peer in a new process, run it, and add what it took."""
+    output = models / name / f"{stage}.npy"
+    with Runner(python, PEERS[name].folder) as runner:
+        loaded = runner.ask(
+            "load", stage=stage, source=str(checkpoint), folder=str(models / name / "model"),
+            threads=task.threads, **PEERS[name].options,
+        )  # fmt: skip
+        first, *counted = (
+            runner.ask("run", feeds=str(feeds[stage]), output=str(output))
+            for _ in range(1 + task.repeat)
+        )
+    entry.setdefault("load_seconds", []).append(loaded["seconds"])
+    entry.setdefault("first_seconds", []).append(first["seconds"])
+    entry.setdefault("samples", []).extend(answer["seconds"] for answer in counted)
+    for part, seconds in counted[-1]["parts"].items():
+        entry.setdefault("parts", {}).setdefault(part, []).append(seconds)
+    entry["peak_bytes"] = max(entry.get("peak_bytes", 0), counted[-1]["peak_bytes"])
+    reference = models / REFERENCE / f"{stage}.npy"
+    entry["distance"] = distance(np.load(output), np.load(reference), stage)
+
+
+def distance(
+    found: NDArray[np.float32], reference: NDArray[np.float32], stage: str
+) -> dict[str, float]:
+    """Return how far an output is from the reference's.
+
+    Networks: relative L2 ‖y − r‖ / ‖r‖ and largest difference. Pictures: largest difference in
+    levels of 0 … 255 and peak signal-to-noise ratio 20 log₁₀(255 / RMS) in dB, at most 99.
+    """
+    difference = found.astype(np.float64) - reference
+    largest = float(np.abs(difference).max())
+    if stage == "picture":
+        rms = float(np.sqrt(np.mean(difference**2)))
+        return {"largest": largest, "psnr": min(99.0, 20 * math.log10(255 / max(rms, 1e-9)))}
+    norm = float(np.linalg.norm(reference.astype(np.float64)))
+    return {"largest": largest, "relative_l2": float(np.linalg.norm(difference)) / norm}
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """Write a record as JSON, beside and renamed."""
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,219 @@
+"""Records as tables: the same rows for a terminal and for ``RESULTS.md``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bksdm.benchmarks.side_by_side import REFERENCE, STAGES
+from bksdm.benchmarks.statistics import Summary, ratio_of_medians
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, what holds for all of it, and rows of text; the first column names the row."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """Return the table as GitHub shows it."""
+        lines = [self.header, tuple("---" if i == 0 else "---:" for i in range(len(self.header)))]
+        body = "\n".join("| " + " | ".join(row) + " |" for row in (*lines, *self.rows))
+        return f"{self.title}\n\n{body}\n"
+
+    def print(self) -> None:
+        """Write the table to the terminal."""
+        from rich.console import Console
+        from rich.table import Table as RichTable
+
+        console = Console()
+        table = RichTable(*self.header)
+        table.columns[0].no_wrap = True
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(self.title, highlight=False, markup=False, soft_wrap=True)
+        console.print(table)
+
+
+def conditions(record: Record) -> str:
+    """Return machine, threads and versions in one line."""
+    machine = record["machine"]
+    settings = record.get("settings", record.get("task", {}))
+    parts = [
+        machine["processor"], *machine["gpus"], f"{machine['physical_cores']} cores",
+        f"{machine['memory_gb']} GB", f"{settings['threads']} threads", machine["system"],
+        f"Python {machine['python']}",
+        *(f"{name} {version}" for name, version in machine["versions"].items()),
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def tables(record: Record) -> list[Table]:
+    """Return what is to be shown of a record of any kind."""
+    return KINDS[record["kind"]](record)
+
+
+def _latency(record: Record) -> list[Table]:
+    settings = record["settings"]
+    stages = tuple(
+        (stage, *(f"{entry[name] * 1e3:.2f}" for name in ("median", "p95", "p99", "min")),
+         str(entry["n"]))
+        for stage, entry in record["stages"].items()
+    )  # fmt: skip
+    loads = {f"load, {kind}": taken for kind, taken in record["loads"].items()}
+    once = [
+        *((name, f"{Summary.of(taken).median:.2f} s") for name, taken in loads.items()),
+        ("load and first picture", f"{record['first_picture_seconds']:.2f} s"),
+        ("throughput", f"{record['images_per_second']:.3g} images/s"),
+        ("peak resident memory", f"{record['peak_memory_bytes'] / 1e9:.2f} GB"),
+    ]
+    if record["device_memory_bytes"] is not None:
+        once.append(("GPU memory", f"{record['device_memory_bytes'] / 1e9:.2f} GB"))
+    size = "" if settings["width"] is None else f", {settings['width']}×{settings['height']}"
+    work = (
+        f"{record['model']['name']} on {settings['engine']}, {settings['steps']} steps, batch "
+        f"{settings['batch']}{size}"
+    )
+    return [
+        Table(f"{work}; milliseconds", ("stage", "median", "p95", "p99", "min", "n"), stages),
+        Table(work, ("", "value"), tuple(once)),
+    ]
+
+
+def _throughput(record: Record) -> list[Table]:
+    work = (
+        f"{record['model']['name']} on {record['settings']['engine']}, "
+        f"{record['settings']['steps']} steps"
+    )
+    batches = tuple(
+        (str(entry["batch"]), f"{entry['images_per_second']:.3f}") for entry in record["batches"]
+    )
+    rates = tuple(
+        (f"{e['rate']:.3f}", f"{e['load']:.2f}", f"{e['queueing']['median']:.3f}",
+         *(f"{e['latency'][name]:.3f}" for name in ("median", "p95", "p99")),
+         str(e["latency"]["n"]))
+        for e in record["rates"]
+    )  # fmt: skip
+    return [
+        Table(f"{work}, by batch", ("batch", "images/s"), batches),
+        Table(
+            f"{work}, requests of one image that arrive at random (Poisson); seconds",
+            ("requests/s", "load", "queueing", "latency median", "p95", "p99", "n"), rates,
+        ),
+    ]  # fmt: skip
+
+
+def _roofline(record: Record) -> list[Table]:
+    settings, peak = record["settings"], record["peak"]
+    measured = peak["source"] == "measured"
+    kinds = {
+        "convolution": "conv", "matrix product": "matmul", "attention": "attention",
+        "other": "other",
+    }  # fmt: skip
+    rows = []
+    for name, network in record["networks"].items():
+        moved = network["weight_bytes"] + network["activation_bytes"]
+        row = [
+            name, *(f"{network['flops'][kind] / 1e9:.1f}" for kind in kinds),
+            f"{moved / 1e9:.2f}", f"{network['bound_seconds'] * 1e3:.1f}",
+        ]  # fmt: skip
+        if measured:
+            taken = network["seconds"]
+            row += [f"{taken * 1e3:.1f}", f"{network['bound_seconds'] / taken:.0%}"]
+        rows.append(tuple(row))
+    header = ("network", *kinds.values(), "GB", "bound ms")
+    if measured:
+        header += ("taken ms", "bound / taken")
+    bound = "the bound is measured" if measured else "the bound is a calculation from datasheets"
+    title = (
+        f"{record['model']['name']}, one guided UNet call and one picture of "
+        f"{settings['width']}×{settings['height']}, GFLOP by kind; {bound}. {peak['name']}: "
+        f"{peak['flops_per_second'] / 1e9:.4g} GFLOP/s, {peak['bytes_per_second'] / 1e9:.4g} GB/s "
+        f"({peak['source']})"
+    )
+    return [Table(title, header, tuple(rows))]
+
+
+def _peers(record: Record) -> list[Table]:
+    task = record["task"]
+    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, float32"
+    titles = {
+        "unet": f"UNet, batch of 2, {work}",
+        "vae_decoder": f"VAE decoder, {work}",
+        "picture": f"Picture, {task['steps']} steps of Euler with guidance, {work}",
+    }
+    return [
+        *(_peer_stage(record, stage, titles[stage]) for stage in STAGES),
+        _peer_conversions(record, f"Conversion of {task['checkpoint']}"),
+    ]
+
+
+def _peer_stage(record: Record, stage: str, title: str) -> Table:
+    entries = {
+        name: peer["stages"].get(stage, {"reason": peer.get("reason", "not one of its stages")})
+        for name, peer in record["peers"].items()
+    }
+    ran = {name: entry for name, entry in entries.items() if "samples" in entry}
+    others = {name: Summary.of(e["samples"]).median for name, e in ran.items() if name != "bksdm"}
+    best = min(others, key=others.__getitem__)
+    rows = []
+    for name, entry in sorted(entries.items(), key=lambda item: _median(item[1])):
+        if name not in ran:
+            rows.append((name, "–", "–", "–", "–", "–", "–", entry["reason"]))
+            continue
+        summary = Summary.of(entry["samples"])
+        ratio = ratio_of_medians(ran[best]["samples"], entry["samples"])
+        first, *later = entry["load_seconds"]
+        loads = f"{first:.1f} / {Summary.of(later).median:.1f}" if later else f"{first:.1f}"
+        rows.append((
+            name, f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", f"{summary.median:.2f}",
+            str(summary.n), f"{entry['first_seconds'][0]:.1f}", loads,
+            f"{entry['peak_bytes'] / 1e9:.2f}", _distance(name, entry["distance"], stage),
+        ))  # fmt: skip
+    header = (
+        title.partition(",")[0], f"ratio to {best}", "median s", "n", "first run s",
+        "load s, first / later", "peak GB", f"from {REFERENCE}",
+    )  # fmt: skip
+    return Table(title, header, tuple(rows))
+
+
+def _median(entry: Mapping[str, Any]) -> float:
+    return Summary.of(entry["samples"]).median if "samples" in entry else float("inf")
+
+
+def _distance(name: str, found: Mapping[str, float], stage: str) -> str:
+    if name == REFERENCE:
+        return "the reference"
+    if stage == "picture":
+        return f"{found['psnr']:.0f} dB, at most {found['largest']:.0f} levels"
+    return f"relative L2 {found['relative_l2']:.1e}, at most {found['largest']:.1e}"
+
+
+def _peer_conversions(record: Record, title: str) -> Table:
+    rows = []
+    for name, peer in record["peers"].items():
+        if "converted" not in peer:
+            rows.append((name, "–", "–", "–", peer["reason"]))
+            continue
+        done = peer["converted"]
+        reads = "the checkpoint itself" if not done["bytes"] else ""
+        rows.append((
+            name, f"{done['seconds']:.0f}", f"{done['bytes'] / 1e9:.2f}",
+            f"{done['peak_bytes'] / 1e9:.2f}", reads,
+        ))  # fmt: skip
+    return Table(title, ("peer", "seconds", "GB on disk", "peak GB", ""), tuple(rows))
+
+
+KINDS: dict[str, Callable[[Record], list[Table]]] = {
+    "latency": _latency,
+    "throughput": _throughput,
+    "roofline": _roofline,
+    "peers": _peers,
+}
