@@ -10,6 +10,7 @@ from typing import Any
 
 from bksdm.benchmarks.latency import Settings, measure_latency
 from bksdm.benchmarks.plot import plot_latency, plot_peers, plot_throughput
+from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.roofline import measure_roofline
 from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers, write_record
 from bksdm.benchmarks.tables import conditions, tables
@@ -83,11 +84,18 @@ def _roofline(model: str, side: int) -> Entry:
     return Entry(f"{model} against the machine's peak", measure)
 
 
+def _rewrite(model: str, side: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        return measure_rewrite(_bundle(model, work), side, side, 5, threads)
+
+    return Entry(f"{model}, what rewriting its graphs gains", measure)
+
+
 def _throughput(model: str, steps: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         bundle = _bundle(model, work)
         return measure_throughput(
-            bundle, "onnxruntime", steps, (1, 2, 4), (0.3, 0.6, 0.9), 40, threads
+            bundle, "onnxruntime", steps, (1, 2, 4), (0.3, 0.6, 0.9), (), 40, threads
         )
 
     return Entry(f"{model} under load", measure)
@@ -100,6 +108,7 @@ SET = {
     "small-latency": _latency("small", 4, 3),
     "tiny-latency": _latency("tiny", 4, 3),
     "emoji-latency": _latency("emoji", 25, 20),
+    "small-rewrite": _rewrite("small", SIDE),
     "small-roofline": _roofline("small", SIDE),
     "tiny-roofline": _roofline("tiny", SIDE),
     "emoji-throughput": _throughput("emoji", 25),

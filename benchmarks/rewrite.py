@@ -1,69 +1,100 @@
-"""What the rewriting of convolutions gains on this machine, network by network."""
+"""What the rewriting of graphs gains on this machine, and where the rest of the time goes."""
 
 from __future__ import annotations
 
+import json
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from bksdm.benchmarks.feeds import network_feeds
-from bksdm.benchmarks.statistics import Ratio, ratio_of_medians
-from bksdm.engines.onnxruntime import WINOGRAD_BUDGET, OnnxRuntimeEngine
+from bksdm.benchmarks.machine import describe_machine
+from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.runtime.bundle import Bundle
 
-
-@dataclass(frozen=True)
-class Gain:
-    """One network with direct convolutions and with rewritten ones.
-
-    Attributes
-    ----------
-    direct, rewritten
-        Median seconds per run.
-    ratio
-        Rewritten by direct, with a confidence interval.
-    error
-        Relative L2 distance of the outputs.
-    """
-
-    direct: float
-    rewritten: float
-    ratio: Ratio
-    error: float
+NETWORKS = ("unet", "vae_decoder")
+# Nothing is in strips of a graph made for one latent pixel.
+PLAIN_SIDE = 1
 
 
-def measure_gain(
-    bundle: Path, component: str, height: int, width: int, rounds: int, threads: int | None,
+def measure_rewrite(
+    bundle_path: Path, height: int, width: int, rounds: int, threads: int,
     progress: Callable[[], object] = lambda: None,
-) -> Gain:  # fmt: skip
-    """Run both in turns, A B A B, after one run of each that does not count.
+) -> dict[str, Any]:  # fmt: skip
+    """Run plain and rewritten networks in turns, A B A B, after one run each that does not count.
 
-    ``height`` and ``width`` are in pixels; the UNet's batch is 2, as guidance has it.
+    Parameters
+    ----------
+    bundle_path : Path
+        The model.
+    height, width : int
+        In pixels; the UNet's batch is 2, as guidance has it.
+    rounds : int
+        Runs that count.
+    threads : int
+        CPU threads.
+    progress : callable
+        Called after every run.
+
+    Returns
+    -------
+    dict
+        By network: ``plain`` and ``rewritten`` seconds, the relative L2 distance of their outputs,
+        and ``operators``, seconds of the rewritten one by kind of operator.
     """
-    opened = Bundle.open(bundle)
-    path, cache = opened.model(component), opened.path / "engines"
-    engines = [
-        OnnxRuntimeEngine(path, "cpu", threads, None if budget == 0 else cache,
-                          opened.sample_size, budget)
-        for budget in (0, WINOGRAD_BUDGET)
-    ]  # fmt: skip
-    sizes = (height // opened.vae_scale, width // opened.vae_scale)
-    feeds = network_feeds(engines[0].inputs, sizes)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
-        outputs = []
-        for engine, taken in zip(engines, seconds, strict=True):
-            start = time.perf_counter()
-            (output,) = engine(feeds).values()
-            if number > 0:
-                taken.append(time.perf_counter() - start)
-            outputs.append(output.astype(np.float64))
-            progress()
-    error = np.linalg.norm(outputs[1] - outputs[0]) / np.linalg.norm(outputs[0])
-    return Gain(
-        float(np.median(seconds[0])), float(np.median(seconds[1])),
-        ratio_of_medians(seconds[0], seconds[1]), float(error),
-    )  # fmt: skip
+    bundle = Bundle.open(bundle_path)
+    sizes = (height // bundle.vae_scale, width // bundle.vae_scale)
+    networks = {}
+    for name in NETWORKS:
+        model, cache = bundle.model(name), bundle.path / "engines"
+        engines = {
+            "plain": OnnxRuntimeEngine(model, "cpu", threads, None, PLAIN_SIDE, winograd_budget=0),
+            "rewritten": OnnxRuntimeEngine(model, "cpu", threads, cache, bundle.sample_size),
+        }
+        feeds = network_feeds(engines["plain"].inputs, sizes)
+        seconds: dict[str, list[float]] = {kind: [] for kind in engines}
+        outputs = {}
+        for number in range(rounds + 1):
+            for kind, engine in engines.items():
+                start = time.perf_counter()
+                (output,) = engine(feeds).values()
+                if number > 0:
+                    seconds[kind].append(time.perf_counter() - start)
+                outputs[kind] = output.astype(np.float64)
+                progress()
+        error = np.linalg.norm(outputs["rewritten"] - outputs["plain"])
+        del engines, engine
+        networks[name] = {
+            **seconds,
+            "relative_l2": float(error / np.linalg.norm(outputs["plain"])),
+            "operators": _operators(model, cache, bundle.sample_size, threads, feeds),
+        }
+        progress()
+    return {
+        "kind": "rewrite",
+        "machine": describe_machine(),
+        "model": {"name": bundle.path.resolve().name, "digest": bundle.digest()},
+        "settings": {"height": height, "width": width, "threads": threads},
+        "networks": networks,
+    }
+
+
+def _operators(
+    model: Path, cache: Path, side: int, threads: int, feeds: dict[str, Any]
+) -> dict[str, float]:
+    """Return seconds by kind of operator in the second of two runs, most first."""
+    with tempfile.TemporaryDirectory() as folder:
+        engine = OnnxRuntimeEngine(model, "cpu", threads, cache, side, profile=Path(folder) / "run")
+        engine(feeds)
+        engine(feeds)
+        events = json.loads(engine.end_profiling().read_text(encoding="utf-8"))
+    runs = [e for e in events if e["name"].endswith("_kernel_time") and e["cat"] == "Node"]
+    total: Counter[str] = Counter()
+    for event in runs[len(runs) // 2 :]:
+        total[event["args"]["op_name"]] += event["dur"] * 1e-6
+    return dict(total.most_common())

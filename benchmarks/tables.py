@@ -9,6 +9,8 @@ from typing import Any
 from bksdm.benchmarks.side_by_side import REFERENCE, STAGES
 from bksdm.benchmarks.statistics import Summary, ratio_of_medians
 
+# Operators that take less of a network's time are left out.
+LEAST_SHARE = 0.01
 Record = Mapping[str, Any]
 
 
@@ -141,6 +143,37 @@ def _roofline(record: Record) -> list[Table]:
     return [Table(title, header, tuple(rows))]
 
 
+def _rewrite(record: Record) -> list[Table]:
+    settings = record["settings"]
+    work = f"{record['model']['name']}, {settings['width']}×{settings['height']}"
+    gains, shares = [], []
+    for name, network in record["networks"].items():
+        ratio = ratio_of_medians(network["plain"], network["rewritten"])
+        plain, rewritten = (Summary.of(network[kind]) for kind in ("plain", "rewritten"))
+        gains.append((
+            name, f"{plain.median:.2f}", f"{rewritten.median:.2f}",
+            f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(plain.n),
+            f"{network['relative_l2']:.1e}",
+        ))  # fmt: skip
+        whole = sum(network["operators"].values())
+        shares += [
+            (f"{name}: {kind}", f"{seconds:.2f}", f"{seconds / whole:.0%}")
+            for kind, seconds in network["operators"].items()
+            if seconds >= LEAST_SHARE * whole
+        ]
+    return [
+        Table(
+            f"Graphs as exported and as rewritten, {work}; seconds",
+            ("network", "plain", "rewritten", "ratio", "n", "relative L2"), tuple(gains),
+        ),
+        Table(
+            f"Where the time of the rewritten ones goes, {work}; one run under ONNX Runtime's "
+            "profiler",
+            ("operator", "seconds", "share"), tuple(shares),
+        ),
+    ]  # fmt: skip
+
+
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
     work = f"{task['checkpoint']}, {task['width']}×{task['height']}, float32"
@@ -215,5 +248,6 @@ KINDS: dict[str, Callable[[Record], list[Table]]] = {
     "latency": _latency,
     "throughput": _throughput,
     "roofline": _roofline,
+    "rewrite": _rewrite,
     "peers": _peers,
 }

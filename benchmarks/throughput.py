@@ -70,6 +70,7 @@ def measure_throughput(
     steps: int,
     batches: Sequence[int],
     loads: Sequence[float],
+    rates: Sequence[float],
     requests: int,
     threads: int | None = None,
     progress: Callable[[], object] = lambda: None,
@@ -89,6 +90,8 @@ def measure_throughput(
     loads : sequence of float
         Arrival rates as parts of the rate that back-to-back requests are served at; from 1 on
         the queue grows without end.
+    rates : sequence of float
+        Further arrival rates, in requests per second.
     requests : int
         Per rate.
     threads : int, optional
@@ -126,12 +129,12 @@ def measure_throughput(
         make(number)
         progress()
 
-    rates = []
-    for index, load in enumerate(loads):
-        served = serve(poisson_arrivals(load * capacity, requests, index), request)
-        rates.append({
-            "rate": load * capacity,
-            "load": load,
+    measured = []
+    for index, rate in enumerate((*(load * capacity for load in loads), *rates)):
+        served = serve(poisson_arrivals(rate, requests, index), request)
+        measured.append({
+            "rate": rate,
+            "load": rate / capacity,
             "queueing": Summary.of([one.queueing for one in served]).fields(),
             "latency": Summary.of([one.latency for one in served]).fields(),
         })  # fmt: skip
@@ -141,5 +144,5 @@ def measure_throughput(
         "model": {"name": bundle.resolve().name, "digest": model.bundle.digest()},
         "settings": {"engine": engine, "steps": steps, "requests": requests, "threads": threads},
         "batches": by_batch,
-        "rates": rates,
+        "rates": measured,
     }

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
     roofline.add_argument("--gpu", help="a bound from datasheet figures: a100, h100, rtx4090")
     roofline.set_defaults(measure=_roofline)
-    rewrite = kinds.add_parser("rewrite", help="what faster convolutions gain, and their error")
+    rewrite = kinds.add_parser("rewrite", help="what rewriting graphs gains")
     rewrite.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
     rewrite.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
     rewrite.add_argument("--rounds", type=int, default=5, help="runs that count (default 5)")
@@ -71,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.add_argument("--load", default="0.3,0.6,0.9",
                             help="arrival rates as parts of what one after another can serve "
                             "(default 0.3,0.6,0.9)")  # fmt: skip
+    throughput.add_argument("--rate", help="further arrival rates, in requests per second")
     throughput.add_argument("--requests", type=int, default=30, help="per rate (default 30)")
     throughput.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
     throughput.add_argument("--json", type=Path, metavar="FILE", help="write the record")
@@ -248,7 +249,8 @@ def _threads(wanted: int | None) -> int:
 def _rewrite(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bksdm.benchmarks.rewrite import measure_gain
+    from bksdm.benchmarks.rewrite import measure_rewrite
+    from bksdm.benchmarks.tables import tables
     from bksdm.cli.generate import parse_size
     from bksdm.runtime.bundle import Bundle
 
@@ -257,15 +259,12 @@ def _rewrite(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     side = bundle.sample_size * bundle.vae_scale
     width, height = (side, side) if options.size is None else parse_size(options.size)
-    print(f"{'':<14}{'direct s':>10}{'rewritten s':>13}{'ratio':>8}   95 % interval   relative L2")
-    for name in ("unet", "vae_decoder"):
-        with tqdm(total=2 * options.rounds + 2, unit="run", leave=False, delay=0.5) as bar:
-            gain = measure_gain(
-                options.bundle, name, height, width, options.rounds, options.threads, bar.update
-            )
-        ratio = gain.ratio
-        print(f"{name:<14}{gain.direct:10.3f}{gain.rewritten:13.3f}{ratio.value:8.3f}   "
-              f"{ratio.low:.3f} to {ratio.high:.3f}   {gain.error:.1e}")  # fmt: skip
+    with tqdm(total=4 * options.rounds + 6, unit="run", leave=False, delay=0.5) as bar:
+        record = measure_rewrite(
+            options.bundle, height, width, options.rounds, _threads(options.threads), bar.update
+        )
+    for table in tables(record):
+        table.print()
     return 0
 
 
@@ -290,9 +289,11 @@ def _throughput(options: argparse.Namespace) -> int:
     if len(batches) != len(options.batches.split(",")):
         raise RequestError(f"--batches must be whole numbers, not {options.batches!r}")
     loads = _numbers(options.load, "--load")
-    with tqdm(total=len(loads) * options.requests, unit="request", leave=False, delay=0.5) as bar:
+    rates = [] if options.rate is None else _numbers(options.rate, "--rate")
+    total = (len(loads) + len(rates)) * options.requests
+    with tqdm(total=total, unit="request", leave=False, delay=0.5) as bar:
         record = measure_throughput(
-            options.bundle, options.engine, options.steps, batches, loads, options.requests,
+            options.bundle, options.engine, options.steps, batches, loads, rates, options.requests,
             options.threads, bar.update,
         )  # fmt: skip
     _show(options, record, lambda path: plot_throughput(record, path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.heap import return_freed_memory
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.protocol import Array, TensorSpec, check_feeds
 
@@ -35,11 +37,13 @@ DTYPES = {
 }
 # Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
 CACHE_FROM_BYTES = 64 * 2**20
+# Metadata of a rewritten graph: the least height of its input.
+LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten before optimising: saved graphs are then stale.
-REWRITE = 2
-# Bytes that Winograd's filters may add to a network: all of a VAE decoder's, and those of a UNet
-# that save most time for their size.
-WINOGRAD_BUDGET = 2**30
+REWRITE = 3
+# Bytes that Winograd's filters may add to a network: those that save most time for their size, so
+# that a picture of full-size BK-SDM-Small still takes less memory than in PyTorch.
+WINOGRAD_BUDGET = 2**28
 
 
 class OnnxRuntimeEngine:
@@ -60,6 +64,8 @@ class OnnxRuntimeEngine:
         Height and width that the CPU's graph is made fastest for; it takes any other too.
     winograd_budget : int
         Bytes that a float32 network may grow by for faster convolutions on the CPU.
+    profile : Path, optional
+        Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
 
     Raises
     ------
@@ -75,6 +81,7 @@ class OnnxRuntimeEngine:
         cache: Path | None = None,
         side: int = 64,
         winograd_budget: int = WINOGRAD_BUDGET,
+        profile: Path | None = None,
     ) -> None:
         if provider not in PROVIDERS:
             raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
@@ -86,13 +93,22 @@ class OnnxRuntimeEngine:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
+        if provider == "cpu":
+            return_freed_memory()
         try:
-            self._session = _open(model, provider, threads, cache, (side, winograd_budget))
+            self._session = _open(
+                model, provider, _options(threads, profile), cache, (side, winograd_budget)
+            )
         except EngineError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise EngineError(f"{self._name}: cannot be loaded ({reason[:300]})") from error
+        # A graph in strips says how many rows it needs at least.
+        needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
+        self._least_rows = int(needed)
+        self._for_small = functools.partial(OnnxRuntimeEngine, model, provider, threads, side=1)
+        self._small: OnnxRuntimeEngine | None = None
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self._run = self._run_on_host if provider == "cpu" else BoundSession(self._session, "cuda")
@@ -100,11 +116,20 @@ class OnnxRuntimeEngine:
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; on the CPU inputs and outputs are not copied."""
         check_feeds(self._name, self.inputs, feeds)
+        rows = (array.shape[2] for array in feeds.values() if array.ndim == 4)
+        if min(rows, default=self._least_rows) < self._least_rows:
+            if self._small is None:
+                self._small = self._for_small()
+            return self._small(feeds)
         try:
             return self._run(feeds)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here too
             reason = str(error).strip().splitlines()[0]
             raise EngineError(f"{self._name}: failed to run ({reason[:300]})") from error
+
+    def end_profiling(self) -> Path:
+        """Stop profiling and return the file with what every operator took."""
+        return Path(self._session.end_profiling())
 
     def _run_on_host(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = {
@@ -127,8 +152,11 @@ def tensor_specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
     return MappingProxyType(specs)
 
 
-def _options(threads: int | None) -> ort.SessionOptions:
+def _options(threads: int | None, profile: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.log_severity_level = 3
     # Every network runs once per step with the same shapes, so planned buffers are reused without
     # an arena that keeps the peak of every other shape.
@@ -141,9 +169,12 @@ def _options(threads: int | None) -> ort.SessionOptions:
 
 
 def _open(
-    model: Path, provider: str, threads: int | None, cache: Path | None, made_for: tuple[int, int]
+    model: Path,
+    provider: str,
+    options: ort.SessionOptions,
+    cache: Path | None,
+    made_for: tuple[int, int],
 ) -> ort.InferenceSession:
-    options = _options(threads)
     providers = [PROVIDERS[provider]]
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
@@ -155,7 +186,7 @@ def _open(
     optimised = cache / _machine() / model.parent.name / "model.onnx"
     if not optimised.is_file() or _record(optimised) != _state(model, made_for):
         try:
-            _save_optimised(model, optimised, threads, made_for)
+            _save_optimised(model, optimised, made_for)
         except OSError:
             # A read-only or full disk costs only the faster second start.
             graph = _rewritten(model, made_for)
@@ -181,7 +212,8 @@ def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
 
     from bksdm.engines.rewrite.attention import fuse_attention
     from bksdm.engines.rewrite.group_norm import expand_group_norm
-    from bksdm.engines.rewrite.winograd import apply_winograd
+    from bksdm.engines.rewrite.strips import apply_strips
+    from bksdm.engines.rewrite.winograd import apply_winograd, choose
 
     try:
         proto = onnx.load(str(model), load_external_data=False)
@@ -189,23 +221,32 @@ def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
     fuse_attention(proto)
     if made_for is not None:
+        side, budget = made_for
+        chosen = choose(proto, side, budget)
+        least_rows = apply_strips(proto, side, chosen)
+        onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
         expand_group_norm(proto)
-        apply_winograd(proto, *made_for)
+        apply_winograd(proto, chosen)
     graph: bytes = proto.SerializeToString()
     return graph
 
 
 def describe_rewrite(model: Path, side: int, budget: int = WINOGRAD_BUDGET) -> str:
-    """Return which convolutions of a graph the CPU runs as Winograd's, in words."""
+    """Return in words how the CPU runs the convolutions of a graph."""
     import onnx
 
+    from bksdm.engines.rewrite.strips import find_tail
     from bksdm.engines.rewrite.winograd import choose, convolutions
 
     proto = onnx.load(str(model), load_external_data=False)
     chosen = choose(proto, side, budget)
+    tail = find_tail(proto, side)
     added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
     total = len(convolutions(proto, side))
-    return f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
+    text = f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
+    if tail is not None:
+        text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
+    return text
 
 
 def _files(model: Path) -> list[Path]:
@@ -254,14 +295,12 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _save_optimised(
-    model: Path, target: Path, threads: int | None, made_for: tuple[int, int]
-) -> None:
+def _save_optimised(model: Path, target: Path, made_for: tuple[int, int]) -> None:
     """Optimise once and store graph and weights; written beside and renamed."""
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
     try:
-        options = beside(_options(threads), model)
+        options = beside(_options(None), model)
         options.optimized_model_filepath = str(staging / "model.onnx")
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", "model.onnx.data"

@@ -91,7 +91,7 @@ class TextToImage:
             CPU threads; by default one per physical core.
         winograd_budget : int, optional
             Bytes that each network may grow by for faster convolutions on the CPU; by default
-            1 GiB. At 0 they are direct.
+            256 MiB. At 0 they are direct.
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.

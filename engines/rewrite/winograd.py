@@ -11,12 +11,13 @@ backend folds them from the stored ones when it loads the graph.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 
 BT = np.array([
@@ -36,7 +37,7 @@ BALANCE = 6
 # Products of small matrices reach about this part of what a large convolution reaches.
 PRODUCT_SPEED = 0.8
 # Predicted gains below this were none when measured.
-LEAST_GAIN = 1.6
+LEAST_GAIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -66,43 +67,47 @@ class Convolution:
         return 4 * (36 - 9) * self.channels_in * self.channels_out
 
 
-def apply_winograd(model: onnx.ModelProto, side: int, budget: int) -> int:
-    """Rewrite the float32 convolutions of a graph that gain from it, in place.
+def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Convolution]) -> int:
+    """Rewrite convolutions of a graph in place, for any batch, height and width as before.
 
     Parameters
     ----------
     model : ModelProto
-        Any batch, height and width can be run afterwards, as before.
-    side : int
-        Height and width of the graph's input that the choice is made for.
-    budget : int
-        Bytes that transformed filters may add; the largest pictures, which save most time per
-        byte, come first.
+        The graph; some of the convolutions may have been rewritten otherwise already.
+    chosen : sequence of Convolution
+        What :func:`choose` returned for it.
 
     Returns
     -------
     int
         Number of rewritten convolutions.
     """
-    chosen = {found.node.output[0] for found in choose(model, side, budget)}
-    weights = {weight.name: weight for weight in model.graph.initializer}
-    written = _Writer()
+    by_output = {found.node.output[0]: found for found in chosen}
+    written, count = Writer(), 0
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.output[0] in chosen:
-            out, into = weights[node.input[1]].dims[:2]
-            written.convolution(node, out, into)
-        else:
+        found = by_output.get(node.output[0]) if node.op_type == "Conv" else None
+        if found is None:
             written.nodes.append(node)
-    model.graph.initializer.extend(
-        numpy_helper.from_array(value, name) for name, value in written.constants.items()
-    )
-    del model.graph.node[:]
-    model.graph.node.extend(written.nodes)
-    return len(chosen)
+        else:
+            written.convolution(node, found.channels_out, found.channels_in)
+            count += 1
+    written.store(model.graph)
+    return count
 
 
 def choose(model: onnx.ModelProto, side: int, budget: int) -> list[Convolution]:
-    """Return the convolutions that :func:`apply_winograd` rewrites."""
+    """Return the float32 convolutions of a graph that gain from being rewritten.
+
+    Parameters
+    ----------
+    model : ModelProto
+        The graph.
+    side : int
+        Height and width of the graph's input that the choice is made for.
+    budget : int
+        Bytes that transformed filters may add; the largest pictures, which save most time per
+        byte, come first.
+    """
     chosen: list[Convolution] = []
     filters: set[str] = set()
     for found in sorted(convolutions(model, side), key=lambda c: c.side, reverse=True):
@@ -157,7 +162,7 @@ def _fits(
 
 
 @dataclass
-class _Writer:
+class Writer:
     """Nodes in order, and the constants that they share."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -165,36 +170,43 @@ class _Writer:
     _filters: set[str] = field(default_factory=set)
 
     def convolution(self, node: onnx.NodeProto, out: int, into: int) -> None:
-        """Write a convolution of ``into`` channels to ``out`` channels as products of tiles."""
+        """Write a convolution of ``into`` channels to ``out`` channels, of any size."""
         x, weight, bias = node.input
         name = node.output[0]
+        # Padding by 4 makes ⌈size / 4⌉ tiles; what they cover beyond the picture is cut off.
+        pixels = self.tiles(f"{name}:whole", x, weight, bias, out, into, [0, 1, 1, 0, 4, 4])
+        size = self.add("Shape", f"{name}:size", x, start=2)
+        self.add("Slice", name, pixels, self.whole(0, 0), size, self.whole(2, 3))
+
+    def tiles(
+        self, name: str, x: str, weight: str, bias: str, out: int, into: int, pads: list[int]
+    ) -> str:  # fmt: skip
+        """Write a convolution as products of tiles; ``pads`` make whole tiles of the picture."""
         # V = Bᵀ d B, [batch, 36, in, tiles]. Channels as depth of one picture put the 36 points
-        # before them, where the products want them; padding by 4 makes ⌈size / 4⌉ tiles.
-        deep = self._add("Unsqueeze", f"{name}:deep", x, self._whole(1))
+        # before them, where the products want them.
+        deep = self.add("Unsqueeze", f"{name}:deep", x, self.whole(1))
         outer = np.einsum("ai,bj->abij", BT, BT).reshape(36, 1, 1, 6, 6)
-        tiles = self._add(
-            "Conv", f"{name}:tiles", deep, self._constant("winograd:input", outer),
-            strides=[1, 4, 4], pads=[0, 1, 1, 0, 4, 4], kernel_shape=[1, 6, 6],
+        tiles = self.add(
+            "Conv", f"{name}:tiles", deep, self.constant("winograd:input", outer),
+            strides=[1, 4, 4], pads=pads, kernel_shape=[1, 6, 6],
         )  # fmt: skip
-        v = self._add("Reshape", f"{name}:v", tiles, self._whole(0, 36, into, -1))
+        v = self.add("Reshape", f"{name}:v", tiles, self.whole(0, 36, into, -1))
 
         # M = U V, [batch, 36, out, tiles].
-        m = self._add("MatMul", f"{name}:m", self._transformed(weight), v)
+        m = self.add("MatMul", f"{name}:m", self._transformed(weight), v)
 
         # Aᵀ M A as one product over the 36 points, then 16 values to their places in each tile.
-        points = self._add("Reshape", f"{name}:points", m, self._whole(0, 36, -1))
+        points = self.add("Reshape", f"{name}:points", m, self.whole(0, 36, -1))
         outer = np.einsum("ai,bj->abij", AT, AT).reshape(16, 36)
-        values = self._add(
-            "MatMul", f"{name}:values", self._constant("winograd:output", outer), points
+        values = self.add(
+            "MatMul", f"{name}:values", self.constant("winograd:output", outer), points
         )
-        grid = self._add("Shape", f"{name}:grid", tiles, start=3)
-        depth = self._add("Concat", f"{name}:depth", self._whole(0, 16 * out), grid, axis=0)
-        pixels = self._add("Reshape", f"{name}:deeper", values, depth)
-        pixels = self._add("DepthToSpace", f"{name}:pixels", pixels, blocksize=4, mode="DCR")
-        size = self._add("Shape", f"{name}:size", x, start=2)
-        cut = self._add("Slice", f"{name}:cut", pixels, self._whole(0, 0), size, self._whole(2, 3))
-        column = self._add("Reshape", f"{name}:bias", bias, self._whole(-1, 1, 1))
-        self._add("Add", name, cut, column)
+        grid = self.add("Shape", f"{name}:grid", tiles, start=3)
+        depth = self.add("Concat", f"{name}:depth", self.whole(0, 16 * out), grid, axis=0)
+        pixels = self.add("Reshape", f"{name}:deeper", values, depth)
+        pixels = self.add("DepthToSpace", f"{name}:pixels", pixels, blocksize=4, mode="DCR")
+        column = self.add("Reshape", f"{name}:bias", bias, self.whole(-1, 1, 1))
+        return self.add("Add", name, pixels, column)
 
     def _transformed(self, weight: str) -> str:
         """Return U = G g Gᵀ, [36, out, in]: one node of constants, which backends fold."""
@@ -202,19 +214,37 @@ class _Writer:
         if name not in self._filters:
             self._filters.add(name)
             outer = np.einsum("ai,bj->abij", G, G).reshape(36, 3, 3)
-            points = self._constant("winograd:filter", outer)
-            self._add("Einsum", name, points, weight, equation="pij,kcij->pkc")
+            points = self.constant("winograd:filter", outer)
+            self.add("Einsum", name, points, weight, equation="pij,kcij->pkc")
         return name
 
-    def _add(self, kind: str, output: str, *inputs: str, **attributes: Any) -> str:
+    def store(self, graph: onnx.GraphProto) -> None:
+        """Replace a graph's nodes by those written, and add the constants that it lacks."""
+        known = {weight.name for weight in graph.initializer}
+        graph.initializer.extend(
+            numpy_helper.from_array(value, name)
+            for name, value in self.constants.items()
+            if name not in known
+        )
+        nodes = list(self.nodes)
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def add(self, kind: str, output: str, *inputs: str, **attributes: Any) -> str:
+        """Write a node with one output, and return the output's name."""
         self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
         return output
 
-    def _whole(self, *sizes: int) -> str:
-        name = f"winograd:{','.join(str(size) for size in sizes)}"
-        self.constants[name] = np.array(sizes, np.int64)
+    def whole(self, *values: int) -> str:
+        """Return the name of a constant vector of whole numbers."""
+        return self.constant_whole(f"whole:{','.join(str(value) for value in values)}", values)
+
+    def constant_whole(self, name: str, values: ArrayLike) -> str:
+        """Name a constant of whole numbers."""
+        self.constants[name] = np.asarray(values, np.int64)
         return name
 
-    def _constant(self, name: str, value: NDArray[np.float64]) -> str:
-        self.constants[name] = value.astype(np.float32)
+    def constant(self, name: str, value: NDArray[np.float64] | np.float64) -> str:
+        """Name a constant of single precision."""
+        self.constants[name] = np.asarray(value, np.float32)
         return name

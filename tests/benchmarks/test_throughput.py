@@ -54,14 +54,19 @@ def test_waiting_is_that_of_an_m_d_1_queue():
 def test_the_command_writes_record_and_plot(tmp_path, capsys):
     record_file, plot = tmp_path / "t.json", tmp_path / "t.png"
     command = ["bench", "throughput", "--steps", "1", "--batches", "1,2", "--load", "0.5",
-               "--requests", "4"]  # fmt: skip
+               "--rate", "20", "--requests", "4"]  # fmt: skip
     assert main([*command, "--json", str(record_file), "--plot", str(plot)]) == 0
     record = json.loads(record_file.read_text())
     assert [entry["batch"] for entry in record["batches"]] == [1, 2]
-    (rate,) = record["rates"]
-    assert rate["latency"]["n"] == 4
-    assert rate["latency"]["median"] >= rate["queueing"]["median"] >= 0
+    by_load, given = record["rates"]
+    assert by_load["load"] == pytest.approx(0.5)
+    assert given["rate"] == 20
+    for rate in (by_load, given):
+        assert rate["latency"]["n"] == 4
+        assert rate["latency"]["median"] >= rate["queueing"]["median"] >= 0
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert "images/s" in capsys.readouterr().out
     assert main(["bench", "throughput", "--load", "much"]) == 2
     assert "--load" in capsys.readouterr().err
+    assert main(["bench", "throughput", "--rate", "-1"]) == 2
+    assert "--rate" in capsys.readouterr().err
