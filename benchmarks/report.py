@@ -103,15 +103,15 @@ def _throughput(model: str, steps: int) -> Entry:
 
 SET = {
     "small-peers": _peers("small", SIDE, 2, rounds=3, repeat=2),
-    "tiny-peers": _peers("tiny", SIDE, 2, rounds=2, repeat=2),
-    "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
-    "small-latency": _latency("small", 4, 3),
-    "tiny-latency": _latency("tiny", 4, 3),
-    "emoji-latency": _latency("emoji", 25, 20),
     "small-rewrite": _rewrite("small", SIDE),
+    "small-latency": _latency("small", 4, 3),
     "small-roofline": _roofline("small", SIDE),
-    "tiny-roofline": _roofline("tiny", SIDE),
+    "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
+    "emoji-latency": _latency("emoji", 25, 20),
     "emoji-throughput": _throughput("emoji", 25),
+    "tiny-peers": _peers("tiny", SIDE, 2, rounds=2, repeat=1),
+    "tiny-latency": _latency("tiny", 4, 3),
+    "tiny-roofline": _roofline("tiny", SIDE),
 }
 """What the report is made of, by the name of its record."""
 

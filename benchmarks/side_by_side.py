@@ -94,7 +94,7 @@ class Task:
     rounds
         Turns of every peer, each in a new process.
     repeat
-        Runs that count in each turn, after one that does not.
+        Runs of a network that count in each turn, after one that does not; pictures run once.
     threads
         CPU threads.
     """
@@ -349,7 +349,7 @@ def _turn(
         )  # fmt: skip
         first, *counted = (
             runner.ask("run", feeds=str(feeds[stage]), output=str(output))
-            for _ in range(1 + task.repeat)
+            for _ in range(1 + (1 if stage == "picture" else task.repeat))
         )
     entry.setdefault("load_seconds", []).append(loaded["seconds"])
     entry.setdefault("first_seconds", []).append(first["seconds"])

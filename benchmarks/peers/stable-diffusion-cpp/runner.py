@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,18 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
         model_path=source, vae_decode_only=True, n_threads=threads, wtype="f32",
         rng_type="cpu", sampler_rng_type="cpu", verbose=True,
     )  # fmt: skip
+    if not model._model.model:
+        raise ValueError("it has no such architecture: its tensors have other shapes")
 
     def run(feeds: Feeds) -> Any:
         height, width = int(feeds["height"]), int(feeds["width"])
-        steps: list[float] = []
         # Its noise for a seed is torch's, which is what the latents were drawn with.
         (image,) = model.generate_image(
             str(feeds["prompt"]), width=width, height=height, cfg_scale=7.5,
             scheduler="discrete", sample_method="euler", sample_steps=int(feeds["steps"]),
             seed=int(feeds["seed"]),
-            progress_callback=lambda step, total, seconds: steps.append(time.perf_counter()),
         )  # fmt: skip
-        return np.asarray(image)[None], {}
+        return np.asarray(image)[None]
 
     return run
 
