@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from bksdm.benchmarks.roofline import measure_roofline
 from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers, write_record
 from bksdm.benchmarks.tables import conditions, tables
 from bksdm.benchmarks.throughput import measure_throughput
+from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
 
 INTRODUCTION = """# Results
@@ -123,7 +126,7 @@ PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {
 
 
 def measure_set(
-    names: Sequence[str], again: bool, work: Path, output: Path, threads: int,
+    names: Sequence[str], again: bool, output: Path, measure: Callable[[str, Path], None],
     report: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Make the records that are missing, one file each, so that an interrupted run goes on.
@@ -134,12 +137,10 @@ def measure_set(
         Keys of :data:`SET`.
     again : bool
         Make those that are there once more.
-    work : Path
-        Folder for checkpoints, bundles and the peers' environments.
     output : Path
         Where ``results/NAME.json`` goes.
-    threads : int
-        CPU threads.
+    measure : callable
+        ``measure(name, file)`` writes a record; :func:`in_own_process` does.
     report : callable
         Called with one line before everything that takes long.
     """
@@ -147,10 +148,29 @@ def measure_set(
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         record = folder / f"{name}.json"
-        if record.exists() and not again:
-            continue
-        report(SET[name].title)
-        write_record(SET[name].measure(work, threads, report), record)
+        if again or not record.exists():
+            report(SET[name].title)
+            measure(name, record)
+
+
+def in_own_process(work: Path, threads: int) -> Callable[[str, Path], None]:
+    """Return what measures an entry in a new process: its peak memory is its own then.
+
+    Parameters
+    ----------
+    work : Path
+        Folder for checkpoints, bundles and the peers' environments.
+    threads : int
+        CPU threads.
+    """
+
+    def measure(name: str, record: Path) -> None:
+        command = [sys.executable, "-m", "bksdm.benchmarks.report", name, str(record), str(work),
+                   str(threads)]  # fmt: skip
+        if subprocess.run(command, check=False).returncode:
+            raise BksdmError(f"{name} could not be measured; what it said stands above")
+
+    return measure
 
 
 def write_report(output: Path) -> Path:
@@ -171,3 +191,11 @@ def write_report(output: Path) -> Path:
     partial.write_text("\n".join(parts), encoding="utf-8")
     partial.replace(target)
     return target
+
+
+if __name__ == "__main__":
+    _name, _record, _work, _threads = sys.argv[1:]
+    write_record(
+        SET[_name].measure(Path(_work), int(_threads), lambda line: print(line, file=sys.stderr)),
+        Path(_record),
+    )

@@ -211,7 +211,7 @@ def _peers(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from bksdm.benchmarks.report import SET, measure_set, write_report
+    from bksdm.benchmarks.report import SET, in_own_process, measure_set, write_report
     from bksdm.cli.extras import require
 
     require("diffusers", "export")
@@ -220,10 +220,8 @@ def _report(options: argparse.Namespace) -> int:
     if not options.output.is_dir():
         raise RequestError(f"{options.output}: no such folder")
     if not options.render:
-        measure_set(
-            names, options.only is not None, options.work, options.output,
-            _threads(options.threads), _progress,
-        )  # fmt: skip
+        measure = in_own_process(options.work, _threads(options.threads))
+        measure_set(names, options.only is not None, options.output, measure, _progress)
     print(write_report(options.output))
     return 0
 

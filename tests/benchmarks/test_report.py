@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from bksdm.benchmarks import report
 from bksdm.benchmarks.latency import Settings, measure_latency
-from bksdm.benchmarks.report import Entry, measure_set, write_report
+from bksdm.benchmarks.machine import peak_memory
+from bksdm.benchmarks.report import in_own_process, measure_set, write_report
 from bksdm.benchmarks.roofline import measure_roofline
 from bksdm.cli import main
+from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
 
 
@@ -71,20 +73,31 @@ def test_the_document_states_ratios_and_their_conditions(tmp_path, small_records
         assert (tmp_path / "results" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_only_what_is_missing_is_measured(tmp_path, monkeypatch, small_records):
+def test_only_what_is_missing_is_measured(tmp_path):
     made = []
 
-    def measure(work, threads, say):
-        made.append(threads)
-        return small_records["latency"]
+    def measure(name, record):
+        made.append(name)
+        record.write_text("{}")
 
-    monkeypatch.setattr(report, "SET", {"a": Entry("a", measure), "b": Entry("b", measure)})
+    names = ("small-peers", "emoji-latency")
     for again, total in ((False, 2), (False, 2), (True, 4)):
-        measure_set(("a", "b"), again, tmp_path, tmp_path, 1, lambda line: None)
+        measure_set(names, again, tmp_path, measure, lambda line: None)
         assert len(made) == total
-    (tmp_path / "results" / "b.json").unlink()
-    measure_set(("a", "b"), False, tmp_path, tmp_path, 1, lambda line: None)
-    assert len(made) == 5
+    (tmp_path / "results" / "emoji-latency.json").unlink()
+    measure_set(names, False, tmp_path, measure, lambda line: None)
+    assert made[4:] == ["emoji-latency"]
+
+
+def test_an_entry_is_measured_in_a_process_of_its_own(tmp_path):
+    """Its peak memory is not that of this process, which has held more."""
+    ballast = np.ones(2**29, np.uint8)
+    assert peak_memory() > ballast.size
+    record = tmp_path / "r.json"
+    in_own_process(tmp_path, 1)("emoji-latency", record)
+    assert json.loads(record.read_text())["peak_memory_bytes"] < ballast.size
+    with pytest.raises(BksdmError, match="abacus could not be measured"):
+        in_own_process(tmp_path, 1)("abacus", record)
 
 
 def test_the_command_renders_what_is_there(tmp_path, capsys):
