@@ -26,15 +26,11 @@ from bksdm.engines.protocol import TensorSpec
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.samplers import step_table
+from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 from bksdm.runtime.work import Work
 
 STEPS = 25
 SIDE, WIDTH, TOKENS = 64, 768, 77
-SCHEDULER = {
-    "_class_name": "PNDMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": False,
-    "skip_prk_steps": True, "steps_offset": 1,
-}  # fmt: skip
 
 
 def diffusers_loop() -> Callable[[int], object]:
@@ -61,9 +57,15 @@ def diffusers_loop() -> Callable[[int], object]:
         CLIPTextConfig(hidden_size=8, intermediate_size=8, num_attention_heads=1,
                        num_hidden_layers=1, vocab_size=8)
     )  # fmt: skip
-    fields = {k: v for k, v in SCHEDULER.items() if not k.startswith("_")}
     pipeline = StableDiffusionPipeline(
-        vae, text, None, unet, PNDMScheduler(**fields), None, None, requires_safety_checker=False
+        vae,
+        text,
+        None,
+        unet,
+        PNDMScheduler.from_config(SCHEDULE),
+        None,
+        None,
+        requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     embeddings = torch.zeros(1, TOKENS, WIDTH)
@@ -99,7 +101,7 @@ def numpy_loop() -> Callable[[int], object]:
     )
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
     return lambda steps: executor(
-        Work(["", "a"], 7.5, step_table(SCHEDULER, steps), start), {}
+        Work(["", "a"], 7.5, step_table(SCHEDULE, steps), start, start[:0, None]), {}
     )  # fmt: skip
 
 
@@ -140,7 +142,7 @@ def cuda_loop() -> Callable[[int], object]:
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
 
     def run(steps: int) -> None:
-        table = step_table(SCHEDULER, steps)
+        table = step_table(SCHEDULE, steps)
         session.begin(ids, start, table, 7.5)
         for _ in range(len(table)):
             session.step()
@@ -154,8 +156,8 @@ def measure(
 ) -> dict[str, list[tuple[float, float]]]:
     """Return seconds per step, without and with set-up; the first three rounds do not count."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
-    few = len(step_table(SCHEDULER, 1))
-    many = len(step_table(SCHEDULER, STEPS))
+    few = len(step_table(SCHEDULE, 1))
+    many = len(step_table(SCHEDULE, STEPS))
     for number in range(-3, rounds):
         for name, loop in loops.items():
             times = []

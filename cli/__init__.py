@@ -17,6 +17,7 @@ COMMANDS = {
     "build": "compile a float16 bundle for a GPU",
     "info": "show what a bundle, or a picture made here, holds",
     "verify": "compare a bundle with diffusers",
+    "samplers": "list the samplers",
     "bench": "measure latency, compare records, set a bound",
     "calibrate": "show how much of the range of float16 a model uses",
     "dummy": "write a checkpoint with random weights",

@@ -36,8 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--count", type=int, default=1, help="number of images (default 1)")
     parser.add_argument("--sampler",
-                        help="e.g. pndm, ddim, euler, dpm++2m-karras; the bundle's own by default"
+                        help="as `bksdm samplers` lists them; the bundle's own by default"
                         )  # fmt: skip
+    parser.add_argument("--eta", type=float, default=0.0,
+                        help="noise of ddim and tcd in every step, 0 to 1 (default 0)")  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
                         help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
@@ -66,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         bundle, options.prompt, options.negative, height, width,
         options.steps, options.guidance, options.count,
     )  # fmt: skip
-    step_table(bundle.scheduler, options.steps, options.sampler)
+    step_table({**bundle.scheduler, "eta": options.eta}, options.steps, options.sampler)
     if options.seed is not None:
         check_seed(options.seed)
     model = TextToImage.load(options.model, options.engine, options.threads)
@@ -87,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
             options.count,
             options.seed,
             sampler=options.sampler,
+            eta=options.eta,
             callback_on_step_end=show,
         )
     parameters = {
@@ -96,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         "steps": str(options.steps),
         "guidance_scale": str(options.guidance),
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
+        "eta": str(options.eta),
         "engine": options.engine,
         "model": model.bundle.path.resolve().name,
         "model_digest": model.bundle.digest(),

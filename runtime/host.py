@@ -86,7 +86,7 @@ class HostExecutor:
             _require_finite(out, f"noise prediction of step {index + 1}")
 
         with _timed(seconds, "loop"):
-            for step in sample(work.table, work.start, predict):
+            for step in sample(work.table, work.start, predict, work.noises):
                 if work.callback is not None and work.callback(step) is False:
                     raise Cancelled(step)
         seconds["loop"] -= seconds["unet"]

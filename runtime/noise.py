@@ -159,15 +159,11 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(pairs.reshape(-1), np.float32)
 
 
-def initial_noise(
-    shape: tuple[int, int, int], seeds: int | Sequence[int], count: int
-) -> NDArray[np.float32]:
-    """Return unit noise, float32 ``[count, *shape]``, as diffusers' ``randn_tensor`` draws it.
+class BatchNoise:
+    """Unit noise for a batch of images, draw after draw, as diffusers' ``randn_tensor`` has it.
 
     Parameters
     ----------
-    shape : tuple of int
-        Channels, height and width of one image's latents.
     seeds : int or sequence of int
         One seed draws the whole batch from one generator; a sequence gives each image its own.
     count : int
@@ -178,11 +174,27 @@ def initial_noise(
     RequestError
         A seed is out of range, or there are not ``count`` of them.
     """
-    if isinstance(seeds, (list, tuple)):
-        if len(seeds) != count:
-            raise RequestError(f"seed has {len(seeds)} entries, but {count} images are asked for")
-        return np.stack([TorchCpuGenerator(seed).randn(shape) for seed in seeds])
-    return TorchCpuGenerator(check_seed(seeds)).randn((count, *shape))
+
+    def __init__(self, seeds: int | Sequence[int], count: int) -> None:
+        self._count = count
+        self._each = isinstance(seeds, (list, tuple))
+        found = seeds if isinstance(seeds, (list, tuple)) else [seeds]
+        if self._each and len(found) != count:
+            raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
+        self._generators = [TorchCpuGenerator(check_seed(seed)) for seed in found]
+
+    def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents."""
+        if self._each:
+            return np.stack([generator.randn(shape) for generator in self._generators])
+        return self._generators[0].randn((self._count, *shape))
+
+
+def initial_noise(
+    shape: tuple[int, int, int], seeds: int | Sequence[int], count: int
+) -> NDArray[np.float32]:
+    """Return the first draw of :class:`BatchNoise`, which the starting latents are made of."""
+    return BatchNoise(seeds, count).draw(shape)
 
 
 def check_seed(seed: object) -> int:

@@ -16,7 +16,7 @@ from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
-from bksdm.runtime.noise import initial_noise
+from bksdm.runtime.noise import BatchNoise
 from bksdm.runtime.request import Request
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.tokenizer import Tokenizer
@@ -140,6 +140,7 @@ class TextToImage:
         seed: int | Sequence[int] | None = None,
         latents: NDArray[np.float32] | None = None,
         sampler: str | None = None,
+        eta: float = 0.0,
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
@@ -160,9 +161,11 @@ class TextToImage:
             One seed for the whole batch, or one per image; the noise is that of
             ``torch.Generator("cpu").manual_seed(seed)``.
         latents : ndarray, float32, shape [images, channels, height / 8, width / 8], optional
-            Unit noise to start from, in place of a seed.
+            Unit noise to start from, in place of a seed; a stochastic sampler takes both.
         sampler : str, optional
             A name of :data:`bksdm.runtime.samplers.SAMPLERS`; by default the bundle's own.
+        eta : float
+            How much of the noise DDIM and TCD draw anew in every step, 0 to 1.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
@@ -179,7 +182,7 @@ class TextToImage:
             self.bundle, prompt, negative_prompt, height, width,
             num_inference_steps, guidance_scale, num_images_per_prompt,
         )  # fmt: skip
-        table = step_table(self.bundle.scheduler, request.steps, sampler)
+        table = step_table({**self.bundle.scheduler, "eta": eta}, request.steps, sampler)
         count = len(request.prompts) * request.images_per_prompt
         self._executor.check(request.height, request.width, count)
         shape = (
@@ -187,12 +190,16 @@ class TextToImage:
             request.height // self.bundle.vae_scale,
             request.width // self.bundle.vae_scale,
         )
-        if latents is None:
+        if latents is None or table.draws:
             seed = secrets.randbits(32) if seed is None else seed
-            noise = initial_noise(shape, seed, count)
+            source = BatchNoise(seed, count)
+        if latents is None:
+            noise = source.draw(shape)
         else:
             noise = request.check_latents(latents, (count, *shape))
-            seed = None
+            seed = seed if table.draws else None
+        # In the order of torch's stream: what the sampler adds comes after the starting latents.
+        added = [source.draw(shape) for _ in range(table.draws)]
 
         guided = request.guidance_scale > 1
         texts = [*request.negative_prompts, *request.prompts] if guided else request.prompts
@@ -201,6 +208,7 @@ class TextToImage:
             request.guidance_scale if guided else None,
             table,
             noise * np.float32(table.init_noise_sigma),
+            np.array(added, np.float32).reshape(table.draws, count, *shape),
             callback_on_step_end,
         )
         seconds: dict[str, float] = {}

@@ -37,6 +37,8 @@ class Work:
         The compiled sampler.
     start : ndarray, float32, shape [images, channels, height / 8, width / 8]
         x_T, already multiplied by ``table.init_noise_sigma``.
+    noises : ndarray, float32, shape [table.draws, *start.shape]
+        Unit noise that a stochastic sampler adds.
     callback : callable, optional
         Called after every step; returning False stops.
     """
@@ -45,6 +47,7 @@ class Work:
     guidance_scale: float | None
     table: StepTable
     start: NDArray[np.float32]
+    noises: NDArray[np.float32]
     callback: StepCallback | None = None
 
 

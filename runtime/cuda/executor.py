@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.errors import EngineError, RequestError, SamplerError
 from bksdm.engines.plans import Recipe, check, list_plans, read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import load_module
@@ -78,6 +78,11 @@ class CudaExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
+        if work.table.draws:
+            raise SamplerError(
+                "this sampler adds noise, which the loop on the GPU does not yet; take a "
+                "deterministic one, or the engine onnxruntime"
+            )
         start = time.perf_counter()
         ids = self._tokenizer(list(work.texts))
         seconds["tokenize"] = time.perf_counter() - start

@@ -7,11 +7,19 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from bksdm.engines.errors import SamplerError
+from bksdm.runtime.samplers.consistency import lcm, tcd
 from bksdm.runtime.samplers.ddim import ddim
+from bksdm.runtime.samplers.ddpm import ddpm
+from bksdm.runtime.samplers.deis import deis
 from bksdm.runtime.samplers.dpm import dpm_multistep
-from bksdm.runtime.samplers.euler import euler
+from bksdm.runtime.samplers.dpm_single import dpm_singlestep
+from bksdm.runtime.samplers.euler import euler, euler_ancestral
+from bksdm.runtime.samplers.heun import heun
+from bksdm.runtime.samplers.kdpm2 import kdpm2, kdpm2_ancestral
+from bksdm.runtime.samplers.lms import lms
 from bksdm.runtime.samplers.pndm import pndm
 from bksdm.runtime.samplers.table import Solver, StepTable, compile_solver
+from bksdm.runtime.samplers.unipc import unipc
 
 Prepare = Callable[[Mapping[str, object], int], Solver]
 
@@ -21,24 +29,61 @@ def _with(prepare: Prepare, **fields: object) -> Prepare:
     return lambda config, steps: prepare({**config, **fields}, steps)
 
 
+SPACINGS = ("karras", "exponential", "beta")
+
+
+def _spaced(name: str, prepare: Prepare, **fields: object) -> dict[str, Prepare]:
+    """Return a sampler with even spacing, and one with each other spacing of its noise levels."""
+
+    def stated(chosen: str | None) -> dict[str, object]:
+        return {f"use_{spacing}_sigmas": spacing == chosen for spacing in SPACINGS}
+
+    return {
+        name: _with(prepare, **fields, **stated(None)),
+        **{f"{name}-{s}": _with(prepare, **fields, **stated(s)) for s in SPACINGS},
+    }
+
+
 SAMPLERS: dict[str, Prepare] = {
     "pndm": pndm,
     "ddim": ddim,
-    "euler": euler,
-    "dpm++": dpm_multistep,
-    "dpm++2m": _with(dpm_multistep, solver_order=2, use_karras_sigmas=False),
-    "dpm++2m-karras": _with(dpm_multistep, solver_order=2, use_karras_sigmas=True),
-    "dpm++3m": _with(dpm_multistep, solver_order=3, use_karras_sigmas=False),
-    "dpm++3m-karras": _with(dpm_multistep, solver_order=3, use_karras_sigmas=True),
+    "ddpm": ddpm,
+    **_spaced("euler", euler),
+    "euler-a": euler_ancestral,
+    **_spaced("heun", heun),
+    **_spaced("lms", lms),
+    **_spaced("kdpm2", kdpm2),
+    **_spaced("kdpm2-a", kdpm2_ancestral),
+    **_spaced("dpm++2m", dpm_multistep, solver_order=2, algorithm_type="dpmsolver++"),
+    **_spaced("dpm++3m", dpm_multistep, solver_order=3, algorithm_type="dpmsolver++"),
+    **_spaced("dpm++2m-sde", dpm_multistep, solver_order=2, algorithm_type="sde-dpmsolver++"),
+    **_spaced("dpm++2s", dpm_singlestep, solver_order=2),
+    **_spaced("dpm++3s", dpm_singlestep, solver_order=3),
+    **_spaced("unipc", unipc),
+    **_spaced("deis", deis),
+    "lcm": lcm,
+    "tcd": tcd,
 }
-"""``dpm++`` takes its order and its noise levels from the configuration, the others state them."""
+"""What can be asked for by name; orders and spacings are stated by the name."""
 
-DIFFUSERS_CLASSES = {
-    "PNDMScheduler": "pndm",
-    "DDIMScheduler": "ddim",
-    "EulerDiscreteScheduler": "euler",
-    "DPMSolverMultistepScheduler": "dpm++",
+DIFFUSERS_CLASSES: dict[str, Prepare] = {
+    "PNDMScheduler": pndm,
+    "DDIMScheduler": ddim,
+    "DDPMScheduler": ddpm,
+    "EulerDiscreteScheduler": euler,
+    "EulerAncestralDiscreteScheduler": euler_ancestral,
+    "HeunDiscreteScheduler": heun,
+    "LMSDiscreteScheduler": lms,
+    "KDPM2DiscreteScheduler": kdpm2,
+    "KDPM2AncestralDiscreteScheduler": kdpm2_ancestral,
+    "DPMSolverMultistepScheduler": dpm_multistep,
+    "DPMSolverSinglestepScheduler": dpm_singlestep,
+    "UniPCMultistepScheduler": unipc,
+    "DEISMultistepScheduler": deis,
+    "LCMScheduler": lcm,
+    "TCDScheduler": tcd,
 }
+"""What a bundle's ``scheduler_config.json`` may name; everything is taken from its fields."""
 
 
 def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = None) -> StepTable:
@@ -73,7 +118,7 @@ def _compiled(config: str, steps: int, sampler: str | None) -> StepTable:
                 f"scheduler config: _class_name {class_name!r} is not implemented; "
                 f"known: {', '.join(DIFFUSERS_CLASSES)}"
             )
-        sampler = DIFFUSERS_CLASSES[str(class_name)]
+        return compile_solver(DIFFUSERS_CLASSES[str(class_name)](fields, steps))
     if sampler not in SAMPLERS:
         raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
     return compile_solver(SAMPLERS[sampler](fields, steps))

@@ -11,7 +11,10 @@ from bksdm.engines.errors import SamplerError
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-SOLVER_TYPES = ("midpoint", "heun")
+SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")
+ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")
+LEVEL_SPACINGS = ("karras", "exponential", "beta")
+VARIANCES = ("fixed_small", "fixed_large")
 FINAL_SIGMAS = ("zero", "sigma_min")
 MAX_TRAIN_TIMESTEPS = 100_000
 
@@ -20,9 +23,9 @@ MAX_TRAIN_TIMESTEPS = 100_000
 class SchedulerConfig:
     """The fields of a scheduler configuration that a sampler may use.
 
-    Field names, meanings and units are diffusers' (``PNDMScheduler``, ``DDIMScheduler``,
-    ``EulerDiscreteScheduler``, ``DPMSolverMultistepScheduler``); the defaults are those that these
-    classes share.
+    Field names, meanings and units are those of diffusers' schedulers, and the defaults those that
+    they share. ``level_spacing`` says which of ``use_karras_sigmas``, ``use_exponential_sigmas``
+    and ``use_beta_sigmas`` is set; ``eta`` is an argument of ``step`` there.
     """
 
     num_train_timesteps: int = 1000
@@ -39,7 +42,13 @@ class SchedulerConfig:
     solver_type: str = "midpoint"
     lower_order_final: bool = True
     euler_at_final: bool = False
-    use_karras_sigmas: bool = False
+    algorithm_type: str = "dpmsolver++"
+    predict_x0: bool = True
+    level_spacing: str | None = None
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+    eta: float = 0.0
+    variance_type: str = "fixed_small"
     final_sigmas_type: str = "zero"
 
     @classmethod
@@ -89,7 +98,13 @@ class SchedulerConfig:
             solver_type=_choice(merged, "solver_type", "midpoint", SOLVER_TYPES),
             lower_order_final=_boolean(merged, "lower_order_final"),
             euler_at_final=_boolean(merged, "euler_at_final"),
-            use_karras_sigmas=_boolean(merged, "use_karras_sigmas"),
+            algorithm_type=_choice(merged, "algorithm_type", "dpmsolver++", ALGORITHMS),
+            predict_x0=_boolean(merged, "predict_x0"),
+            level_spacing=_level_spacing(merged),
+            original_inference_steps=_integer(merged, "original_inference_steps", 50, 1, train),
+            timestep_scaling=_number(merged, "timestep_scaling", 10.0, 1e6),
+            eta=_number(merged, "eta", 0.0, 1.0),
+            variance_type=_choice(merged, "variance_type", "fixed_small", VARIANCES),
             final_sigmas_type=_choice(merged, "final_sigmas_type", "zero", FINAL_SIGMAS),
         )
 
@@ -137,6 +152,21 @@ def _choice(fields: Mapping[str, object], name: str, default: str, choices: tupl
     if not isinstance(value, str) or value not in choices:
         raise _reject(name, value, "one of " + ", ".join(choices))
     return value
+
+
+def _level_spacing(fields: Mapping[str, object]) -> str | None:
+    chosen = [name for name in LEVEL_SPACINGS if _boolean(fields, f"use_{name}_sigmas")]
+    if len(chosen) > 1:
+        raise SamplerError(f"scheduler config: {' and '.join(chosen)} sigmas exclude each other")
+    return chosen[0] if chosen else None
+
+
+def _number(fields: Mapping[str, object], name: str, default: float, highest: float) -> float:
+    value = fields.get(name, default)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= highest:  # type: ignore[operator]
+        raise _reject(name, value, f"a number from 0 to {highest:g}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def _boolean(fields: Mapping[str, object], name: str) -> bool:

@@ -1,4 +1,4 @@
-"""DDIM: denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502), η = 0."""
+"""DDIM: denoising diffusion implicit models (Song et al. 2020, arXiv 2010.02502)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Mapping
 
 from bksdm.runtime.samplers.config import SchedulerConfig
 from bksdm.runtime.samplers.schedule import spaced_timesteps
-from bksdm.runtime.samplers.table import Predict, Solver, Vector
+from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
 
 def ddim(fields: Mapping[str, object], steps: int) -> Solver:
-    """Prepare deterministic DDIM as diffusers' ``DDIMScheduler`` runs it with ``eta=0``.
+    """Prepare DDIM as diffusers' ``DDIMScheduler`` runs it, with its argument ``eta`` as a field.
+
+    Equation 12: x' = √ᾱ' x̂_0 + √(1 − ᾱ' − s²) ε + s z, s² = η² (1−ᾱ')/(1−ᾱ) (1 − ᾱ/ᾱ').
 
     Raises
     ------
@@ -27,9 +29,17 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
     gap = config.num_train_timesteps // steps if steps > 0 else 0
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 
-    def solve(x: Vector, predict: Predict) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
         for t in times:
-            x = levels.transfer(x, t, t - gap, predict(x, t))
+            output = predict(x, t)
+            if config.eta == 0:
+                x = levels.transfer(x, t, t - gap, output)
+                continue
+            noise = levels.noise(x, t, output)
+            alpha, goal = levels.alpha(t), levels.alpha(t - gap)
+            spread = config.eta * ((1 - goal) / (1 - alpha) * (1 - alpha / goal)) ** 0.5
+            data = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+            x = goal**0.5 * data + (1 - goal - spread**2) ** 0.5 * noise + spread * draw()
         return x
 
     return Solver(solve)

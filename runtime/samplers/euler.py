@@ -6,52 +6,51 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.schedule import alphas_cumprod, spaced_timesteps
-from bksdm.runtime.samplers.table import Predict, Solver, Vector
+from bksdm.runtime.samplers.exploding import Levels, ancestral_split
+from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 
 def euler(fields: Mapping[str, object], steps: int) -> Solver:
     """Prepare Euler as diffusers' ``EulerDiscreteScheduler`` runs it without churn.
 
-    In the variance-exploding form x = x_0 + σ ε with σ = √((1−ᾱ)/ᾱ):  dx/dσ = (x − x̂_0)/σ.
+    x' = x + (σ' − σ) dx/dσ
 
     Raises
     ------
     SamplerError
-        A field is not implemented (Karras, exponential or beta sigmas, continuous timesteps …).
+        A field is not implemented.
     """
-    config = SchedulerConfig.read(
-        fields,
-        defaults={"timestep_spacing": "linspace"},
-        required={
-            "use_karras_sigmas": False,
-            "use_exponential_sigmas": False,
-            "use_beta_sigmas": False,
-            "rescale_betas_zero_snr": False,
-            "interpolation_type": "linear",
-            "timestep_type": "discrete",
-            "final_sigmas_type": "zero",
-        },
-    )
-    alphas = alphas_cumprod(config)
-    levels = np.sqrt((np.float32(1) - alphas) / alphas)
-    times = spaced_timesteps(config, steps).astype(np.float32)
-    visited = np.interp(times, np.arange(len(levels)), levels).astype(np.float32)
-    sigmas = [*visited.astype(np.float64), 0.0]
-    largest = float(visited.max())
-    leading = config.timestep_spacing == "leading"
+    levels = Levels.read(fields, steps, {"interpolation_type": "linear"})
+    # Its timesteps are float32; those of whole numbers stay what they are.
+    times = np.array(levels.times, np.float32)
 
-    def solve(x: Vector, predict: Predict) -> Vector:
-        for t, sigma, following in zip(times, sigmas[:-1], sigmas[1:], strict=True):
-            shrink = (sigma**2 + 1) ** -0.5
-            output = predict(x, float(t), shrink)
-            if config.prediction_type == "epsilon":
-                derivative = output
-            else:
-                denoised = -sigma * shrink * output + shrink**2 * x
-                derivative = (x - denoised) / sigma
-            x = x + (following - sigma) * derivative
+    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+        for k, t in enumerate(times):
+            sigma, following = levels.sigmas[k : k + 2]
+            x = x + (following - sigma) * levels.derivative(x, sigma, float(t), predict)
         return x
 
-    return Solver(solve, (largest**2 + 1) ** 0.5 if leading else largest)
+    return Solver(solve, levels.initial)
+
+
+def euler_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
+    """Prepare Euler with noise as diffusers' ``EulerAncestralDiscreteScheduler`` runs it.
+
+    x' = x + (σ_down − σ) dx/dσ + σ_up z, with fresh noise z in every step.
+
+    Raises
+    ------
+    SamplerError
+        A field is not implemented.
+    """
+    required = {f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")}
+    levels = Levels.read(fields, steps, {**required, "final_sigmas_type": "zero"})
+
+    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+        for k, t in enumerate(levels.times):
+            sigma = levels.sigmas[k]
+            down, up = ancestral_split(sigma, levels.sigmas[k + 1])
+            x = x + (down - sigma) * levels.derivative(x, sigma, t, predict) + up * draw()
+        return x
+
+    return Solver(solve, levels.initial)

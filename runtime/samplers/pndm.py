@@ -8,7 +8,7 @@ from itertools import pairwise
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
 from bksdm.runtime.samplers.schedule import spaced_timesteps
-from bksdm.runtime.samplers.table import Predict, Solver, Vector
+from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
 ADAMS_BASHFORTH = (
@@ -38,7 +38,7 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
     if not config.skip_prk_steps and len(times) < 4:
         raise SamplerError(f"skip_prk_steps = False needs at least 4 steps, not {steps}")
 
-    def solve(x: Vector, predict: Predict) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
         if config.skip_prk_steps:
             return _plms(x, [*times[:2], times[1], *times[2:]] if steps > 1 else times, [], predict)
         x, history = _runge_kutta(x, times[:4], predict)

@@ -78,11 +78,55 @@ def karras_levels(smallest: float, largest: float, steps: int) -> NDArray[np.flo
     return levels
 
 
+def beta_quantile(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return x with I_x(a, a) = p, a = 0.6: quantiles of the symmetric beta distribution.
+
+    Up to x = 1/2, B(x) = x^a Σ_k (1 − a)_k / k! · x^k / (k + a); beyond, I_x = 1 − I_{1−x}.
+    """
+    a = 0.6
+    k = np.arange(64)
+    terms = np.cumprod(np.append(1.0, (k[1:] - a) / k[1:])) / (k + a)
+
+    def incomplete(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        total: NDArray[np.float64] = x**a * (x[:, None] ** k @ terms)
+        return total
+
+    lower = np.minimum(p, 1 - p)
+    goal = lower * 2 * incomplete(np.array([0.5]))
+    low, high = np.zeros_like(goal), np.full_like(goal, 0.5)
+    # Halving 0.5 sixty times is finer than float64.
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = incomplete(middle) < goal
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    x = np.where(lower == 0, 0.0, (low + high) / 2)
+    return np.where(p <= 0.5, x, 1 - x)
+
+
+def spaced_levels(spacing: str, smallest: float, largest: float, steps: int) -> NDArray[np.float64]:
+    """Return noise levels σ/α from the largest to the smallest.
+
+    ``karras``: equation 5 of Karras et al. 2022; ``exponential``: log σ evenly spaced; ``beta``:
+    quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173).
+    """
+    if spacing == "karras":
+        return karras_levels(smallest, largest, steps)
+    if spacing == "exponential":
+        return np.exp(np.linspace(math.log(largest), math.log(smallest), steps))
+    return smallest + beta_quantile(1 - np.linspace(0, 1, steps)) * (largest - smallest)
+
+
 def timesteps_of_levels(
     levels: NDArray[np.float64], table: NDArray[np.float32]
 ) -> NDArray[np.float64]:
     """Return the timesteps of noise levels, fractional, by interpolating log σ of the schedule."""
-    return np.interp(np.log(levels), np.log(table), np.arange(len(table)))
+    logs, wanted = np.log(table), np.log(np.maximum(levels, 1e-10))
+    below = np.clip(np.searchsorted(logs, wanted, side="right") - 1, 0, len(logs) - 2)
+    low, high = logs[below], logs[below + 1]
+    # Differences of float32 numbers are rounded to float32, as diffusers does.
+    part = np.clip((low - wanted) / (low - high), 0, 1)
+    times: NDArray[np.float64] = (1 - part) * below + part * (below + 1)
+    return times
 
 
 def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:

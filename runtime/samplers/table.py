@@ -1,8 +1,9 @@
 """Compile a sampler into one lower-triangular matrix.
 
 Every sampler here is linear in the starting latents and the model's outputs, whatever its code does
-with history:  x_k = R[k, 0] · x_T + Σ_{j<k} R[k, j+1] · ε_j.  Running the sampler's own code once
-on basis vectors therefore reads off R, and the loop needs nothing else.
+with history:  x_k = R[k, 0] · x_T + Σ_{j<k} R[k, j+1] · ε_j + Σ_i S[k, i] · z_i, where z_i is the
+noise that stochastic samplers add.  Running the sampler's own code once on basis vectors therefore
+reads off R and S, and the loop needs nothing else.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ class Predict(Protocol):
         ...
 
 
+Draw = Callable[[], Vector]
+"""Returns fresh unit noise; each call is one draw from the random stream."""
+
+
 @dataclass(frozen=True)
 class Solver:
     """A sampler prepared for one configuration and number of steps.
 
-    ``solve(x, predict)`` is the textbook loop from the starting latents to the result;
+    ``solve(x, predict, draw)`` is the textbook loop from the starting latents to the result;
     ``init_noise_sigma`` is what unit noise is multiplied by to become the starting latents.
     """
 
-    solve: Callable[[Vector, Predict], Vector]
+    solve: Callable[[Vector, Predict, Draw], Vector]
     init_noise_sigma: float = 1.0
 
 
@@ -44,19 +49,28 @@ class StepTable:
     Attributes
     ----------
     timesteps : ndarray, shape [N]
-        What the UNet is told; whole numbers except for Euler with ``linspace`` spacing.
+        What the UNet is told; fractional where a method's levels lie between trained ones.
     input_scale : ndarray, shape [N]
         The UNet's input at evaluation k is ``x_k * input_scale[k]``.
     rows : ndarray, shape [N + 1, N + 1]
         ``x_k = rows[k] @ [x_T, ε_0 … ε_{N-1}]``; row N is the result. Lower triangular.
     init_noise_sigma : float
         ``x_T = init_noise_sigma * noise``.
+    noise : ndarray, shape [N + 1, draws]
+        ``noise[k] @ [z_0, z_1 …]`` is added to x_k; unit noise in the order in which it is drawn,
+        after the starting latents. Without columns where the sampler is deterministic.
     """
 
     timesteps: Vector
     input_scale: Vector
     rows: Vector
     init_noise_sigma: float
+    noise: Vector
+
+    @property
+    def draws(self) -> int:
+        """How often noise is drawn after the starting latents."""
+        return int(self.noise.shape[1])
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -66,29 +80,38 @@ def compile_solver(solver: Solver) -> StepTable:
     """Run ``solver`` on basis vectors and read off its table."""
     timesteps: list[float] = []
     scales: list[float] = []
+    drawn = 0
 
     def count(x: Vector, timestep: float, scale: float = 1.0) -> Vector:
         timesteps.append(timestep)
         scales.append(scale)
         return x
 
-    solver.solve(np.zeros(0), count)
+    def count_draw() -> Vector:
+        nonlocal drawn
+        drawn += 1
+        return np.zeros(0)
+
+    solver.solve(np.zeros(0), count, count_draw)
     evaluations = len(timesteps)
-    basis = np.eye(evaluations + 1)
-    rows: list[Vector] = []
+    basis = np.eye(1 + evaluations + drawn)
+    outputs = iter(basis[1 : 1 + evaluations])
+    noises = iter(basis[1 + evaluations :])
+    found: list[Vector] = []
 
     def record(x: Vector, timestep: float, scale: float = 1.0) -> Vector:
-        rows.append(x)
-        unit: Vector = basis[len(rows)]
-        return unit
+        found.append(x)
+        return next(outputs)
 
-    rows.append(solver.solve(basis[0], record))
+    found.append(solver.solve(basis[0], record, lambda: next(noises)))
+    stacked = np.stack(found)
     table = StepTable(
         np.array(timesteps, np.float64),
         np.array(scales, np.float64),
-        np.stack(rows),
+        np.ascontiguousarray(stacked[:, : 1 + evaluations]),
         float(solver.init_noise_sigma),
+        np.ascontiguousarray(stacked[:, 1 + evaluations :]),
     )
-    for array in (table.timesteps, table.input_scale, table.rows):
+    for array in (table.timesteps, table.input_scale, table.rows, table.noise):
         array.flags.writeable = False
     return table

@@ -20,7 +20,8 @@ from diffusers.schedulers import scheduling_dpmsolver_multistep, scheduling_eule
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.dpm import DEFAULTS, _levels
+from bksdm.runtime.samplers.dpm import DEFAULTS
+from bksdm.runtime.samplers.preserving import visited_levels
 from bksdm.runtime.samplers.schedule import alphas_cumprod
 
 STEPS = [1, 2, 3, 4, 5, 10, 25, 50, 100, 1000]
@@ -165,7 +166,7 @@ def test_dpm_multistep_equals_diffusers(steps, karras):
         except IndexError:
             continue
         try:
-            times, sigmas = _levels(SchedulerConfig.read(fields, DEFAULTS, {}), steps)
+            times, sigmas = visited_levels(SchedulerConfig.read(fields, DEFAULTS, {}), steps)
         except SamplerError:
             # diffusers clamps a timestep beyond the last one; we refuse it.
             assert scheduler.timesteps[0] >= 1000
@@ -175,14 +176,14 @@ def test_dpm_multistep_equals_diffusers(steps, karras):
         np.testing.assert_allclose(sigmas, scheduler.sigmas.numpy(), rtol=2**-22)
         if any(a == b for a, b in pairwise(sigmas[:-1])):
             with pytest.raises(SamplerError, match="noise level twice"):
-                step_table(fields, steps, "dpm++")
+                step_table({"_class_name": "DPMSolverMultistepScheduler", **fields}, steps)
             continue
         scheduler.sigmas = torch.tensor(sigmas, dtype=torch.float64)
         scheduler.set_begin_index(0)
         scheduler.set_timesteps = lambda n: None
         with mock.patch.object(scheduling_dpmsolver_multistep, "torch", SimpleNamespace(**names)):
             expected, timesteps, _, initial = reference(scheduler, steps)
-        table = step_table(fields, steps, "dpm++")
+        table = step_table({"_class_name": "DPMSolverMultistepScheduler", **fields}, steps)
         np.testing.assert_array_equal(table.timesteps, timesteps)
         if not np.isfinite(expected).all():
             # Heun's form divides by h, which is 0 where the last level is the final one.
@@ -201,7 +202,9 @@ def test_dpm_multistep_equals_diffusers(steps, karras):
 def test_named_forms_state_what_their_name_says(name):
     fields = {"timestep_spacing": "leading", "steps_offset": 1, "solver_order": 1}
     stated = {"solver_order": int(name[5]), "use_karras_sigmas": name.endswith("karras")}
-    found, expected = step_table(fields, 20, name), step_table({**fields, **stated}, 20, "dpm++")
+    found = step_table(fields, 20, name)
+    class_name = "DPMSolverMultistepScheduler"
+    expected = step_table({"_class_name": class_name, **fields, **stated}, 20)
     np.testing.assert_array_equal(found.rows, expected.rows)
 
 
@@ -231,7 +234,7 @@ def test_table_applied_to_numbers_equals_the_textbook_code():
     outputs = rng.standard_normal((len(table), 5))
     start = rng.standard_normal(5)
     calls = iter(outputs)
-    direct = solver.solve(start, lambda x, t, scale=1.0: next(calls))
+    direct = solver.solve(start, lambda x, t, scale=1.0: next(calls), lambda: None)
     np.testing.assert_allclose(table.rows[-1] @ np.vstack([start, outputs]), direct, atol=1e-12)
 
 
@@ -263,10 +266,10 @@ def test_step_counts_out_of_range_are_refused(name, steps):
 
 
 def test_unknown_samplers_are_refused_with_the_known_ones():
-    with pytest.raises(SamplerError, match="pndm, ddim, euler"):
+    with pytest.raises(SamplerError, match="pndm, ddim, ddpm, euler"):
         step_table({}, 10, "magic")
     with pytest.raises(SamplerError, match="_class_name"):
-        step_table({"_class_name": "HeunDiscreteScheduler"}, 10)
+        step_table({"_class_name": "VQDiffusionScheduler"}, 10)
 
 
 @pytest.mark.parametrize("field", ["clip_sample", "thresholding", "rescale_betas_zero_snr"])

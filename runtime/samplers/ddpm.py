@@ -1,0 +1,51 @@
+"""DDPM: ancestral sampling of the diffusion process (Ho et al. 2020, arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.schedule import alphas_cumprod, spaced_timesteps
+from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+from bksdm.runtime.samplers.transfer import NoiseLevels
+
+
+def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
+    """Prepare DDPM as diffusers' ``DDPMScheduler`` runs it.
+
+    With β = 1 − ᾱ/ᾱ' of one step: x' = √ᾱ' β / (1−ᾱ) x̂_0 + √(1−β) (1−ᾱ') / (1−ᾱ) x + √v z, where
+    v is β (1−ᾱ') / (1−ᾱ), or β for ``fixed_large``; without z at timestep 0.
+
+    Raises
+    ------
+    SamplerError
+        A field is not implemented.
+    """
+    config = SchedulerConfig.read(
+        fields,
+        defaults={"clip_sample": True},
+        required={"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False},
+    )
+    levels = NoiseLevels.of(config)
+    alphas_cumprod(config)
+    times = [int(t) for t in spaced_timesteps(config, steps).round()]
+
+    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+        for k, t in enumerate(times):
+            noise = levels.noise(x, t, predict(x, t))
+            alpha = levels.alpha(t)
+            following = levels.alpha(times[k + 1]) if k + 1 < len(times) else 1.0
+            beta = 1 - alpha / following
+            data = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+            x = (
+                following**0.5 * beta / (1 - alpha) * data
+                + (alpha / following) ** 0.5 * (1 - following) / (1 - alpha) * x
+            )
+            if t > 0:
+                variance = max((1 - following) / (1 - alpha) * beta, 1e-20)
+                if config.variance_type == "fixed_large":
+                    variance = beta
+                x = x + variance**0.5 * draw()
+        return x
+
+    return Solver(solve)

@@ -1,0 +1,100 @@
+"""Samplers in the variance-exploding form x = x_0 + σ ε (Karras et al. 2022, arXiv 2206.00364)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.schedule import (
+    alphas_cumprod,
+    spaced_levels,
+    spaced_timesteps,
+    timesteps_of_levels,
+)
+from bksdm.runtime.samplers.table import Predict, Vector
+
+REFUSED = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The noise levels that a sampler visits.
+
+    Attributes
+    ----------
+    times
+        Timesteps, one per step.
+    sigmas
+        σ = √((1−ᾱ)/ᾱ), one per step and the final one.
+    initial
+        What unit noise is multiplied by.
+    table
+        σ of every trained timestep, float32.
+    prediction_type
+        What the model's output is.
+    """
+
+    times: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    initial: float
+    table: NDArray[np.float32]
+    prediction_type: str
+
+    @classmethod
+    def read(
+        cls, fields: Mapping[str, object], steps: int, required: Mapping[str, object],
+        whole_karras: bool = False,
+    ) -> Levels:  # fmt: skip
+        """Read a configuration; ``whole_karras`` rounds the timesteps of Karras' levels.
+
+        Raises
+        ------
+        SamplerError
+            A field is not implemented.
+        """
+        defaults = {"timestep_spacing": "linspace"}
+        config = SchedulerConfig.read(fields, defaults, {**REFUSED, **required})
+        alphas = alphas_cumprod(config)
+        table = np.sqrt((np.float32(1) - alphas) / alphas)
+        times = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
+        visited = np.interp(times, np.arange(len(table)), table)
+        if config.level_spacing is not None:
+            smallest, largest = float(visited[-1]), float(visited[0])
+            visited = spaced_levels(config.level_spacing, smallest, largest, steps)
+            times = timesteps_of_levels(visited, table)
+            if whole_karras and config.level_spacing == "karras":
+                times = times.round()
+        final = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
+        sigmas = np.append(visited, final).astype(np.float32)
+        largest = float(sigmas.max())
+        leading = config.timestep_spacing == "leading"
+        return cls(
+            tuple(float(t) for t in times),
+            tuple(float(sigma) for sigma in sigmas),
+            (largest**2 + 1) ** 0.5 if leading else largest,
+            table,
+            config.prediction_type,
+        )
+
+    def derivative(self, x: Vector, sigma: float, timestep: float, predict: Predict) -> Vector:
+        """Return dx/dσ = (x − x̂_0) / σ; the model sees x / √(σ² + 1)."""
+        shrink = (sigma**2 + 1) ** -0.5
+        output = predict(x, timestep, shrink)
+        if self.prediction_type == "epsilon":
+            return output
+        denoised = -sigma * shrink * output + shrink**2 * x
+        slope: Vector = (x - denoised) / sigma
+        return slope
+
+
+def ancestral_split(sigma: float, following: float) -> tuple[float, float]:
+    """Return σ_down and σ_up of one step: σ_down² + σ_up² = σ'².
+
+    σ_up = √(σ'² (σ² − σ'²) / σ²), as k-diffusion's ancestral samplers have it.
+    """
+    up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
+    return (following**2 - up**2) ** 0.5, up
