@@ -11,25 +11,20 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
-import venv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.benchmarks.environments import PeerError, Runner, environment
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
 from bksdm.runtime.noise import initial_noise
 
-FOLDER = Path(__file__).parent / "peers"
 STAGES = ("unet", "vae_decoder", "picture")
 PROMPT = "a red apple on a table"
 SEED = 0
@@ -75,10 +70,6 @@ PEERS = {
 }
 
 
-class PeerError(BksdmError):
-    """A peer cannot be installed, or failed; the message is its reason."""
-
-
 @dataclass(frozen=True)
 class Task:
     """The work that every peer does.
@@ -106,92 +97,6 @@ class Task:
     rounds: int
     repeat: int
     threads: int
-
-
-class Runner:
-    """A peer's process."""
-
-    def __init__(self, python: Path, folder: str) -> None:
-        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [python, FOLDER / folder / "runner.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True,
-        )  # fmt: skip
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        # It has nothing to save, and gives back its memory before the next one starts.
-        self._process.kill()
-        self._process.communicate()
-        self._log.close()
-
-    def ask(self, do: str, **arguments: object) -> dict[str, Any]:
-        """Return the answer to one request.
-
-        Raises
-        ------
-        PeerError
-            The peer refused, or its process ended.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            self._log.seek(0)
-            said = [text for text in self._log.read().splitlines() if text.strip()]
-            last = said[-1].strip()[:200] if said else "it said nothing"
-            raise PeerError(f"its process ended with code {code} during {do} ({last})")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise PeerError(f"{do}: {answer['error']}")
-        return dict(answer)
-
-
-def environment(folder: str, work: Path) -> Path:
-    """Return the Python of a peer's environment, made on first use.
-
-    Raises
-    ------
-    PeerError
-        What it needs cannot be installed.
-    """
-    if folder == "bksdm":
-        return Path(sys.executable)
-    place = work / "environments" / folder
-    python = place / "bin" / "python"
-    complete = place / "complete"
-    if not complete.exists():
-        shutil.rmtree(place, ignore_errors=True)
-        venv.create(place, with_pip=True)
-        for name, options in (("requirements", ()), ("requirements-alone", ("--no-deps",))):
-            wanted = FOLDER / folder / f"{name}.txt"
-            if wanted.exists():
-                _install(python, [*options, "-r", str(wanted)])
-        complete.touch()
-    return python
-
-
-def _install(python: Path, arguments: Sequence[str]) -> None:
-    done = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-        raise PeerError(f"cannot be installed: {(lines or ['pip failed'])[0][:300]}")
 
 
 def prepare_checkpoint(checkpoint: Path, work: Path) -> Path:

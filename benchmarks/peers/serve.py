@@ -77,5 +77,10 @@ def _bytes(folder: Path) -> int:
 
 def _peak() -> int:
     unit = 1 if sys.platform == "darwin" else 1024
-    usages = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(usage).ru_maxrss for usage in usages) * unit
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return max(children, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    # On Linux the usage of a process starts from that of the one that started it; this does not.
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return max(children, int(fields["VmHWM"].split()[0]) * 1024)

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bksdm.benchmarks import side_by_side
+from bksdm.benchmarks import environments, side_by_side
+from bksdm.benchmarks.environments import FOLDER, PeerError, environment
 from bksdm.benchmarks.side_by_side import (
-    FOLDER,
     Peer,
-    PeerError,
     Task,
     distance,
-    environment,
     measure_peers,
     prepare_checkpoint,
 )
@@ -66,7 +64,7 @@ def fake_peers(tmp_path, monkeypatch):
         (folder / name).mkdir(parents=True)
         (folder / name / "runner.py").write_text(RUNNER)
     shutil.copy(FOLDER / "serve.py", folder)
-    monkeypatch.setattr(side_by_side, "FOLDER", folder)
+    monkeypatch.setattr(environments, "FOLDER", folder)
     monkeypatch.setattr(side_by_side, "PEERS", peers)
     monkeypatch.setattr(side_by_side, "environment", lambda folder, work: Path(sys.executable))
     return folder
@@ -146,7 +144,7 @@ def test_an_environment_that_cannot_be_made_is_a_reason(tmp_path, monkeypatch):
     folder = tmp_path / "peers"
     (folder / "lost").mkdir(parents=True)
     (folder / "lost" / "requirements.txt").write_text("./no-such-package\n")
-    monkeypatch.setattr(side_by_side, "FOLDER", folder)
+    monkeypatch.setattr(environments, "FOLDER", folder)
     with pytest.raises(PeerError, match=r"cannot be installed: .*no-such-package"):
         environment("lost", tmp_path / "work")
     assert not (tmp_path / "work/environments/lost/complete").exists()

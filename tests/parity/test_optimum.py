@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from bksdm.benchmarks.side_by_side import Runner, environment
+from bksdm.benchmarks.environments import Runner, environment
 from bksdm.runtime.noise import initial_noise
 from bksdm.runtime.pipeline import TextToImage
 
