@@ -24,6 +24,7 @@ import torch
 
 from bksdm.engines.protocol import TensorSpec
 from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
@@ -101,7 +102,7 @@ def numpy_loop() -> Callable[[int], object]:
     )
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
     return lambda steps: executor(
-        Work(["", "a"], 7.5, step_table(SCHEDULE, steps), start, start[:0, None]), {}
+        Work(["", "a"], Guidance(7.5), step_table(SCHEDULE, steps), start, start[:0, None]), {}
     )  # fmt: skip
 
 

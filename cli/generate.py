@@ -30,6 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
     parser.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
     parser.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default 7.5)")
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="PART",
+                        help="bring back the deviation that guidance adds, 0 to 1 (default 0)"
+                        )  # fmt: skip
+    parser.add_argument("--guidance-interval", default="0:1", metavar="FROM:TO",
+                        help="guidance in this part of the steps only, which is faster, e.g. 0:0.8"
+                        )  # fmt: skip
     parser.add_argument("--seed", type=int, help="0 to 2^64-1; random by default, and printed")
     parser.add_argument(
         "--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default"
@@ -64,10 +70,12 @@ def run(options: argparse.Namespace) -> int:
 
     # A mistake is refused here rather than after gigabytes are loaded.
     bundle = Bundle.open(options.model)
-    Request.check(
+    interval = parse_interval(options.guidance_interval)
+    request = Request.check(
         bundle, options.prompt, options.negative, height, width,
         options.steps, options.guidance, options.count,
     )  # fmt: skip
+    request.guidance(options.guidance_rescale, interval)
     step_table({**bundle.scheduler, "eta": options.eta}, options.steps, options.sampler)
     if options.seed is not None:
         check_seed(options.seed)
@@ -90,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
             options.seed,
             sampler=options.sampler,
             eta=options.eta,
+            guidance_rescale=options.guidance_rescale,
+            guidance_interval=interval,
             callback_on_step_end=show,
         )
     parameters = {
@@ -98,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
         "seed": str(result.seed),
         "steps": str(options.steps),
         "guidance_scale": str(options.guidance),
+        "guidance_rescale": str(options.guidance_rescale),
+        "guidance_interval": options.guidance_interval,
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
         "eta": str(options.eta),
         "engine": options.engine,
@@ -126,3 +138,18 @@ def parse_size(text: str) -> tuple[int, int]:
     if match is None:
         raise RequestError(f"--size must look like 512x512, not {text!r}")
     return int(match[1]), int(match[2])
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Return the two numbers of ``FROM:TO``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise RequestError(f"--guidance-interval must look like 0:0.8, not {text!r}") from error
+    return start, end

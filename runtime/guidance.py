@@ -1,9 +1,42 @@
-"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598)."""
+"""Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598), also rescaled or for a time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How two noise predictions become one.
+
+    Attributes
+    ----------
+    scale
+        s of :func:`guide`.
+    rescale
+        φ of :func:`rescale_deviation`; 0 leaves ε as it is.
+    start, end
+        Parts of the evaluations, 0 to 1, between which there is guidance; elsewhere the conditional
+        prediction stands alone and the other is not computed (Kynkäänniemi et al. 2024, arXiv
+        2404.07724).
+    """
+
+    scale: float
+    rescale: float = 0.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def at(self, index: int, total: int) -> bool:
+        """Return whether evaluation ``index`` of ``total`` has guidance."""
+        return self.start <= index / total < self.end
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is the same in every evaluation, and not rescaled."""
+        return self.rescale == 0 and self.start == 0 and self.end == 1
 
 
 def guide(both: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
@@ -22,3 +55,24 @@ def guide(both: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> 
     np.subtract(both[half:], both[:half], out=out)
     out *= np.float32(scale)
     out += both[:half]
+
+
+def rescale_deviation(
+    out: NDArray[np.float32], conditional: NDArray[np.float32], amount: float
+) -> None:
+    """Bring the deviation of guided predictions nearer to that of the conditional ones, in place.
+
+    ε' = φ ε std(ε_cond) / std(ε) + (1 − φ) ε, image by image: section 3.4 of Lin et al. 2023 (arXiv
+    2305.08891), as diffusers' ``rescale_noise_cfg``.
+
+    Parameters
+    ----------
+    out, conditional : ndarray, float32, shape [batch, …]
+        Guided and conditional noise predictions.
+    amount : float
+        φ, 0 to 1.
+    """
+    axes = tuple(range(1, out.ndim))
+    wanted = conditional.std(axes, ddof=1, keepdims=True, dtype=np.float64)
+    ratio = wanted / out.std(axes, ddof=1, keepdims=True, dtype=np.float64)
+    out *= (amount * ratio + (1 - amount)).astype(np.float32)

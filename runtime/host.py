@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError, SamplerError
 from bksdm.engines.protocol import Array, Engine
-from bksdm.runtime.guidance import guide
+from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import sample
@@ -55,13 +55,14 @@ class HostExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
-        inputs, scale = self._unet.inputs, work.guidance_scale
+        inputs, guidance = self._unet.inputs, work.guidance
         timesteps = self._timesteps(work.table, len(work.texts))
         embeddings = self._encode(work.texts, seconds)
         embeddings = embeddings.astype(inputs["encoder_hidden_states"].dtype, copy=False)
         seconds["unet"] = 0.0
 
-        halves = 1 if scale is None else 2
+        images = len(work.start)
+        halves = 1 if guidance is None else 2
         both = np.empty((halves, *work.start.shape), inputs["sample"].dtype)
         batch = both.reshape(-1, *work.start.shape[1:])
 
@@ -69,20 +70,26 @@ class HostExecutor:
             x: NDArray[np.float32], timestep: float, index: int, out: NDArray[np.float32]
         ) -> None:
             both[:] = x
+            scaled = guidance if guidance and guidance.at(index, len(work.table)) else None
+            # Without guidance only the last rows are run, which are the conditional ones.
+            first = 0 if scaled else len(batch) - images
+            told = timesteps[index]
             feeds = {
-                "sample": batch,
-                "timestep": timesteps[index],
-                "encoder_hidden_states": embeddings,
+                "sample": batch[first:],
+                "timestep": told[first:] if len(told.shape) and len(told) > 1 else told,
+                "encoder_hidden_states": embeddings[first:],
             }
             start = time.perf_counter()
-            output = self._unet(feeds)["out_sample"]
+            output = self._unet(feeds)["out_sample"].astype(np.float32, copy=False)
             seconds["unet"] += time.perf_counter() - start
             # NaN and infinity of either half are in their difference, which is half as much to see.
             with np.errstate(invalid="ignore"):
-                if scale is None:
+                if scaled is None:
                     out[:] = output
                 else:
-                    guide(output.astype(np.float32, copy=False), scale, out)
+                    guide(output, scaled.scale, out)
+                    if scaled.rescale:
+                        rescale_deviation(out, output[images:], scaled.rescale)
             _require_finite(out, f"noise prediction of step {index + 1}")
 
         with _timed(seconds, "loop"):

@@ -141,6 +141,8 @@ class TextToImage:
         latents: NDArray[np.float32] | None = None,
         sampler: str | None = None,
         eta: float = 0.0,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
@@ -166,6 +168,11 @@ class TextToImage:
             A name of :data:`bksdm.runtime.samplers.SAMPLERS`; by default the bundle's own.
         eta : float
             How much of the noise DDIM and TCD draw anew in every step, 0 to 1.
+        guidance_rescale : float
+            How far the deviation of guided predictions is brought back, 0 to 1.
+        guidance_interval : (float, float)
+            Parts of the steps between which there is guidance; elsewhere the UNet runs without its
+            unconditional half.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
@@ -201,11 +208,11 @@ class TextToImage:
         # In the order of torch's stream: what the sampler adds comes after the starting latents.
         added = [source.draw(shape) for _ in range(table.draws)]
 
-        guided = request.guidance_scale > 1
-        texts = [*request.negative_prompts, *request.prompts] if guided else request.prompts
+        guidance = request.guidance(guidance_rescale, guidance_interval)
+        texts = [*request.negative_prompts, *request.prompts] if guidance else request.prompts
         work = Work(
             [text for text in texts for _ in range(request.images_per_prompt)],
-            request.guidance_scale if guided else None,
+            guidance,
             table,
             noise * np.float32(table.init_noise_sigma),
             np.array(added, np.float32).reshape(table.draws, count, *shape),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.guidance import Guidance
 
 MAX_SIDE = 8192
 MAX_IMAGES = 1024
@@ -72,6 +73,25 @@ class Request:
             images,
         )
 
+    def guidance(self, rescale: Any, interval: Any) -> Guidance | None:
+        """Return how the UNet's halves are combined; None where it has only one.
+
+        Raises
+        ------
+        RequestError
+            ``rescale`` is no number from 0 to 1, or ``interval`` no pair of such, ascending.
+        """
+        if not _is_part(rescale):
+            raise RequestError(f"guidance_rescale must be a number from 0 to 1, not {rescale!r}")
+        pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+        if not pair or not all(_is_part(p) for p in interval) or not interval[0] < interval[1]:
+            raise RequestError(
+                f"guidance_interval must be two numbers from 0 to 1, ascending, not {interval!r}"
+            )
+        if self.guidance_scale <= 1:
+            return None
+        return Guidance(self.guidance_scale, float(rescale), *(float(p) for p in interval))
+
     def check_latents(self, latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return own latents as float32.
 
@@ -96,6 +116,11 @@ def _texts(name: str, value: Any) -> tuple[str, ...]:
     if not texts:
         raise RequestError(f"{name} must not be an empty list")
     return tuple(texts)
+
+
+def _is_part(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 <= value <= 1
 
 
 def _integer(name: str, value: Any, lowest: int, highest: int) -> int:

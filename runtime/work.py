@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import Step
 
@@ -31,7 +32,7 @@ class Work:
     ----------
     texts : sequence of str
         One per row of the UNet's batch; with guidance the negative prompts, then the prompts.
-    guidance_scale : float or None
+    guidance : Guidance or None
         None runs the UNet without an unconditional half.
     table : StepTable
         The compiled sampler.
@@ -44,7 +45,7 @@ class Work:
     """
 
     texts: Sequence[str]
-    guidance_scale: float | None
+    guidance: Guidance | None
     table: StepTable
     start: NDArray[np.float32]
     noises: NDArray[np.float32]

@@ -78,6 +78,11 @@ class CudaExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
+        if work.guidance is not None and not work.guidance.plain:
+            raise RequestError(
+                "guidance_rescale and guidance_interval are not in the loop on the GPU yet; "
+                "use the engine onnxruntime"
+            )
         if work.table.draws:
             raise SamplerError(
                 "this sampler adds noise, which the loop on the GPU does not yet; take a "
@@ -89,7 +94,8 @@ class CudaExecutor:
         session = self._session(work)
         start = time.perf_counter()
         try:
-            session.begin(ids, work.start, work.table, work.guidance_scale or 1.0)
+            scale = 1.0 if work.guidance is None else work.guidance.scale
+            session.begin(ids, work.start, work.table, scale)
             for index, timestep in enumerate(work.table.timesteps):
                 session.step()
                 if work.callback is not None:
@@ -110,7 +116,7 @@ class CudaExecutor:
     def _session(self, work: Work) -> Session:
         images, _, *side = work.start.shape
         scale = self._bundle.vae_scale
-        shape = Shape(images, work.guidance_scale is not None, side[0] * scale, side[1] * scale)
+        shape = Shape(images, work.guidance is not None, side[0] * scale, side[1] * scale)
         if shape not in self._sessions:
             built = next(b for b in self._built
                          if b.profile.covers(images, shape.height, shape.width))  # fmt: skip

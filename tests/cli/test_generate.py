@@ -81,3 +81,10 @@ def test_samplers_are_listed_with_what_they_cost(capsys):
     assert listed["euler-a"] == {"evaluations": 20, "noise": True}
     assert main(["samplers"]) == 0
     assert "dpm++2m-karras" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("interval", ["0", "a:b", "0:0.5:1", "0.5:0.2", "0:7"])
+def test_a_bad_interval_is_named(nano_bundle, tmp_path, capsys, interval):
+    command = ["generate", "x", "--model", str(nano_bundle), "-o", str(tmp_path / "x.png")]
+    assert main([*command, "--guidance-interval", interval]) == 2
+    assert "interval" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from bksdm.runtime.pipeline import TextToImage
 
@@ -55,6 +55,35 @@ def test_guidance_and_size_equal_diffusers(reference, ours, guidance, size):
     }
     expected = pictures(reference, "a house", seed=0, **arguments)
     assert_same_pictures(ours("a house", seed=0, **arguments).pixels, expected)
+
+
+@pytest.mark.parametrize("rescale", [0.3, 1.0])
+def test_rescaled_guidance_equals_diffusers(reference, ours, rescale):
+    arguments = {"num_inference_steps": 4, "guidance_rescale": rescale, "num_images_per_prompt": 2}
+    expected = pictures(reference, "a house", seed=2, **arguments)
+    assert_same_pictures(ours("a house", seed=2, **arguments).pixels, expected)
+
+
+def test_guidance_for_a_time_equals_a_pipeline_that_stops_it(reference, ours):
+    """Diffusers has no such argument: its callback drops the unconditional half after two steps."""
+
+    def stop(pipeline, index, timestep, tensors):
+        if index == 1:
+            pipeline._guidance_scale = 1.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    arguments = {"num_inference_steps": 4}
+    reference.scheduler = DDIMScheduler.from_config(reference.scheduler.config)
+    expected = pictures(
+        reference, "a house", seed=2, callback_on_step_end=stop,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **arguments,
+    )  # fmt: skip
+    found = ours("a house", seed=2, sampler="ddim", guidance_interval=(0, 0.5), **arguments)
+    assert_same_pictures(found.pixels, expected)
+    whole = ours("a house", seed=2, sampler="ddim", **arguments)
+    assert (found.pixels != whole.pixels).any()
+    reference.scheduler = PNDMScheduler.from_config(reference.scheduler.config)
 
 
 def test_two_prompts_at_once_equal_diffusers(reference, ours):

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 
-from bksdm.engines.errors import NonFiniteError, SamplerError
+from bksdm.engines.errors import NonFiniteError, RequestError, SamplerError
 from bksdm.engines.protocol import TensorSpec, check_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
@@ -186,3 +186,33 @@ def test_timings_name_every_stage(build):
         "tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8"
     }  # fmt: skip
     assert all(value >= 0 for value in seconds.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"guidance_rescale": 1.5}, "guidance_rescale"),
+        ({"guidance_rescale": float("nan")}, "guidance_rescale"),
+        ({"guidance_rescale": "much"}, "guidance_rescale"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
+        ({"guidance_interval": (0, 2)}, "guidance_interval"),
+        ({"guidance_interval": 0.5}, "guidance_interval"),
+    ],
+)
+def test_bad_guidance_is_named(nano_bundle, arguments, named):
+    with pytest.raises(RequestError, match=named):
+        TextToImage.load(nano_bundle)("x", num_inference_steps=1, **arguments)
+
+
+def test_guidance_for_a_time_runs_half_the_batch_elsewhere(nano_bundle, monkeypatch):
+    model = TextToImage.load(nano_bundle)
+    unet, rows = model._executor._unet, []
+
+    def count(feeds):
+        rows.append({len(array) for array in feeds.values()})
+        return unet(feeds)
+
+    count.inputs = unet.inputs
+    monkeypatch.setattr(model._executor, "_unet", count)
+    model("x", num_inference_steps=5, sampler="ddim", seed=0, guidance_interval=(0.2, 0.8))
+    assert rows == [{1}, {2}, {2}, {2}, {1}]
