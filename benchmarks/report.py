@@ -112,7 +112,7 @@ SET = {
     "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
     "emoji-latency": _latency("emoji", 25, 20),
     "emoji-throughput": _throughput("emoji", 25),
-    "tiny-peers": _peers("tiny", SIDE, 2, rounds=2, repeat=1),
+    "tiny-peers": _peers("tiny", SIDE, 2, rounds=1, repeat=2),
     "tiny-latency": _latency("tiny", 4, 3),
     "tiny-roofline": _roofline("tiny", SIDE),
 }

@@ -262,8 +262,10 @@ def _turn(
     for part, seconds in counted[-1]["parts"].items():
         entry.setdefault("parts", {}).setdefault(part, []).append(seconds)
     entry["peak_bytes"] = max(entry.get("peak_bytes", 0), counted[-1]["peak_bytes"])
-    reference = models / REFERENCE / f"{stage}.npy"
-    entry["distance"] = distance(np.load(output), np.load(reference), stage)
+    found, reference = np.load(output), np.load(models / REFERENCE / f"{stage}.npy")
+    if found.shape != reference.shape:
+        raise PeerError(f"its output has the shape {found.shape}, not {reference.shape}")
+    entry["distance"] = distance(found, reference, stage)
 
 
 def distance(

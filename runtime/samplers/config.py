@@ -101,7 +101,9 @@ class SchedulerConfig:
             algorithm_type=_choice(merged, "algorithm_type", "dpmsolver++", ALGORITHMS),
             predict_x0=_boolean(merged, "predict_x0"),
             level_spacing=_level_spacing(merged),
-            original_inference_steps=_integer(merged, "original_inference_steps", 50, 1, train),
+            original_inference_steps=_integer(
+                merged, "original_inference_steps", min(50, train), 1, train
+            ),
             timestep_scaling=_number(merged, "timestep_scaling", 10.0, 1e6),
             eta=_number(merged, "eta", 0.0, 1.0),
             variance_type=_choice(merged, "variance_type", "fixed_small", VARIANCES),

@@ -37,7 +37,7 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
             scheduler="discrete", sample_method="euler", sample_steps=int(feeds["steps"]),
             seed=int(feeds["seed"]),
         )  # fmt: skip
-        return np.asarray(image)[None]
+        return np.asarray(image.convert("RGB"))[None]
 
     return run
 
