@@ -9,6 +9,8 @@ from typing import Any
 from bksdm.benchmarks.side_by_side import REFERENCE, STAGES
 from bksdm.benchmarks.statistics import Summary, ratio_of_medians
 
+# Below this many dB a peer's sampler or noise was not that of the others.
+SAME_PICTURE = 40
 # Operators that take less of a network's time are left out.
 LEAST_SHARE = 0.01
 Record = Mapping[str, Any]
@@ -225,7 +227,8 @@ def _distance(name: str, found: Mapping[str, float], stage: str) -> str:
     if name == REFERENCE:
         return "the reference"
     if stage == "picture":
-        return f"{found['psnr']:.0f} dB, at most {found['largest']:.0f} levels"
+        mark = "" if found["psnr"] >= SAME_PICTURE else "; not the same work"
+        return f"{found['psnr']:.0f} dB, at most {found['largest']:.0f} levels{mark}"
     return f"relative L2 {found['relative_l2']:.1e}, at most {found['largest']:.1e}"
 
 
