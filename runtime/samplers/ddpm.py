@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.schedule import alphas_cumprod, spaced_timesteps
+from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
@@ -27,7 +27,6 @@ def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
         required={"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False},
     )
     levels = NoiseLevels.of(config)
-    alphas_cumprod(config)
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 
     def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
