@@ -40,10 +40,10 @@ CACHE_FROM_BYTES = 64 * 2**20
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten before optimising: saved graphs are then stale.
-REWRITE = 3
+REWRITE = 4
 # Bytes that Winograd's filters may add to a network: those that save most time for their size, so
-# that a picture of full-size BK-SDM-Small still takes less memory than in PyTorch.
-WINOGRAD_BUDGET = 2**28
+# that full-size BK-SDM-Small still takes less memory than in PyTorch.
+WINOGRAD_BUDGET = 3 * 2**27
 
 
 class OnnxRuntimeEngine:
@@ -217,6 +217,7 @@ def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
     import onnx
 
     from bksdm.engines.rewrite.attention import fuse_attention
+    from bksdm.engines.rewrite.feed_forward import split_feed_forward
     from bksdm.engines.rewrite.group_norm import expand_group_norm
     from bksdm.engines.rewrite.strips import apply_strips
     from bksdm.engines.rewrite.winograd import apply_winograd, choose
@@ -229,6 +230,7 @@ def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
     if made_for is not None:
         side, budget = made_for
         chosen = choose(proto, side, budget)
+        split_feed_forward(proto, side)
         least_rows = apply_strips(proto, side, chosen)
         onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
         expand_group_norm(proto)

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bksdm.engines.rewrite.winograd import Convolution, Writer, convolutions
+from bksdm.engines.rewrite.winograd import Convolution, convolutions, write_tiles
+from bksdm.engines.rewrite.writer import Writer
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
 # multiple of four, whatever the latents', as Winograd's tiles want it.
@@ -155,12 +156,7 @@ class _Strips:
         w, n = self.writer, self.count
         rows = w.add("Shape", f"{name}:rows", name, start=2, end=3)
         pairs = w.add("Div", f"{name}:pairs", rows, w.whole(2))
-        edges = w.constant_whole("strips:edges", np.arange(n + 1))
-        product = w.add("Mul", f"{name}:product", pairs, edges)
-        bounds = w.add("Div", f"{name}:bounds", product, w.whole(n))
-        upper = w.add("Slice", f"{name}:upper", bounds, w.whole(1), w.whole(n + 1))
-        lower = w.add("Slice", f"{name}:lower", bounds, w.whole(0), w.whole(n))
-        heights = w.add("Sub", f"{name}:heights", upper, lower)
+        heights = w.shares(name, pairs, n)
         sizes = w.add("Mul", f"{name}:sizes", heights, w.whole(2))
         names = [f"{name}:{i}" for i in range(n)]
         w.nodes.append(helper.make_node("Split", [name, sizes], names, axis=2))
@@ -220,7 +216,7 @@ class _Strips:
         top, bottom = int(first), int(last)
         if node.output[0] in self.chosen:
             found = self.chosen[node.output[0]]
-            return w.tiles(name, joined, node.input[1], node.input[2], found.channels_out,
+            return write_tiles(w, name, joined, node.input[1], node.input[2], found.channels_out,
                            found.channels_in, [0, top, 1, 0, bottom, 1])  # fmt: skip
         return w.add("Conv", name, joined, *node.input[1:], kernel_shape=[3, 3],
                      pads=[top, 1, bottom, 1])  # fmt: skip

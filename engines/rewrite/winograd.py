@@ -12,13 +12,14 @@ backend folds them from the stored ones when it loads the graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike, NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from bksdm.engines.rewrite.sides import picture_sides
+from bksdm.engines.rewrite.writer import Writer
 
 BT = np.array([
     [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
@@ -89,7 +90,7 @@ def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Convolution]) -> int
         if found is None:
             written.nodes.append(node)
         else:
-            written.convolution(node, found.channels_out, found.channels_in)
+            _write(written, node, found.channels_out, found.channels_in)
             count += 1
     written.store(model.graph)
     return count
@@ -123,25 +124,13 @@ def choose(model: onnx.ModelProto, side: int, budget: int) -> list[Convolution]:
 def convolutions(model: onnx.ModelProto, side: int) -> list[Convolution]:
     """Return the convolutions that could be rewritten, with the sizes they work on."""
     weights = {weight.name: weight for weight in model.graph.initializer}
-    pictures = (v for v in model.graph.input if len(v.type.tensor_type.shape.dim) == 4)
-    sides = {value.name: side for value in pictures}
+    sides = picture_sides(model, side)
     found = []
     for node in model.graph.node:
-        known = [sides[name] for name in node.input if name in sides]
-        here = max(known, default=0)
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Conv":
-            strides = settings.get("strides", [1, 1])
-            if _fits(node, settings, weights):
-                out, into = weights[node.input[1]].dims[:2]
-                found.append(Convolution(node, into, out, here))
-            here = -(-here // strides[0])
-        elif node.op_type == "Resize":
-            # Every one in a Stable Diffusion network doubles height and width.
-            here *= 2
-        # The time embedding takes its batch from the picture's shape, but has no side.
-        if known and node.op_type != "Shape":
-            sides.update(dict.fromkeys(node.output, here))
+        if node.op_type == "Conv" and _fits(node, settings, weights):
+            out, into = weights[node.input[1]].dims[:2]
+            found.append(Convolution(node, into, out, sides[node.output[0]]))
     return found
 
 
@@ -161,90 +150,50 @@ def _fits(
     )
 
 
-@dataclass
-class Writer:
-    """Nodes in order, and the constants that they share."""
+def _write(w: Writer, node: onnx.NodeProto, out: int, into: int) -> None:
+    """Write a convolution of ``into`` channels to ``out`` channels, of any size."""
+    x, weight, bias = node.input
+    name = node.output[0]
+    # Padding by 4 makes ⌈size / 4⌉ tiles; what they cover beyond the picture is cut off.
+    pixels = write_tiles(w, f"{name}:whole", x, weight, bias, out, into, [0, 1, 1, 0, 4, 4])
+    size = w.add("Shape", f"{name}:size", x, start=2)
+    w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
 
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
-    _filters: set[str] = field(default_factory=set)
 
-    def convolution(self, node: onnx.NodeProto, out: int, into: int) -> None:
-        """Write a convolution of ``into`` channels to ``out`` channels, of any size."""
-        x, weight, bias = node.input
-        name = node.output[0]
-        # Padding by 4 makes ⌈size / 4⌉ tiles; what they cover beyond the picture is cut off.
-        pixels = self.tiles(f"{name}:whole", x, weight, bias, out, into, [0, 1, 1, 0, 4, 4])
-        size = self.add("Shape", f"{name}:size", x, start=2)
-        self.add("Slice", name, pixels, self.whole(0, 0), size, self.whole(2, 3))
+def write_tiles(
+    w: Writer, name: str, x: str, weight: str, bias: str, out: int, into: int, pads: list[int]
+) -> str:  # fmt: skip
+    """Write a convolution as products of tiles; ``pads`` make whole tiles of the picture."""
+    # V = Bᵀ d B, [batch, 36, in, tiles]. Channels as depth of one picture put the 36 points
+    # before them, where the products want them.
+    deep = w.add("Unsqueeze", f"{name}:deep", x, w.whole(1))
+    outer = np.einsum("ai,bj->abij", BT, BT).reshape(36, 1, 1, 6, 6)
+    tiles = w.add(
+        "Conv", f"{name}:tiles", deep, w.constant("winograd:input", outer),
+        strides=[1, 4, 4], pads=pads, kernel_shape=[1, 6, 6],
+    )  # fmt: skip
+    v = w.add("Reshape", f"{name}:v", tiles, w.whole(0, 36, into, -1))
 
-    def tiles(
-        self, name: str, x: str, weight: str, bias: str, out: int, into: int, pads: list[int]
-    ) -> str:  # fmt: skip
-        """Write a convolution as products of tiles; ``pads`` make whole tiles of the picture."""
-        # V = Bᵀ d B, [batch, 36, in, tiles]. Channels as depth of one picture put the 36 points
-        # before them, where the products want them.
-        deep = self.add("Unsqueeze", f"{name}:deep", x, self.whole(1))
-        outer = np.einsum("ai,bj->abij", BT, BT).reshape(36, 1, 1, 6, 6)
-        tiles = self.add(
-            "Conv", f"{name}:tiles", deep, self.constant("winograd:input", outer),
-            strides=[1, 4, 4], pads=pads, kernel_shape=[1, 6, 6],
-        )  # fmt: skip
-        v = self.add("Reshape", f"{name}:v", tiles, self.whole(0, 36, into, -1))
+    # M = U V, [batch, 36, out, tiles].
+    m = w.add("MatMul", f"{name}:m", _transformed(w, weight), v)
 
-        # M = U V, [batch, 36, out, tiles].
-        m = self.add("MatMul", f"{name}:m", self._transformed(weight), v)
+    # Aᵀ M A as one product over the 36 points, then 16 values to their places in each tile.
+    points = w.add("Reshape", f"{name}:points", m, w.whole(0, 36, -1))
+    outer = np.einsum("ai,bj->abij", AT, AT).reshape(16, 36)
+    values = w.add("MatMul", f"{name}:values", w.constant("winograd:output", outer), points)
+    grid = w.add("Shape", f"{name}:grid", tiles, start=3)
+    depth = w.add("Concat", f"{name}:depth", w.whole(0, 16 * out), grid, axis=0)
+    pixels = w.add("Reshape", f"{name}:deeper", values, depth)
+    pixels = w.add("DepthToSpace", f"{name}:pixels", pixels, blocksize=4, mode="DCR")
+    column = w.add("Reshape", f"{name}:bias", bias, w.whole(-1, 1, 1))
+    return w.add("Add", name, pixels, column)
 
-        # Aᵀ M A as one product over the 36 points, then 16 values to their places in each tile.
-        points = self.add("Reshape", f"{name}:points", m, self.whole(0, 36, -1))
-        outer = np.einsum("ai,bj->abij", AT, AT).reshape(16, 36)
-        values = self.add(
-            "MatMul", f"{name}:values", self.constant("winograd:output", outer), points
-        )
-        grid = self.add("Shape", f"{name}:grid", tiles, start=3)
-        depth = self.add("Concat", f"{name}:depth", self.whole(0, 16 * out), grid, axis=0)
-        pixels = self.add("Reshape", f"{name}:deeper", values, depth)
-        pixels = self.add("DepthToSpace", f"{name}:pixels", pixels, blocksize=4, mode="DCR")
-        column = self.add("Reshape", f"{name}:bias", bias, self.whole(-1, 1, 1))
-        return self.add("Add", name, pixels, column)
 
-    def _transformed(self, weight: str) -> str:
-        """Return U = G g Gᵀ, [36, out, in]: one node of constants, which backends fold."""
-        name = f"{weight}:winograd"
-        if name not in self._filters:
-            self._filters.add(name)
-            outer = np.einsum("ai,bj->abij", G, G).reshape(36, 3, 3)
-            points = self.constant("winograd:filter", outer)
-            self.add("Einsum", name, points, weight, equation="pij,kcij->pkc")
-        return name
-
-    def store(self, graph: onnx.GraphProto) -> None:
-        """Replace a graph's nodes by those written, and add the constants that it lacks."""
-        known = {weight.name for weight in graph.initializer}
-        graph.initializer.extend(
-            numpy_helper.from_array(value, name)
-            for name, value in self.constants.items()
-            if name not in known
-        )
-        nodes = list(self.nodes)
-        del graph.node[:]
-        graph.node.extend(nodes)
-
-    def add(self, kind: str, output: str, *inputs: str, **attributes: Any) -> str:
-        """Write a node with one output, and return the output's name."""
-        self.nodes.append(helper.make_node(kind, list(inputs), [output], **attributes))
-        return output
-
-    def whole(self, *values: int) -> str:
-        """Return the name of a constant vector of whole numbers."""
-        return self.constant_whole(f"whole:{','.join(str(value) for value in values)}", values)
-
-    def constant_whole(self, name: str, values: ArrayLike) -> str:
-        """Name a constant of whole numbers."""
-        self.constants[name] = np.asarray(values, np.int64)
-        return name
-
-    def constant(self, name: str, value: NDArray[np.float64] | np.float64) -> str:
-        """Name a constant of single precision."""
-        self.constants[name] = np.asarray(value, np.float32)
-        return name
+def _transformed(w: Writer, weight: str) -> str:
+    """Return U = G g Gᵀ, [36, out, in]: one node of constants, which backends fold."""
+    name = f"{weight}:winograd"
+    if name not in w.written:
+        outer = np.einsum("ai,bj->abij", G, G).reshape(36, 3, 3)
+        points = w.constant("winograd:filter", outer)
+        w.add("Einsum", name, points, weight, equation="pij,kcij->pkc")
+    return name
