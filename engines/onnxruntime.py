@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from bksdm.engines.arena import share_arena
 from bksdm.engines.errors import EngineError
-from bksdm.engines.heap import return_freed_memory
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.protocol import Array, TensorSpec, check_feeds
 
@@ -93,13 +93,14 @@ class OnnxRuntimeEngine:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
+        options = _options(threads, profile)
         if provider == "cpu":
-            return_freed_memory()
+            _share_memory(options)
         try:
             self._session = _open(
                 model,
                 provider,
-                _options(threads, profile, _size(model) < CACHE_FROM_BYTES),
+                options,
                 cache,
                 (side, winograd_budget),
             )
@@ -156,9 +157,7 @@ def tensor_specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
     return MappingProxyType(specs)
 
 
-def _options(
-    threads: int | None, profile: Path | None = None, small: bool = False
-) -> ort.SessionOptions:
+def _options(threads: int | None, profile: Path | None = None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     if profile is not None:
         options.enable_profiling = True
@@ -166,12 +165,20 @@ def _options(
     options.log_severity_level = 3
     # 1.5 GB at the peak of a full-size VAE decoder at 512×512, against 1.8 GB in the default order.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    # An arena keeps what every shape needed: of a large network hundreds of megabytes. Of a small
-    # one it is little, and the page faults of fresh memory would cost up to a fifth of the time.
-    options.enable_cpu_mem_arena = small
+    options.enable_cpu_mem_arena = False
     if threads is not None:
         options.intra_op_num_threads = threads
     return options
+
+
+def _share_memory(options: ort.SessionOptions) -> None:
+    """Let a session take its tensors from the process's arena, and its weights from elsewhere."""
+    share_arena()
+    options.enable_cpu_mem_arena = True
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    # A pattern is one block for all tensors of a shape; in an arena it only adds to them.
+    options.enable_mem_pattern = False
 
 
 def _open(
