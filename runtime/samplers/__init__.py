@@ -86,7 +86,9 @@ DIFFUSERS_CLASSES: dict[str, Prepare] = {
 """What a bundle's ``scheduler_config.json`` may name; everything is taken from its fields."""
 
 
-def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = None) -> StepTable:
+def step_table(
+    fields: Mapping[str, object], steps: int, sampler: str | None = None, first: int = 0
+) -> StepTable:
     """Compile the sampler of a scheduler configuration.
 
     Parameters
@@ -97,6 +99,8 @@ def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = N
         Number of inference steps, from 1 to ``num_train_timesteps``.
     sampler : str, optional
         A name of :data:`SAMPLERS`; by default the one that ``_class_name`` stands for.
+    first : int
+        How many of the steps are left out at the beginning; ``steps`` leaves none.
 
     Raises
     ------
@@ -104,11 +108,11 @@ def step_table(fields: Mapping[str, object], steps: int, sampler: str | None = N
         The sampler is unknown, a field is not implemented, or ``steps`` is out of range.
     """
     # A table takes longer to compile than a few steps of the loop take on the host.
-    return _compiled(json.dumps(dict(fields), sort_keys=True, default=repr), steps, sampler)
+    return _compiled(json.dumps(dict(fields), sort_keys=True, default=repr), steps, sampler, first)
 
 
 @lru_cache(maxsize=64)
-def _compiled(config: str, steps: int, sampler: str | None) -> StepTable:
+def _compiled(config: str, steps: int, sampler: str | None, first: int) -> StepTable:
     fields = json.loads(config)
     if sampler is None:
         class_name = fields.get("_class_name")
@@ -118,10 +122,10 @@ def _compiled(config: str, steps: int, sampler: str | None) -> StepTable:
                 f"scheduler config: _class_name {class_name!r} is not implemented; "
                 f"known: {', '.join(DIFFUSERS_CLASSES)}"
             )
-        return compile_solver(DIFFUSERS_CLASSES[str(class_name)](fields, steps))
+        return compile_solver(DIFFUSERS_CLASSES[str(class_name)](fields, steps), first)
     if sampler not in SAMPLERS:
         raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-    return compile_solver(SAMPLERS[sampler](fields, steps))
+    return compile_solver(SAMPLERS[sampler](fields, steps), first)
 
 
 __all__ = ["SAMPLERS", "Solver", "StepTable", "compile_solver", "step_table"]

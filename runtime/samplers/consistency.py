@@ -31,9 +31,9 @@ def lcm(fields: Mapping[str, object], steps: int) -> Solver:
     config = SchedulerConfig.read(fields, DEFAULTS, REQUIRED)
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(times):
-            data = _data(levels, x, t, predict(x, t))
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(times))[first:]:
+            data = _data(levels, x, t, predict(x, t, levels.at(t)))
             scaled = t * config.timestep_scaling
             skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
             out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
@@ -59,10 +59,10 @@ def tcd(fields: Mapping[str, object], steps: int) -> Solver:
     config = SchedulerConfig.read(fields, DEFAULTS, REQUIRED)
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(times):
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(times))[first:]:
             following = times[k + 1] if k + 1 < len(times) else 0
-            output = predict(x, t)
+            output = predict(x, t, levels.at(t))
             data, noise = _data(levels, x, t, output), levels.noise(x, t, output)
             between = levels.alpha(int(np.floor(np.float32(1 - config.eta) * following)))
             x = between**0.5 * data + (1 - between) ** 0.5 * noise

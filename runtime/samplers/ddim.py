@@ -29,9 +29,9 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
     gap = config.num_train_timesteps // steps if steps > 0 else 0
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for t in times:
-            output = predict(x, t)
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for t in times[first:]:
+            output = predict(x, t, levels.at(t))
             if config.eta == 0:
                 x = levels.transfer(x, t, t - gap, output)
                 continue

@@ -29,9 +29,9 @@ def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
     levels = NoiseLevels.of(config)
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(times):
-            noise = levels.noise(x, t, predict(x, t))
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(times))[first:]:
+            noise = levels.noise(x, t, predict(x, t, levels.at(t)))
             alpha = levels.alpha(t)
             following = levels.alpha(times[k + 1]) if k + 1 < len(times) else 1.0
             beta = 1 - alpha / following

@@ -38,11 +38,13 @@ def deis(fields: Mapping[str, object], steps: int) -> Solver:
         sigmas[-1] = sigmas[-2]
     refuse_repeated(sigmas, steps)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
-        for k, t in enumerate(times):
+        for k, t in list(enumerate(times))[first:]:
             alpha, sigma = alpha_sigma(sigmas[k])
-            data = data_prediction(config, x, sigmas[k], predict(x, float(t)))
+            data = data_prediction(
+                config, x, sigmas[k], predict(x, float(t), alpha_sigma(sigmas[k]))
+            )
             history = [(x - alpha * data) / sigma, *history[:2]]
             left = len(times) - k
             most = left if config.lower_order_final and len(times) < SHORT_RUN else 3

@@ -43,10 +43,12 @@ def dpm_multistep(fields: Mapping[str, object], steps: int) -> Solver:
     refuse_repeated(sigmas, steps)
     noisy = config.algorithm_type == "sde-dpmsolver++"
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
-        for k, t in enumerate(times):
-            data = data_prediction(config, x, sigmas[k], predict(x, float(t)))
+        for k, t in list(enumerate(times))[first:]:
+            data = data_prediction(
+                config, x, sigmas[k], predict(x, float(t), alpha_sigma(sigmas[k]))
+            )
             history = [data, *history[:2]]
             order = min(_order(config, k, len(times)), len(history))
             visited = sigmas[max(0, k - 2) : k + 2]

@@ -36,11 +36,14 @@ def dpm_singlestep(fields: Mapping[str, object], steps: int) -> Solver:
     refuse_repeated(sigmas, steps)
     orders = block_orders(config, steps)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
         start = x
-        for k, t in enumerate(times):
-            history = [data_prediction(config, x, sigmas[k], predict(x, float(t))), *history[:2]]
+        for k, t in list(enumerate(times))[first:]:
+            history = [
+                data_prediction(config, x, sigmas[k], predict(x, float(t), alpha_sigma(sigmas[k]))),
+                *history[:2],
+            ]
             order = min(orders[k], len(history))
             if order == 1:
                 start = x

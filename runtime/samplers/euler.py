@@ -24,8 +24,8 @@ def euler(fields: Mapping[str, object], steps: int) -> Solver:
     # Its timesteps are float32; those of whole numbers stay what they are.
     times = np.array(levels.times, np.float32)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(times):
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(times))[first:]:
             sigma, following = levels.sigmas[k : k + 2]
             x = x + (following - sigma) * levels.derivative(x, sigma, float(t), predict)
         return x
@@ -46,8 +46,8 @@ def euler_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
     required = {f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")}
     levels = Levels.read(fields, steps, {**required, "final_sigmas_type": "zero"})
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(levels.times):
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(levels.times))[first:]:
             sigma = levels.sigmas[k]
             down, up = ancestral_split(sigma, levels.sigmas[k + 1])
             x = x + (down - sigma) * levels.derivative(x, sigma, t, predict) + up * draw()

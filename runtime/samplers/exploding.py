@@ -80,10 +80,20 @@ class Levels:
             config.prediction_type,
         )
 
-    def derivative(self, x: Vector, sigma: float, timestep: float, predict: Predict) -> Vector:
-        """Return dx/dσ = (x − x̂_0) / σ; the model sees x / √(σ² + 1)."""
+    def derivative(
+        self,
+        x: Vector,
+        sigma: float,
+        timestep: float,
+        predict: Predict,
+        known: float | None = None,
+    ) -> Vector:
+        """Return dx/dσ = (x − x̂_0) / σ; the model sees x / √(σ² + 1).
+
+        ``known`` is the level that a picture is brought to beside x, by default σ.
+        """
         shrink = (sigma**2 + 1) ** -0.5
-        output = predict(x, timestep, shrink)
+        output = predict(x, timestep, (1.0, sigma if known is None else known), shrink)
         if self.prediction_type == "epsilon":
             return output
         denoised = -sigma * shrink * output + shrink**2 * x

@@ -23,8 +23,8 @@ def heun(fields: Mapping[str, object], steps: int) -> Solver:
     levels = Levels.read(fields, steps, {"final_sigmas_type": "zero", "clip_sample": False})
     times = [float(t) for t in np.array(levels.times, np.float32)]
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(times):
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(times))[first:]:
             sigma, following = levels.sigmas[k : k + 2]
             h = following - sigma
             slope = levels.derivative(x, sigma, t, predict)

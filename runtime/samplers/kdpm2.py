@@ -41,8 +41,8 @@ def kdpm2_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
 def _prepare(fields: Mapping[str, object], steps: int, ancestral: bool) -> Solver:
     levels = Levels.read(fields, steps, {"final_sigmas_type": "zero"}, whole_karras=True)
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
-        for k, t in enumerate(levels.times):
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
+        for k, t in list(enumerate(levels.times))[first:]:
             sigma, following = levels.sigmas[k : k + 2]
             down, up = ancestral_split(sigma, following) if ancestral else (following, 0.0)
             slope = levels.derivative(x, sigma, t, predict)
@@ -51,7 +51,9 @@ def _prepare(fields: Mapping[str, object], steps: int, ancestral: bool) -> Solve
             # diffusers rounds the level between the two to float32.
             middle = float(np.float32((sigma * down) ** 0.5))
             between = float(timesteps_of_levels(np.array([middle]), levels.table)[0])
-            slope = levels.derivative(x + (middle - sigma) * slope, middle, between, predict)
+            # diffusers brings a picture to the next level where the evaluation is between the two.
+            x_mid = x + (middle - sigma) * slope
+            slope = levels.derivative(x_mid, middle, between, predict, known=following)
             x = x + (down - sigma) * slope
             if ancestral:
                 x = x + up * draw()

@@ -25,13 +25,14 @@ def lms(fields: Mapping[str, object], steps: int) -> Solver:
     levels = Levels.read(fields, steps, {"final_sigmas_type": "zero"})
     times = [float(t) for t in np.array(levels.times, np.float32)]
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
-        for k, t in enumerate(times):
+        for k, t in list(enumerate(times))[first:]:
             history = [levels.derivative(x, levels.sigmas[k], t, predict), *history[: ORDER - 1]]
             nodes = levels.sigmas[max(0, k - ORDER + 1) : k + 1][::-1]
             weights = lagrange_integrals(nodes, levels.sigmas[k], levels.sigmas[k + 1])
-            x = x + sum((w * d for w, d in zip(weights, history, strict=True)), 0 * x)
+            # Begun in the middle, diffusers leaves out what it has no derivative for.
+            x = x + sum((w * d for w, d in zip(weights, history, strict=False)), 0 * x)
         return x
 
     return Solver(solve, levels.initial)

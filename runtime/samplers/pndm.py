@@ -24,7 +24,8 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
 
     With ``skip_prk_steps`` (every Stable Diffusion) this is PLMS: Adams–Bashforth of rising order,
     whose first step is evaluated twice, so N steps take N + 1 evaluations. Without, the first three
-    steps are pseudo Runge–Kutta, four evaluations each.
+    steps are pseudo Runge–Kutta, four evaluations each. From a later step on it begins as it does
+    from the first: the second evaluation repeats the first step.
 
     Raises
     ------
@@ -38,16 +39,20 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
     if not config.skip_prk_steps and len(times) < 4:
         raise SamplerError(f"skip_prk_steps = False needs at least 4 steps, not {steps}")
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         if config.skip_prk_steps:
-            return _plms(x, [*times[:2], times[1], *times[2:]] if steps > 1 else times, [], predict)
+            visited = [*times[:2], times[1], *times[2:]] if steps > 1 else times
+            # The repeated one would be left where no step is.
+            return _plms(x, visited[first:] if first < steps else [], [], predict)
+        if first > 0:
+            raise SamplerError("skip_prk_steps = False cannot begin in the middle of the steps")
         x, history = _runge_kutta(x, times[:4], predict)
         return _plms(x, times[3:], history, predict)
 
     def _plms(x: Vector, visited: Sequence[int], history: list[Vector], predict: Predict) -> Vector:
         start, heun = x, not history
         for k, t in enumerate(visited):
-            output = predict(x, t)
+            output = predict(x, t, levels.at(t))
             if k == 1 and heun:
                 x = levels.transfer(start, t + gap, t, (output + history[-1]) / 2)
                 continue
@@ -64,10 +69,10 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
         half = gap // 2
         for t, following in pairwise(visited):
             middle = following + half
-            e1 = predict(x, t)
-            e2 = predict(levels.transfer(x, t, t - half, e1), middle)
-            e3 = predict(levels.transfer(x, t, middle, e2), middle)
-            e4 = predict(levels.transfer(x, t, middle - half, e3), following)
+            e1 = predict(x, t, levels.at(t))
+            e2 = predict(levels.transfer(x, t, t - half, e1), middle, levels.at(middle))
+            e3 = predict(levels.transfer(x, t, middle, e2), middle, levels.at(middle))
+            e4 = predict(levels.transfer(x, t, middle - half, e3), following, levels.at(following))
             x = levels.transfer(x, t, following, (e1 + 2 * e2 + 2 * e3 + e4) / 6)
             history.append(e1)
         return x, history

@@ -16,13 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
+Level = tuple[float, float]
 
 
 class Predict(Protocol):
     """The model as a sampler sees it."""
 
-    def __call__(self, x: Vector, timestep: float, scale: float = 1.0) -> Vector:
-        """Return the model's output for the input ``x · scale`` at ``timestep``."""
+    def __call__(self, x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
+        """Return the model's output for the input ``x · scale`` at ``timestep``.
+
+        ``level`` is α and σ of x = α x_0 + σ ε.
+        """
         ...
 
 
@@ -34,11 +38,12 @@ Draw = Callable[[], Vector]
 class Solver:
     """A sampler prepared for one configuration and number of steps.
 
-    ``solve(x, predict, draw)`` is the textbook loop from the starting latents to the result;
+    ``solve(x, predict, draw, first)`` is the textbook loop from the starting latents to the result,
+    without the steps before ``first``, as if x stood at that step's noise level; with all of them,
     ``init_noise_sigma`` is what unit noise is multiplied by to become the starting latents.
     """
 
-    solve: Callable[[Vector, Predict, Draw], Vector]
+    solve: Callable[[Vector, Predict, Draw, int], Vector]
     init_noise_sigma: float = 1.0
 
 
@@ -59,6 +64,9 @@ class StepTable:
     noise : ndarray, shape [N + 1, draws]
         ``noise[k] @ [z_0, z_1 …]`` is added to x_k; unit noise in the order in which it is drawn,
         after the starting latents. Without columns where the sampler is deterministic.
+    levels : ndarray, shape [N + 1, 2]
+        α and σ of ``x_k = α x_0 + σ ε``, as a picture is brought to that noise level; 1 and 0 of
+        the result.
     """
 
     timesteps: Vector
@@ -66,6 +74,7 @@ class StepTable:
     rows: Vector
     init_noise_sigma: float
     noise: Vector
+    levels: Vector
 
     @property
     def draws(self) -> int:
@@ -76,14 +85,16 @@ class StepTable:
         return len(self.timesteps)
 
 
-def compile_solver(solver: Solver) -> StepTable:
-    """Run ``solver`` on basis vectors and read off its table."""
+def compile_solver(solver: Solver, first: int = 0) -> StepTable:
+    """Run ``solver`` from its step ``first`` on basis vectors and read off its table."""
     timesteps: list[float] = []
+    levels: list[Level] = []
     scales: list[float] = []
     drawn = 0
 
-    def count(x: Vector, timestep: float, scale: float = 1.0) -> Vector:
+    def count(x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
         timesteps.append(timestep)
+        levels.append(level)
         scales.append(scale)
         return x
 
@@ -92,18 +103,18 @@ def compile_solver(solver: Solver) -> StepTable:
         drawn += 1
         return np.zeros(0)
 
-    solver.solve(np.zeros(0), count, count_draw)
+    solver.solve(np.zeros(0), count, count_draw, first)
     evaluations = len(timesteps)
     basis = np.eye(1 + evaluations + drawn)
     outputs = iter(basis[1 : 1 + evaluations])
     noises = iter(basis[1 + evaluations :])
     found: list[Vector] = []
 
-    def record(x: Vector, timestep: float, scale: float = 1.0) -> Vector:
+    def record(x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
         found.append(x)
         return next(outputs)
 
-    found.append(solver.solve(basis[0], record, lambda: next(noises)))
+    found.append(solver.solve(basis[0], record, lambda: next(noises), first))
     stacked = np.stack(found)
     table = StepTable(
         np.array(timesteps, np.float64),
@@ -111,7 +122,8 @@ def compile_solver(solver: Solver) -> StepTable:
         np.ascontiguousarray(stacked[:, : 1 + evaluations]),
         float(solver.init_noise_sigma),
         np.ascontiguousarray(stacked[:, 1 + evaluations :]),
+        np.array([*levels, (1.0, 0.0)]),
     )
-    for array in (table.timesteps, table.input_scale, table.rows, table.noise):
+    for array in (table.timesteps, table.input_scale, table.rows, table.noise, table.levels):
         array.flags.writeable = False
     return table

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
 from bksdm.runtime.samplers.schedule import alphas_cumprod
-from bksdm.runtime.samplers.table import Vector
+from bksdm.runtime.samplers.table import Level, Vector
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class NoiseLevels:
                 f"was trained on 0 to {len(self.table) - 1}; take fewer steps"
             )
         return self.table[timestep] if timestep >= 0 else self.final
+
+    def at(self, timestep: int) -> Level:
+        """Return √ᾱ_t and √(1−ᾱ_t)."""
+        alpha = self.alpha(timestep)
+        return alpha**0.5, (1 - alpha) ** 0.5
 
     def noise(self, x: Vector, timestep: int, output: Vector) -> Vector:
         """Return ε from the model's output; ε = √ᾱ v + √(1−ᾱ) x (Salimans & Ho 2022) for v."""

@@ -50,17 +50,19 @@ def unipc(fields: Mapping[str, object], steps: int) -> Solver:
     # bh1 stays itself, and what other solvers call theirs stands for bh2 in diffusers.
     first_form = config.solver_type == "bh1"
 
-    def solve(x: Vector, predict: Predict, draw: Draw) -> Vector:
+    def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
         before, order = x, 0
-        for k, t in enumerate(times):
-            data = data_prediction(config, x, sigmas[k], predict(x, float(t)))
-            if k > 0:
+        for k, t in list(enumerate(times))[first:]:
+            data = data_prediction(
+                config, x, sigmas[k], predict(x, float(t), alpha_sigma(sigmas[k]))
+            )
+            if k > first:
                 visited = sigmas[max(0, k - order) : k + 1]
                 x = _update(before, history[:order], visited, first_form, data)
             history = [data, *history[:2]]
             left = len(times) - k if config.lower_order_final else config.solver_order
-            order = min(config.solver_order, left, k + 1)
+            order = min(config.solver_order, left, k - first + 1)
             before = x
             x = _update(x, history[:order], sigmas[k + 1 - order : k + 2], first_form, None)
         return x

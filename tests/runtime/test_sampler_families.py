@@ -118,14 +118,15 @@ def put_levels(scheduler, levels):
         scheduler.sigmas_up, scheduler.sigmas_down = spread(up), spread(down)
 
 
-def reference(scheduler, eta):
-    """Run diffusers' code on basis vectors: rows, columns of noise, timesteps and scales."""
+def reference(scheduler, eta, begin):
+    """Run diffusers' code on basis vectors: rows, columns of noise, scales, noise levels."""
     module = sys.modules[type(scheduler).__module__]
     # The tables stay float32-rounded, as diffusers uses them; the arithmetic becomes float64.
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     if hasattr(scheduler, "final_alpha_cumprod"):
         scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
-    count = len(scheduler.timesteps)
+    timesteps = scheduler.timesteps[begin:]
+    count = len(timesteps)
     basis = torch.eye(1 + 2 * count, dtype=torch.float64).reshape(-1, 1, 1, 1 + 2 * count)
     drawn = []
 
@@ -135,28 +136,31 @@ def reference(scheduler, eta):
 
     names = SimpleNamespace(**{**vars(torch), "float32": torch.float64})
     extra = {} if eta is None else {"eta": eta}
-    rows, scales, x = [], [], basis[0]
+    picture = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
+    rows, scales, levels, x = [], [], [], basis[0]
     with (
         mock.patch.object(module, "torch", names),
         mock.patch.object(module, "randn_tensor", randn, create=True),
     ):
-        for k, t in enumerate(scheduler.timesteps):
+        for k, t in enumerate(timesteps):
             rows.append(x.flatten())
+            levels.append(scheduler.add_noise(*picture, torch.tensor([t])).flatten())
             one = torch.ones(1, dtype=torch.float64)
             scales.append(float(scheduler.scale_model_input(one, t)))
             x = scheduler.step(basis[k + 1], t, x, **extra).prev_sample
         rows.append(x.flatten())
     whole = torch.stack(rows).numpy()
-    return whole[:, : 1 + count], whole[:, 1 + count :][:, : len(drawn)], np.array(scales)
+    noise = whole[:, 1 + count :][:, : len(drawn)]
+    return whole[:, : 1 + count], noise, np.array(scales), torch.stack(levels).numpy()
 
 
-def compare(class_name, fields, steps, eta=None):
+def compare(class_name, fields, steps, eta=None, first=0):
     """Compare one configuration; return False where there is nothing to compare."""
     stated = {"_class_name": class_name, **fields, **({} if eta is None else {"eta": eta})}
     scheduler = getattr(diffusers, class_name)(**fields)
     try:
         levels = our_levels(class_name, fields, steps)
-        table = step_table(stated, steps)
+        table = step_table(stated, steps, first=first)
     except SamplerError as error:
         if "twice" in str(error):
             # A step of no length, by which diffusers divides.
@@ -168,11 +172,22 @@ def compare(class_name, fields, steps, eta=None):
             raise
         return False
     scheduler.set_timesteps(steps)
-    np.testing.assert_allclose(table.timesteps, scheduler.timesteps.numpy(), rtol=0, atol=2e-3)
+    # As the image-to-image pipeline has it.
+    begin = first * scheduler.order
+    timesteps = scheduler.timesteps[begin:].numpy()
+    np.testing.assert_allclose(table.timesteps, timesteps, rtol=0, atol=2e-3)
     if levels is not None:
         put_levels(scheduler, levels)
-        scheduler.set_begin_index(0)
-    rows, noise, scales = reference(scheduler, eta)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    try:
+        rows, noise, scales, visited = reference(scheduler, eta, begin)
+    except torch.linalg.LinAlgError:
+        # diffusers' UniPC fails where its last step is of infinite length and the third order.
+        assert levels[-1] == 0
+        assert fields["solver_order"] == 3
+        assert not fields["lower_order_final"]
+        return False
     if not np.isfinite(rows).all():
         # A last step of no length, or of infinite length by a method of more than one step.
         assert levels[-1] in (0, levels[-2])
@@ -185,6 +200,7 @@ def compare(class_name, fields, steps, eta=None):
     assert table.noise.shape == noise.shape
     np.testing.assert_allclose(table.noise, noise, **near)
     np.testing.assert_allclose(table.input_scale, scales, rtol=1e-12)
+    np.testing.assert_allclose(table.levels, [*visited, (1, 0)], rtol=1e-12)
     # The initial scale is float32 in diffusers.
     np.testing.assert_allclose(table.init_noise_sigma, float(scheduler.init_noise_sigma), rtol=2e-7)
     return True
@@ -201,6 +217,43 @@ def test_matrices_equal_diffusers(class_name, steps):
         compare(class_name, fields, steps, eta) for fields in every[:: 1 + len(every) // 40]
     ]
     assert any(compared)
+
+
+BEGUN = {
+    **FAMILIES,
+    "PNDMScheduler": combinations([{"skip_prk_steps": True}], TIMES, PREDICTIONS),
+    "DDIMScheduler": combinations(NO_CLIPPING, TIMES, PREDICTIONS),
+    "DPMSolverMultistepScheduler": combinations(
+        [{"algorithm_type": f"{kind}dpmsolver++"} for kind in ("", "sde-")], TIMES, ORDERS,
+        [{"final_sigmas_type": t} for t in ("zero", "sigma_min")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("steps", "first"), [(2, 1), (5, 1), (5, 2), (20, 3), (20, 19), (30, 12)])
+@pytest.mark.parametrize("class_name", BEGUN)
+def test_begun_in_the_middle_they_still_equal_diffusers(class_name, steps, first):
+    every = BEGUN[class_name]
+    eta = 0.3 if class_name.startswith("TCD") else None
+    compared = [
+        compare(class_name, fields, steps, eta, first) for fields in every[:: 1 + len(every) // 20]
+    ]
+    assert any(compared)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_begun_after_the_end_nothing_changes(name):
+    fields = {**BASE, "skip_prk_steps": True, "clip_sample": False, "steps_offset": 1}
+    table = step_table(fields, 4, name, first=4)
+    assert len(table) == table.draws == 0
+    assert table.rows.tolist() == [[1.0]]
+    assert table.levels.tolist() == [[1.0, 0.0]]
+
+
+def test_runge_kutta_cannot_begin_in_the_middle():
+    with pytest.raises(SamplerError, match="skip_prk_steps"):
+        step_table({**BASE, "skip_prk_steps": False}, 10, "pndm", first=2)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])

@@ -234,7 +234,7 @@ def test_table_applied_to_numbers_equals_the_textbook_code():
     outputs = rng.standard_normal((len(table), 5))
     start = rng.standard_normal(5)
     calls = iter(outputs)
-    direct = solver.solve(start, lambda x, t, scale=1.0: next(calls), lambda: None)
+    direct = solver.solve(start, lambda x, t, level: next(calls), lambda: None, 0)
     np.testing.assert_allclose(table.rows[-1] @ np.vstack([start, outputs]), direct, atol=1e-12)
 
 
