@@ -93,13 +93,15 @@ class HostExecutor:
             _require_finite(out, f"noise prediction of step {index + 1}")
 
         with _timed(seconds, "loop"):
-            for step in sample(work.table, work.start, predict, work.noises):
+            latents = work.start
+            for step in sample(work.table, work.start, predict, work.noises, work.known):
+                latents = step.latents
                 if work.callback is not None and work.callback(step) is False:
                     raise Cancelled(step)
         seconds["loop"] -= seconds["unet"]
 
         with _timed(seconds, "vae_decoder"):
-            decoded = self._decode(step.latents)
+            decoded = self._decode(latents)
         _require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):
             return to_uint8(decoded)

@@ -183,11 +183,15 @@ class BatchNoise:
             raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
         self._generators = [TorchCpuGenerator(check_seed(seed)) for seed in found]
 
-    def draw(self, shape: Sequence[int]) -> NDArray[np.float32]:
-        """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents."""
+    def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
+        """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents.
+
+        By default for every image; fewer are drawn from the first generators.
+        """
+        count = self._count if count is None else count
         if self._each:
-            return np.stack([generator.randn(shape) for generator in self._generators])
-        return self._generators[0].randn((self._count, *shape))
+            return np.stack([generator.randn(shape) for generator in self._generators[:count]])
+        return self._generators[0].randn((count, *shape))
 
 
 def initial_noise(

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
-from bksdm.runtime.noise import BatchNoise
+from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.request import Request
 from bksdm.runtime.samplers import step_table
+from bksdm.runtime.start import start_from_image, start_from_noise
 from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.runtime.work import Cancelled, Executor, StepCallback, Work
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class Result:
         What the noise was drawn with, chosen at random where none was given.
     seconds : dict
         Wall time by stage: tokenize, text_encoder, unet, loop (between UNet calls), vae_decoder,
-        to_uint8.
+        to_uint8; vae_encoder where a picture is started from.
     steps : int
         Number of UNet evaluations.
     """
@@ -63,11 +66,16 @@ class TextToImage:
         The opened bundle.
     executor : Executor
         Runs its networks.
+    encoder : VaeEncoder, optional
+        For pictures to start from.
     """
 
-    def __init__(self, bundle: Bundle, executor: Executor) -> None:
+    def __init__(
+        self, bundle: Bundle, executor: Executor, encoder: VaeEncoder | None = None
+    ) -> None:
         self.bundle = bundle
         self._executor = executor
+        self._encoder = encoder
 
     @classmethod
     def load(
@@ -91,7 +99,7 @@ class TextToImage:
             CPU threads; by default one per physical core.
         winograd_budget : int, optional
             Bytes that each network may grow by for faster convolutions on the CPU; by default
-            256 MiB. At 0 they are direct.
+            384 MiB. At 0 they are direct.
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
@@ -108,17 +116,23 @@ class TextToImage:
             raise EngineError(f"unknown engine {engine!r}; known: {known}")
         bundle = Bundle.open(Path(path))
         tokenizer = Tokenizer.load(bundle.path / "tokenizer")
+        cache = bundle.path / "engines" if engine_cache is None else engine_cache
+        on_host = engine if engine in ENGINES else ENGINES[0]
+        encoder = VaeEncoder(partial(
+            open_engine, on_host, bundle.model("vae_encoder"), threads, cache,
+            bundle.sample_size * bundle.vae_scale, winograd_budget,
+        ), bundle.scaling_factor) if "vae_encoder" in bundle.components else None  # fmt: skip
         if engine in DEVICE_ENGINES:
             from bksdm.runtime.cuda.executor import CudaExecutor
             from bksdm.runtime.cuda.gpu import Gpu
 
-            return cls(bundle, CudaExecutor(bundle, tokenizer, engine, Gpu()))
+            return cls(bundle, CudaExecutor(bundle, tokenizer, engine, Gpu()), encoder)
         text_encoder, unet, vae_decoder = (
             open_engine(
                 engine,
                 bundle.model(name),
                 threads,
-                bundle.path / "engines" if engine_cache is None else engine_cache,
+                cache,
                 bundle.sample_size,
                 winograd_budget,
             )
@@ -126,7 +140,7 @@ class TextToImage:
         )
         return cls(bundle, HostExecutor(
             tokenizer, text_encoder, unet, vae_decoder, bundle.scaling_factor
-        ))  # fmt: skip
+        ), encoder)  # fmt: skip
 
     def __call__(
         self,
@@ -143,6 +157,9 @@ class TextToImage:
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        image: Image | Sequence[Image] | None = None,
+        strength: float | None = None,
+        mask: Image | Sequence[Image] | None = None,
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
@@ -173,40 +190,57 @@ class TextToImage:
         guidance_interval : (float, float)
             Parts of the steps between which there is guidance; elsewhere the UNet runs without its
             unconditional half.
+        image : PIL image or sequence of such, optional
+            Pictures to start from, as diffusers' image-to-image pipeline does; they repeat until
+            there is one for each of the batch. ``height`` and ``width`` are theirs by default.
+        strength : float, optional
+            How much of the steps is run on ``image``: 0 leaves it as the VAE has it, 1 changes it
+            most. By default 0.8, and 1 with a mask.
+        mask : PIL image or sequence of such, optional
+            White is painted anew, black stays, as diffusers' inpainting pipeline does with an
+            ordinary UNet.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
         Raises
         ------
         RequestError, SamplerError
-            An argument is invalid.
+            An argument is invalid, or the bundle has no VAE encoder for an image.
         NonFiniteError
             A network produced NaN or infinity.
         Cancelled
             The callback returned False.
         """
+        init = self._init_image(image, mask, strength, height, width)
+        if init is not None:
+            height, width = init.sample.shape[2:]
         request = Request.check(
             self.bundle, prompt, negative_prompt, height, width,
             num_inference_steps, guidance_scale, num_images_per_prompt,
         )  # fmt: skip
-        table = step_table({**self.bundle.scheduler, "eta": eta}, request.steps, sampler)
+        if strength is None:
+            strength = 0.8 if mask is None else 1.0
+        first = 0 if init is None else request.first_step(strength)
+        scheduler = {**self.bundle.scheduler, "eta": eta}
+        table = step_table(scheduler, request.steps, sampler, first)
         count = len(request.prompts) * request.images_per_prompt
         self._executor.check(request.height, request.width, count)
         shape = (
+            count,
             self.bundle.latent_channels,
             request.height // self.bundle.vae_scale,
             request.width // self.bundle.vae_scale,
         )
-        if latents is None or table.draws:
-            seed = secrets.randbits(32) if seed is None else seed
-            source = BatchNoise(seed, count)
-        if latents is None:
-            noise = source.draw(shape)
+        if latents is not None:
+            latents = request.check_latents(latents, shape)
+        seconds: dict[str, float] = {}
+        if init is None or self._encoder is None:
+            start = start_from_noise(table, shape, seed, latents)
         else:
-            noise = request.check_latents(latents, (count, *shape))
-            seed = seed if table.draws else None
-        # In the order of torch's stream: what the sampler adds comes after the starting latents.
-        added = [source.draw(shape) for _ in range(table.draws)]
+            begun = time.perf_counter()
+            whole = first == 0
+            start = start_from_image(table, shape, seed, latents, init, self._encoder, whole)
+            seconds["vae_encoder"] = time.perf_counter() - begun
 
         guidance = request.guidance(guidance_rescale, guidance_interval)
         texts = [*request.negative_prompts, *request.prompts] if guidance else request.prompts
@@ -214,14 +248,28 @@ class TextToImage:
             [text for text in texts for _ in range(request.images_per_prompt)],
             guidance,
             table,
-            noise * np.float32(table.init_noise_sigma),
-            np.array(added, np.float32).reshape(table.draws, count, *shape),
+            start.latents,
+            start.noises,
+            start.known,
             callback_on_step_end,
         )
-        seconds: dict[str, float] = {}
         pixels = self._executor(work, seconds)
-        kept = list(seed) if isinstance(seed, Sequence) else seed
+        kept = list(start.seed) if isinstance(start.seed, Sequence) else start.seed
         return Result(pixels, kept, len(table), seconds)
+
+    def _init_image(
+        self, image: object, mask: object, strength: object, height: int | None, width: int | None
+    ) -> InitImage | None:
+        if image is None:
+            if mask is not None or strength is not None:
+                raise RequestError("strength and mask go with an image")
+            return None
+        if self._encoder is None:
+            raise RequestError(
+                f"{self.bundle.path} has no vae_encoder, which an image needs; "
+                "export it with `bksdm export`"
+            )
+        return InitImage.check(image, mask, height, width, self.bundle.vae_scale)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

@@ -66,8 +66,8 @@ class Request:
         return cls(
             prompts,
             negatives,
-            _side("height", default if height is None else height, bundle.vae_scale),
-            _side("width", default if width is None else width, bundle.vae_scale),
+            check_side("height", default if height is None else height, bundle.vae_scale),
+            check_side("width", default if width is None else width, bundle.vae_scale),
             _integer("num_inference_steps", steps, 1, 2**31),
             float(guidance_scale),
             images,
@@ -108,6 +108,24 @@ class Request:
             raise RequestError("latents hold NaN or infinity")
         return latents.astype(np.float32)
 
+    def first_step(self, strength: Any) -> int:
+        """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋.
+
+        Raises
+        ------
+        RequestError
+            ``strength`` is no number from 0 to 1, or is too little for a single step.
+        """
+        if not _is_part(strength):
+            raise RequestError(f"strength must be a number from 0 to 1, not {strength!r}")
+        left = min(int(self.steps * strength), self.steps)
+        if left == 0 and strength > 0:
+            raise RequestError(
+                f"strength {strength} leaves none of {self.steps} steps; take more steps or a "
+                "higher strength"
+            )
+        return self.steps - left
+
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
     texts = (value,) if isinstance(value, str) else value
@@ -130,7 +148,14 @@ def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
     return int(value)
 
 
-def _side(name: str, value: Any, multiple: int) -> int:
+def check_side(name: str, value: Any, multiple: int) -> int:
+    """Return a height or width in pixels.
+
+    Raises
+    ------
+    RequestError
+        It is no whole number, too large, or no multiple of ``multiple``.
+    """
     side = _integer(name, value, 1, MAX_SIDE)
     if side % multiple:
         raise RequestError(f"{name} must be a multiple of {multiple}, not {side}")

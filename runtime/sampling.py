@@ -23,11 +23,35 @@ class Step:
     latents: Latents
 
 
+@dataclass(frozen=True)
+class Known:
+    """What of a picture stays as it was; an ordinary UNet inpaints that way.
+
+    Every sampler works value by value, so replacing some in every step changes nothing else.
+
+    Attributes
+    ----------
+    latents, noise : ndarray, float32, shape [batch, channels, height, width]
+        x_0 of the picture, and the unit noise ε that it is noised with.
+    painted : ndarray of bool, shape [batch, 1, height, width]
+        Where the picture is made anew.
+    """
+
+    latents: Latents
+    noise: Latents
+    painted: NDArray[np.bool_]
+
+    def restored(self, x: Latents, alpha: np.float32, sigma: np.float32) -> Latents:
+        """Return x with α x_0 + σ ε where nothing is painted."""
+        return np.where(self.painted, x, alpha * self.latents + sigma * self.noise)
+
+
 def sample(
     table: StepTable,
     start: Latents,
     predict: Callable[[Latents, float, int, Latents], None],
     noises: Latents,
+    known: Known | None = None,
 ) -> Iterator[Step]:
     """Run a compiled sampler, yielding after every noise prediction; the last step holds x_0.
 
@@ -44,11 +68,14 @@ def sample(
         ``out``, float32, of the same shape.
     noises : ndarray, float32, shape [table.draws, *start.shape]
         z_i, unit noise that a stochastic sampler adds; empty for the others.
+    known : Known, optional
+        What follows the noise levels instead of the sampler.
     """
     total = len(table)
     history = np.empty((total + 1, start.size), np.float32)
     history[0] = start.reshape(-1)
     rows, added = table.rows.astype(np.float32), table.noise.astype(np.float32)
+    levels = table.levels.astype(np.float32)
     drawn = noises.reshape(table.draws, start.size)
     latents = start
     for k, timestep in enumerate(table.timesteps):
@@ -59,4 +86,6 @@ def sample(
         if table.draws:
             moved += added[k + 1] @ drawn
         latents = moved.reshape(start.shape)
+        if known is not None:
+            latents = known.restored(latents, *levels[k + 1])
         yield Step(k, total, float(timestep), latents)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.samplers import StepTable
-from bksdm.runtime.sampling import Step
+from bksdm.runtime.sampling import Known, Step
 
 StepCallback = Callable[[Step], "bool | None"]
 
@@ -40,6 +40,8 @@ class Work:
         x_T, already multiplied by ``table.init_noise_sigma``.
     noises : ndarray, float32, shape [table.draws, *start.shape]
         Unit noise that a stochastic sampler adds.
+    known : Known, optional
+        What of a picture stays as it was.
     callback : callable, optional
         Called after every step; returning False stops.
     """
@@ -49,6 +51,7 @@ class Work:
     table: StepTable
     start: NDArray[np.float32]
     noises: NDArray[np.float32]
+    known: Known | None = None
     callback: StepCallback | None = None
 
 

@@ -88,6 +88,11 @@ class CudaExecutor:
                 "this sampler adds noise, which the loop on the GPU does not yet; take a "
                 "deterministic one, or the engine onnxruntime"
             )
+        if work.known is not None or not len(work.table):
+            raise RequestError(
+                "a mask, or strength 0, is not in the loop on the GPU yet; "
+                "use the engine onnxruntime"
+            )
         start = time.perf_counter()
         ids = self._tokenizer(list(work.texts))
         seconds["tokenize"] = time.perf_counter() - start

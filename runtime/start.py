@@ -1,0 +1,135 @@
+"""Where the loop starts: noise, or a picture with noise; all of it in the order torch draws it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import RequestError
+from bksdm.runtime.init_image import InitImage
+from bksdm.runtime.noise import BatchNoise
+from bksdm.runtime.samplers import StepTable
+from bksdm.runtime.sampling import Known
+from bksdm.runtime.vae_encoder import VaeEncoder
+
+Seed = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the loop is given.
+
+    Attributes
+    ----------
+    latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
+        x_T, at the noise level of the first evaluation.
+    noises : ndarray, float32, shape [table.draws, *latents.shape]
+        Unit noise that a stochastic sampler adds.
+    known : Known, optional
+        What of a picture stays as it was.
+    seed : int, sequence of int or None
+        What the noise was drawn with; None where none was drawn.
+    """
+
+    latents: NDArray[np.float32]
+    noises: NDArray[np.float32]
+    known: Known | None
+    seed: Seed | None
+
+
+def start_from_noise(
+    table: StepTable,
+    shape: tuple[int, ...],
+    seed: Seed | None,
+    latents: NDArray[np.float32] | None,
+) -> Start:
+    """Return unit noise of ``shape`` [images, channels, h, w], scaled as the sampler wants it.
+
+    ``latents`` takes the place of what would be drawn first.
+    """
+    noises = np.empty((table.draws, *shape), np.float32)
+    if latents is not None and not table.draws:
+        seed = None
+    else:
+        seed = secrets.randbits(32) if seed is None else seed
+        source = BatchNoise(seed, shape[0])
+        latents = source.draw(shape[1:]) if latents is None else latents
+        for noise in noises:
+            noise[:] = source.draw(shape[1:])
+    return Start(latents * np.float32(table.init_noise_sigma), noises, None, seed)
+
+
+def start_from_image(
+    table: StepTable,
+    shape: tuple[int, ...],
+    seed: Seed | None,
+    latents: NDArray[np.float32] | None,
+    image: InitImage,
+    encoder: VaeEncoder,
+    whole: bool,
+) -> Start:
+    """Return pictures brought to the first evaluation's noise level: x = α x_0 + σ z.
+
+    x_0 is drawn from the encoder's distribution, as diffusers' image-to-image and inpainting
+    pipelines do; images repeat until there is one for each of the batch.
+
+    Parameters
+    ----------
+    table : StepTable
+        Compiled from the step on that the strength leaves.
+    shape : tuple of int
+        [images, channels, h, w] of the batch.
+    seed : int or sequence of int, optional
+        One for the batch or one per image; random by default.
+    latents : ndarray, float32, of ``shape``, optional
+        Unit noise z in place of what would be drawn.
+    image : InitImage
+        With a mask, only its white part changes.
+    encoder : VaeEncoder
+        The bundle's.
+    whole : bool
+        Whether no step is left out: what a mask shows is then painted from noise alone.
+
+    Raises
+    ------
+    RequestError
+        The batch is no multiple of the images.
+    """
+    batch, inner = shape[0], shape[1:]
+    if batch % len(image):
+        raise RequestError(f"image has {len(image)} entries, but {batch} pictures are asked for")
+    seed = secrets.randbits(32) if seed is None else seed
+    source = BatchNoise(seed, batch)
+    repeats = batch // len(image)
+    mean, deviation = encoder.distribution(image.sample)
+    # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
+    drawn = batch if image.painted is None and isinstance(seed, Sequence) else len(image)
+    unit = source.draw(inner, drawn)
+    clean = _tiled(mean, drawn) + _tiled(deviation, drawn) * unit
+    clean = _tiled(clean, batch)
+    noise = source.draw(inner)
+    if image.painted is not None:
+        # diffusers encodes what the mask leaves as well, for UNets that are shown it.
+        source.draw(inner, len(image))
+    noises = np.empty((table.draws, *shape), np.float32)
+    for added in noises:
+        added[:] = source.draw(inner)
+    noise = noise if latents is None else latents
+    if image.painted is not None and whole:
+        mixed = noise * np.float32(table.init_noise_sigma)
+    else:
+        alpha, sigma = table.levels[0].astype(np.float32)
+        mixed = alpha * clean + sigma * noise
+    known = None
+    if image.painted is not None:
+        known = Known(clean, noise, np.tile(image.painted, (repeats, 1, 1, 1)))
+    return Start(mixed, noises, known, seed)
+
+
+def _tiled(array: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Repeat [images, channels, h, w] as a whole until there are ``count``."""
+    return np.tile(array, (count // len(array), 1, 1, 1))

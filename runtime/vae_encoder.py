@@ -1,0 +1,62 @@
+"""Pictures to latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.protocol import Engine
+
+
+class VaeEncoder:
+    """A bundle's VAE encoder, loaded with the first picture.
+
+    Parameters
+    ----------
+    load : callable
+        Returns the engine.
+    scaling_factor : float
+        Latents are multiplied by it after the encoder.
+    """
+
+    def __init__(self, load: Callable[[], Engine], scaling_factor: float) -> None:
+        self._load = load
+        self._scaling_factor = np.float32(scaling_factor)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        return self._load()
+
+    def distribution(
+        self, sample: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return mean and standard deviation of the scaled latents, [images, channels, h, w] each.
+
+        The network's output is the mean and log σ², which is clipped to −30 … 20 (diffusers'
+        ``DiagonalGaussianDistribution``).
+
+        Parameters
+        ----------
+        sample : ndarray, float32, shape [images, 3, height, width]
+            Pixels in −1 … 1; encoded one by one, for activations fill memory, not weights.
+
+        Raises
+        ------
+        NonFiniteError
+            The network produced NaN or infinity.
+        """
+        dtype = self._engine.inputs["sample"].dtype
+        outputs = [
+            self._engine({"sample": sample[i : i + 1].astype(dtype, copy=False)})
+            for i in range(len(sample))
+        ]
+        parameters = np.concatenate([o["latent_parameters"] for o in outputs]).astype(np.float32)
+        if not np.isfinite(parameters).all():
+            raise NonFiniteError("latents of the VAE encoder: NaN or infinity")
+        mean, log_variance = np.split(parameters, 2, axis=1)
+        deviation = np.exp(np.clip(log_variance, -30, 20) * np.float32(0.5))
+        return mean * self._scaling_factor, deviation * self._scaling_factor
