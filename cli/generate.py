@@ -7,6 +7,7 @@ import os
 import re
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
@@ -14,6 +15,7 @@ from bksdm.models import EMOJI
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
   bksdm generate "a lighthouse at dusk" --model bundle/ --steps 25 --seed 7 --size 512x512
+  bksdm generate "a green apple" --image apple.png --strength 0.6 -o green.png
   bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.png
 """
 
@@ -46,6 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--eta", type=float, default=0.0,
                         help="noise of ddim and tcd in every step, 0 to 1 (default 0)")  # fmt: skip
+    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
+    parser.add_argument("--strength", type=float, metavar="PART",
+                        help="how much of --image may change, 0 to 1 (default 0.8; 1 with --mask)"
+                        )  # fmt: skip
+    parser.add_argument("--mask", type=Path, metavar="FILE",
+                        help="of --image only what is white here changes")  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
                         help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
@@ -61,24 +69,33 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.images import save_png
-    from bksdm.runtime.noise import check_seed
+    from bksdm.runtime.images import open_picture, save_png
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.request import Request
-    from bksdm.runtime.samplers import step_table
     from bksdm.runtime.sampling import Step
 
-    # A mistake is refused here rather than after gigabytes are loaded.
     bundle = Bundle.open(options.model)
-    interval = parse_interval(options.guidance_interval)
-    request = Request.check(
-        bundle, options.prompt, options.negative, height, width,
-        options.steps, options.guidance, options.count,
-    )  # fmt: skip
-    request.guidance(options.guidance_rescale, interval)
-    step_table({**bundle.scheduler, "eta": options.eta}, options.steps, options.sampler)
-    if options.seed is not None:
-        check_seed(options.seed)
+    image, mask = (
+        None if path is None else open_picture(path) for path in (options.image, options.mask)
+    )
+    arguments: dict[str, Any] = {
+        "negative_prompt": options.negative,
+        "height": height,
+        "width": width,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "num_images_per_prompt": options.count,
+        "seed": options.seed,
+        "sampler": options.sampler,
+        "eta": options.eta,
+        "guidance_rescale": options.guidance_rescale,
+        "guidance_interval": parse_interval(options.guidance_interval),
+        "image": image,
+        "strength": options.strength,
+        "mask": mask,
+    }
+    # A mistake is refused here rather than after gigabytes are loaded.
+    Request.check(bundle, options.prompt, **arguments)
     model = TextToImage.load(options.model, options.engine, options.threads)
     # The delay keeps the bar away from a request that is refused before its first step.
     with tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:
@@ -87,21 +104,7 @@ def run(options: argparse.Namespace) -> int:
             bar.total = step.total
             bar.update()
 
-        result = model(
-            options.prompt,
-            options.negative,
-            height,
-            width,
-            options.steps,
-            options.guidance,
-            options.count,
-            options.seed,
-            sampler=options.sampler,
-            eta=options.eta,
-            guidance_rescale=options.guidance_rescale,
-            guidance_interval=interval,
-            callback_on_step_end=show,
-        )
+        result = model(options.prompt, **arguments, callback_on_step_end=show)
     parameters = {
         "prompt": options.prompt,
         "negative_prompt": options.negative,
@@ -112,6 +115,15 @@ def run(options: argparse.Namespace) -> int:
         "guidance_interval": options.guidance_interval,
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
         "eta": str(options.eta),
+        **{
+            name: str(value)
+            for name, value in (
+                ("image", options.image and options.image.name),
+                ("strength", options.strength),
+                ("mask", options.mask and options.mask.name),
+            )
+            if value is not None
+        },
         "engine": options.engine,
         "model": model.bundle.path.resolve().name,
         "model_digest": model.bundle.digest(),

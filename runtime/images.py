@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from bksdm.engines.errors import BksdmError, RequestError
+
+# What Pillow raises for files of every kind of damage.
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 def to_uint8(sample: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -55,6 +68,23 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, str]) -> N
         raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def open_picture(path: Path) -> Image.Image:
+    """Read a picture, turned upright and in RGB, as diffusers' ``load_image`` does.
+
+    Raises
+    ------
+    RequestError
+        The file is no readable picture, is cut off, or would need memory out of all proportion.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except UNREADABLE as error:
+        raise RequestError(f"{path}: not a readable picture ({error})") from error
+
+
 def read_parameters(path: Path) -> dict[str, str]:
     """Return the parameters that :func:`save_png` wrote; empty for any other picture.
 
@@ -67,6 +97,6 @@ def read_parameters(path: Path) -> dict[str, str]:
         with Image.open(path) as image:
             image.load()
             text = {str(k): str(v) for k, v in image.info.items() if str(k).startswith("bksdm:")}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise BksdmError(f"{path}: not a readable picture ({error})") from error
     return {key.removeprefix("bksdm:"): value for key, value in text.items()}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.request import check_side
+from bksdm.runtime.checks import side
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class InitImage:
             Something is no picture, is too small, or images and masks differ in number.
         """
         images = _pictures("image", image)
-        own = [side - side % multiple for side in images[0].size]
+        own = [pixels - pixels % multiple for pixels in images[0].size]
         if not all(own):
             raise RequestError(f"image must have at least {multiple} pixels along each side")
-        wide = check_side("width", own[0] if width is None else width, multiple)
-        tall = check_side("height", own[1] if height is None else height, multiple)
+        wide = side("width", own[0] if width is None else width, multiple)
+        tall = side("height", own[1] if height is None else height, multiple)
         size = (wide, tall)
         pixels = np.stack([_resized(picture.convert("RGB"), size) for picture in images])
         sample = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) * np.float32(2) - np.float32(1))

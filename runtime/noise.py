@@ -177,11 +177,10 @@ class BatchNoise:
 
     def __init__(self, seeds: int | Sequence[int], count: int) -> None:
         self._count = count
-        self._each = isinstance(seeds, (list, tuple))
-        found = seeds if isinstance(seeds, (list, tuple)) else [seeds]
-        if self._each and len(found) != count:
-            raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
-        self._generators = [TorchCpuGenerator(check_seed(seed)) for seed in found]
+        checked = check_seeds(seeds, count)
+        self._each = isinstance(checked, list)
+        found = checked if isinstance(checked, list) else [checked]
+        self._generators = [TorchCpuGenerator(seed) for seed in found]
 
     def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
         """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents.
@@ -199,6 +198,21 @@ def initial_noise(
 ) -> NDArray[np.float32]:
     """Return the first draw of :class:`BatchNoise`, which the starting latents are made of."""
     return BatchNoise(seeds, count).draw(shape)
+
+
+def check_seeds(seeds: object, count: int) -> int | list[int]:
+    """Return one seed, or a list of one per image.
+
+    Raises
+    ------
+    RequestError
+        A seed is out of range, or there are not ``count`` of them.
+    """
+    if not isinstance(seeds, (list, tuple)):
+        return check_seed(seeds)
+    if len(seeds) != count:
+        raise RequestError(f"seed has {len(seeds)} entries, but {count} images are asked for")
+    return [check_seed(seed) for seed in seeds]
 
 
 def check_seed(seed: object) -> int:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.errors import EngineError
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
-from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.request import Request
-from bksdm.runtime.samplers import step_table
 from bksdm.runtime.start import start_from_image, start_from_noise
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
@@ -121,7 +119,7 @@ class TextToImage:
         encoder = VaeEncoder(partial(
             open_engine, on_host, bundle.model("vae_encoder"), threads, cache,
             bundle.sample_size * bundle.vae_scale, winograd_budget,
-        ), bundle.scaling_factor) if "vae_encoder" in bundle.components else None  # fmt: skip
+        ), bundle.scaling_factor)  # fmt: skip
         if engine in DEVICE_ENGINES:
             from bksdm.runtime.cuda.executor import CudaExecutor
             from bksdm.runtime.cuda.gpu import Gpu
@@ -211,43 +209,41 @@ class TextToImage:
         Cancelled
             The callback returned False.
         """
-        init = self._init_image(image, mask, strength, height, width)
-        if init is not None:
-            height, width = init.sample.shape[2:]
         request = Request.check(
-            self.bundle, prompt, negative_prompt, height, width,
-            num_inference_steps, guidance_scale, num_images_per_prompt,
-        )  # fmt: skip
-        if strength is None:
-            strength = 0.8 if mask is None else 1.0
-        first = 0 if init is None else request.first_step(strength)
-        scheduler = {**self.bundle.scheduler, "eta": eta}
-        table = step_table(scheduler, request.steps, sampler, first)
-        count = len(request.prompts) * request.images_per_prompt
-        self._executor.check(request.height, request.width, count)
-        shape = (
-            count,
-            self.bundle.latent_channels,
-            request.height // self.bundle.vae_scale,
-            request.width // self.bundle.vae_scale,
+            self.bundle,
+            prompt,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            latents=latents,
+            sampler=sampler,
+            eta=eta,
+            guidance_rescale=guidance_rescale,
+            guidance_interval=guidance_interval,
+            image=image,
+            strength=strength,
+            mask=mask,
         )
-        if latents is not None:
-            latents = request.check_latents(latents, shape)
+        images, _, height, width = request.shape
+        scale = self.bundle.vae_scale
+        self._executor.check(height * scale, width * scale, images)
         seconds: dict[str, float] = {}
-        if init is None or self._encoder is None:
-            start = start_from_noise(table, shape, seed, latents)
+        if request.image is None:
+            start = start_from_noise(request)
+        elif self._encoder is None:
+            raise EngineError("made without a VAE encoder, which an image needs")
         else:
             begun = time.perf_counter()
-            whole = first == 0
-            start = start_from_image(table, shape, seed, latents, init, self._encoder, whole)
+            start = start_from_image(request, request.image, self._encoder)
             seconds["vae_encoder"] = time.perf_counter() - begun
-
-        guidance = request.guidance(guidance_rescale, guidance_interval)
-        texts = [*request.negative_prompts, *request.prompts] if guidance else request.prompts
         work = Work(
-            [text for text in texts for _ in range(request.images_per_prompt)],
-            guidance,
-            table,
+            request.texts,
+            request.guidance,
+            request.table,
             start.latents,
             start.noises,
             start.known,
@@ -255,21 +251,7 @@ class TextToImage:
         )
         pixels = self._executor(work, seconds)
         kept = list(start.seed) if isinstance(start.seed, Sequence) else start.seed
-        return Result(pixels, kept, len(table), seconds)
-
-    def _init_image(
-        self, image: object, mask: object, strength: object, height: int | None, width: int | None
-    ) -> InitImage | None:
-        if image is None:
-            if mask is not None or strength is not None:
-                raise RequestError("strength and mask go with an image")
-            return None
-        if self._encoder is None:
-            raise RequestError(
-                f"{self.bundle.path} has no vae_encoder, which an image needs; "
-                "export it with `bksdm export`"
-            )
-        return InitImage.check(image, mask, height, width, self.bundle.vae_scale)
+        return Result(pixels, kept, len(request.table), seconds)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

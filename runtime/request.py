@@ -12,151 +12,164 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.checks import is_part, part, side, texts, whole
 from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.init_image import InitImage
+from bksdm.runtime.noise import check_seeds
+from bksdm.runtime.samplers import StepTable, step_table
 
-MAX_SIDE = 8192
 MAX_IMAGES = 1024
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of one call, checked and with the defaults filled in; sizes are in pixels."""
+    """Arguments of one call, checked and with the defaults filled in.
+
+    Attributes
+    ----------
+    prompts, negative_prompts
+        As many of each.
+    images_per_prompt
+        Images for each prompt.
+    shape
+        Of the latents: images, channels, height, width.
+    guidance
+        How the UNet's halves are combined; None where it has only one.
+    table
+        The compiled sampler, from the first step that is run.
+    seed
+        One for the batch or one per image; None for a random one.
+    latents
+        Unit noise to start from, float32, of ``shape``; None where it is drawn.
+    image
+        What is started from; None for noise.
+    complete
+        Whether no step is left out.
+    """
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
-    height: int
-    width: int
-    steps: int
-    guidance_scale: float
     images_per_prompt: int
+    shape: tuple[int, int, int, int]
+    guidance: Guidance | None
+    table: StepTable
+    seed: int | Sequence[int] | None
+    latents: NDArray[np.float32] | None
+    image: InitImage | None
+    complete: bool
 
     @classmethod
     def check(
         cls,
         bundle: Bundle,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None,
-        height: int | None,
-        width: int | None,
-        steps: int,
-        guidance_scale: float,
-        images_per_prompt: int,
+        prompt: Any,
+        *,
+        negative_prompt: Any = None,
+        height: Any = None,
+        width: Any = None,
+        num_inference_steps: Any = 50,
+        guidance_scale: Any = 7.5,
+        num_images_per_prompt: Any = 1,
+        seed: Any = None,
+        latents: Any = None,
+        sampler: str | None = None,
+        eta: Any = 0.0,
+        guidance_rescale: Any = 0.0,
+        guidance_interval: Any = (0.0, 1.0),
+        image: Any = None,
+        strength: Any = None,
+        mask: Any = None,
     ) -> Request:
-        """Check the arguments against a bundle.
+        """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
 
         Raises
         ------
-        RequestError
+        RequestError, SamplerError
             Names the argument and what it must be.
         """
-        prompts = _texts("prompt", prompt)
-        negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        prompts = texts("prompt", prompt)
+        negatives = texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
         if len(negatives) == 1:
             negatives *= len(prompts)
         if len(negatives) != len(prompts):
             raise RequestError(
                 f"negative_prompt has {len(negatives)} entries, but prompt has {len(prompts)}"
             )
+        per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
+        steps = whole("num_inference_steps", num_inference_steps, 1, 2**31)
+        init, first = None, 0
+        if image is not None:
+            init = _init_image(bundle, image, mask, height, width)
+            height, width = init.sample.shape[2:]
+            usual = STRENGTH if mask is None else STRENGTH_WITH_MASK
+            first = _first_step(steps, usual if strength is None else strength)
+        elif mask is not None or strength is not None:
+            raise RequestError("strength and mask go with an image")
         default = bundle.sample_size * bundle.vae_scale
-        if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, (int, float)):
-            raise RequestError(f"guidance_scale must be a number, not {guidance_scale!r}")
-        if not math.isfinite(guidance_scale):
-            raise RequestError(f"guidance_scale must be finite, not {guidance_scale}")
-        images = _integer("num_images_per_prompt", images_per_prompt, 1, MAX_IMAGES)
+        tall = side("height", default if height is None else height, bundle.vae_scale)
+        wide = side("width", default if width is None else width, bundle.vae_scale)
+        count = len(prompts) * per_prompt
+        if init is not None and count % len(init):
+            raise RequestError(f"image has {len(init)} entries, but {count} pictures are asked for")
+        shape = (count, bundle.latent_channels, tall // bundle.vae_scale, wide // bundle.vae_scale)
         return cls(
             prompts,
             negatives,
-            check_side("height", default if height is None else height, bundle.vae_scale),
-            check_side("width", default if width is None else width, bundle.vae_scale),
-            _integer("num_inference_steps", steps, 1, 2**31),
-            float(guidance_scale),
-            images,
+            per_prompt,
+            shape,
+            _guidance(guidance_scale, guidance_rescale, guidance_interval),
+            step_table({**bundle.scheduler, "eta": eta}, steps, sampler, first),
+            None if seed is None else check_seeds(seed, count),
+            None if latents is None else _latents(latents, shape),
+            init,
+            first == 0,
         )
 
-    def guidance(self, rescale: Any, interval: Any) -> Guidance | None:
-        """Return how the UNet's halves are combined; None where it has only one.
-
-        Raises
-        ------
-        RequestError
-            ``rescale`` is no number from 0 to 1, or ``interval`` no pair of such, ascending.
-        """
-        if not _is_part(rescale):
-            raise RequestError(f"guidance_rescale must be a number from 0 to 1, not {rescale!r}")
-        pair = isinstance(interval, (tuple, list)) and len(interval) == 2
-        if not pair or not all(_is_part(p) for p in interval) or not interval[0] < interval[1]:
-            raise RequestError(
-                f"guidance_interval must be two numbers from 0 to 1, ascending, not {interval!r}"
-            )
-        if self.guidance_scale <= 1:
-            return None
-        return Guidance(self.guidance_scale, float(rescale), *(float(p) for p in interval))
-
-    def check_latents(self, latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return own latents as float32.
-
-        Raises
-        ------
-        RequestError
-            They are no finite float array of ``shape``.
-        """
-        if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
-            raise RequestError("latents must be a numpy array of floats")
-        if latents.shape != shape:
-            raise RequestError(f"latents must have shape {shape}, not {latents.shape}")
-        if not np.isfinite(latents).all():
-            raise RequestError("latents hold NaN or infinity")
-        return latents.astype(np.float32)
-
-    def first_step(self, strength: Any) -> int:
-        """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋.
-
-        Raises
-        ------
-        RequestError
-            ``strength`` is no number from 0 to 1, or is too little for a single step.
-        """
-        if not _is_part(strength):
-            raise RequestError(f"strength must be a number from 0 to 1, not {strength!r}")
-        left = min(int(self.steps * strength), self.steps)
-        if left == 0 and strength > 0:
-            raise RequestError(
-                f"strength {strength} leaves none of {self.steps} steps; take more steps or a "
-                "higher strength"
-            )
-        return self.steps - left
+    @property
+    def texts(self) -> list[str]:
+        """One text per row of the UNet's batch: negative prompts first, if there is guidance."""
+        halves = (self.negative_prompts, self.prompts) if self.guidance else (self.prompts,)
+        return [text for half in halves for text in half for _ in range(self.images_per_prompt)]
 
 
-def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
-        raise RequestError(f"{name} must be a text or a list of texts")
-    if not texts:
-        raise RequestError(f"{name} must not be an empty list")
-    return tuple(texts)
+def _init_image(bundle: Bundle, image: Any, mask: Any, height: Any, width: Any) -> InitImage:
+    if "vae_encoder" not in bundle.components:
+        raise RequestError(
+            f"{bundle.path} has no vae_encoder, which an image needs; export it with `bksdm export`"
+        )
+    return InitImage.check(image, mask, height, width, bundle.vae_scale)
 
 
-def _is_part(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= 1
+def _first_step(steps: int, strength: Any) -> int:
+    """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋."""
+    left = min(int(steps * part("strength", strength)), steps)
+    if left == 0 and strength > 0:
+        raise RequestError(
+            f"strength {strength} leaves none of {steps} steps; take more steps or a higher one"
+        )
+    return steps - left
 
 
-def _integer(name: str, value: Any, lowest: int, highest: int) -> int:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not lowest <= value <= highest:
-        raise RequestError(f"{name} must be a whole number from {lowest} on, not {value!r}")
-    return int(value)
+def _guidance(scale: Any, rescale: Any, interval: Any) -> Guidance | None:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise RequestError(f"guidance_scale must be a number, not {scale!r}")
+    if not math.isfinite(scale):
+        raise RequestError(f"guidance_scale must be finite, not {scale}")
+    rescale = part("guidance_rescale", rescale)
+    pair = isinstance(interval, (tuple, list)) and len(interval) == 2
+    if not pair or not all(is_part(p) for p in interval) or not interval[0] < interval[1]:
+        raise RequestError(
+            f"guidance_interval must be two numbers from 0 to 1, ascending, not {interval!r}"
+        )
+    return Guidance(float(scale), rescale, *(float(p) for p in interval)) if scale > 1 else None
 
 
-def check_side(name: str, value: Any, multiple: int) -> int:
-    """Return a height or width in pixels.
-
-    Raises
-    ------
-    RequestError
-        It is no whole number, too large, or no multiple of ``multiple``.
-    """
-    side = _integer(name, value, 1, MAX_SIDE)
-    if side % multiple:
-        raise RequestError(f"{name} must be a multiple of {multiple}, not {side}")
-    return side
+def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
+        raise RequestError("latents must be a numpy array of floats")
+    if latents.shape != shape:
+        raise RequestError(f"latents must have shape {shape}, not {latents.shape}")
+    if not np.isfinite(latents).all():
+        raise RequestError("latents hold NaN or infinity")
+    return latents.astype(np.float32)

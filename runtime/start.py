@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import RequestError
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.noise import BatchNoise
-from bksdm.runtime.samplers import StepTable
+from bksdm.runtime.request import Request
 from bksdm.runtime.sampling import Known
 from bksdm.runtime.vae_encoder import VaeEncoder
 
@@ -41,16 +40,9 @@ class Start:
     seed: Seed | None
 
 
-def start_from_noise(
-    table: StepTable,
-    shape: tuple[int, ...],
-    seed: Seed | None,
-    latents: NDArray[np.float32] | None,
-) -> Start:
-    """Return unit noise of ``shape`` [images, channels, h, w], scaled as the sampler wants it.
-
-    ``latents`` takes the place of what would be drawn first.
-    """
+def start_from_noise(request: Request) -> Start:
+    """Return unit noise, drawn or the request's own, scaled as the sampler wants it."""
+    table, shape, seed, latents = request.table, request.shape, request.seed, request.latents
     noises = np.empty((table.draws, *shape), np.float32)
     if latents is not None and not table.draws:
         seed = None
@@ -63,48 +55,17 @@ def start_from_noise(
     return Start(latents * np.float32(table.init_noise_sigma), noises, None, seed)
 
 
-def start_from_image(
-    table: StepTable,
-    shape: tuple[int, ...],
-    seed: Seed | None,
-    latents: NDArray[np.float32] | None,
-    image: InitImage,
-    encoder: VaeEncoder,
-    whole: bool,
-) -> Start:
+def start_from_image(request: Request, image: InitImage, encoder: VaeEncoder) -> Start:
     """Return pictures brought to the first evaluation's noise level: x = α x_0 + σ z.
 
     x_0 is drawn from the encoder's distribution, as diffusers' image-to-image and inpainting
-    pipelines do; images repeat until there is one for each of the batch.
-
-    Parameters
-    ----------
-    table : StepTable
-        Compiled from the step on that the strength leaves.
-    shape : tuple of int
-        [images, channels, h, w] of the batch.
-    seed : int or sequence of int, optional
-        One for the batch or one per image; random by default.
-    latents : ndarray, float32, of ``shape``, optional
-        Unit noise z in place of what would be drawn.
-    image : InitImage
-        With a mask, only its white part changes.
-    encoder : VaeEncoder
-        The bundle's.
-    whole : bool
-        Whether no step is left out: what a mask shows is then painted from noise alone.
-
-    Raises
-    ------
-    RequestError
-        The batch is no multiple of the images.
+    pipelines do; images repeat until there is one for each of the batch. Where a mask is painted
+    with all steps, it starts from noise alone.
     """
-    batch, inner = shape[0], shape[1:]
-    if batch % len(image):
-        raise RequestError(f"image has {len(image)} entries, but {batch} pictures are asked for")
+    table, seed = request.table, request.seed
+    batch, *inner = request.shape
     seed = secrets.randbits(32) if seed is None else seed
     source = BatchNoise(seed, batch)
-    repeats = batch // len(image)
     mean, deviation = encoder.distribution(image.sample)
     # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
     drawn = batch if image.painted is None and isinstance(seed, Sequence) else len(image)
@@ -115,17 +76,18 @@ def start_from_image(
     if image.painted is not None:
         # diffusers encodes what the mask leaves as well, for UNets that are shown it.
         source.draw(inner, len(image))
-    noises = np.empty((table.draws, *shape), np.float32)
+    noises = np.empty((table.draws, *request.shape), np.float32)
     for added in noises:
         added[:] = source.draw(inner)
-    noise = noise if latents is None else latents
-    if image.painted is not None and whole:
+    noise = noise if request.latents is None else request.latents
+    if image.painted is not None and request.complete:
         mixed = noise * np.float32(table.init_noise_sigma)
     else:
         alpha, sigma = table.levels[0].astype(np.float32)
         mixed = alpha * clean + sigma * noise
     known = None
     if image.painted is not None:
+        repeats = batch // len(image)
         known = Known(clean, noise, np.tile(image.painted, (repeats, 1, 1, 1)))
     return Start(mixed, noises, known, seed)
 

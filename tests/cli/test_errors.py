@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bksdm.cli import main
 from bksdm.engines.errors import BksdmError, BundleError, RequestError
@@ -55,6 +56,25 @@ def test_bad_arguments_write_nothing(nano_bundle, tmp_path, capsys, arguments, n
     error = refuse(capsys, command, named)
     assert len(error.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "bomb", "missing"])
+def test_no_picture_to_start_from(nano_bundle, tmp_path, capsys, monkeypatch, damage):
+    source = tmp_path / "in.png"
+    Image.effect_noise((64, 64), 50).save(source)
+    if damage == "cut":
+        source.write_bytes(source.read_bytes()[:1500])
+    elif damage == "text":
+        source.write_text("no picture")
+    elif damage == "bomb":
+        # As a file of a few bytes that claims 180 million pixels would be.
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    else:
+        source.unlink()
+    output = tmp_path / "out.png"
+    command = ["generate", "x", "--model", nano_bundle, "-o", output, "--image", source]
+    refuse(capsys, command, "in.png: not a readable picture")
+    assert not output.exists()
 
 
 def test_unwritable_output_is_refused_before_the_work(nano_bundle, tmp_path, capsys):

@@ -31,6 +31,25 @@ def test_pictures_carry_what_repeats_them(nano_bundle, tmp_path, capsys):
             assert x.tobytes() == y.tobytes()
 
 
+def test_a_picture_to_start_from(nano_bundle, tmp_path, capsys):
+    source, mask, output = (tmp_path / name for name in ("in.webp", "mask.png", "out.png"))
+    Image.new("RGBA", (70, 64), (200, 30, 30, 128)).save(source)
+    Image.new("L", (70, 64), 0).save(mask)
+    command = ["generate", "a dog", "--model", str(nano_bundle), "--steps", "2", "--seed", "1",
+               "--image", str(source), "-o", str(output)]  # fmt: skip
+    assert main([*command, "--strength", "0.5"]) == 0
+    with Image.open(output) as changed:
+        assert changed.size == (64, 64)
+        pixels = changed.tobytes()
+    capsys.readouterr()
+    assert main(["info", str(output), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["image"], found["strength"], "mask" in found) == ("in.webp", "0.5", False)
+    assert main([*command, "--mask", str(mask)]) == 0
+    with Image.open(output) as kept:
+        assert kept.tobytes() != pixels
+
+
 def test_info_tells_a_bundle_and_its_digest(nano_bundle, capsys):
     assert main(["info", str(nano_bundle), "--json"]) == 0
     described = json.loads(capsys.readouterr().out)
