@@ -19,6 +19,7 @@ from bksdm.benchmarks.tables import conditions, tables
 from bksdm.benchmarks.throughput import measure_throughput
 from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
+from bksdm.runtime.files import write_text
 
 INTRODUCTION = """# Results
 
@@ -187,9 +188,7 @@ def write_report(output: Path) -> Path:
             PLOTS[record["kind"]](record, output / "results" / f"{name}.png")
             parts.append(f"![{entry.title}](results/{name}.png)\n")
     target = output / "RESULTS.md"
-    partial = target.with_name(f".partial-{target.name}")
-    partial.write_text("\n".join(parts), encoding="utf-8")
-    partial.replace(target)
+    write_text(target, "\n".join(parts))
     return target
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from bksdm.benchmarks.environments import PeerError, Runner, environment
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
+from bksdm.runtime.files import write_text
 from bksdm.runtime.noise import initial_noise
 
 STAGES = ("unet", "vae_decoder", "picture")
@@ -287,6 +287,4 @@ def distance(
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
     """Write a record as JSON, beside and renamed."""
-    partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(record, indent=1) + "\n")

@@ -3,29 +3,66 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
+
+from bksdm.engines.errors import RequestError
 
 EXAMPLES = """examples:
   bksdm verify bundle/ --against nota-ai/bk-sdm-small-2m
+  bksdm verify --all -o docs/parity.md
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
-    parser.add_argument("--against", required=True, metavar="SOURCE", help="diffusers checkpoint")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", nargs="?")
+    parser.add_argument("--against", metavar="SOURCE", help="diffusers checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--steps", type=int, default=2, help="steps of the pictures (default 2)")
+    parser.add_argument("--all", action="store_true",
+                        help="in place of a bundle: every sampler and way to start, on a small "
+                        "random model and on the built-in one")  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
+                        help="with --all: write the page there")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print both comparisons; exit 1 when one misses its tolerance."""
+    """Print the comparison; exit 1 when something misses its tolerance."""
     from bksdm.cli.extras import require
 
     require("torch", "export")
+    if options.all != (options.bundle is None) or options.all != (options.against is None):
+        raise RequestError("verify takes BUNDLE and --against, or --all alone")
+    if options.all:
+        return _run_all(options.output)
     from bksdm.export.verify import verify
 
     report, passed = verify(options.bundle, options.against, options.revision, options.steps)
     print(report)
     return 0 if passed else 1
+
+
+def _run_all(output: Path | None) -> int:
+    from tqdm import tqdm
+
+    from bksdm.export.dummy import create_dummy
+    from bksdm.export.exporter import export
+    from bksdm.export.verify_all import measure, passed, render, total
+    from bksdm.models import EMOJI
+    from bksdm.runtime.files import write_text
+
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, bundle = Path(folder) / "nano", Path(folder) / "bundle"
+        create_dummy("nano", checkpoint)
+        export(checkpoint, bundle)
+        models = {"nano": (checkpoint, bundle), "emoji": (EMOJI, EMOJI)}
+        cells = list(tqdm(measure(models), total=total(len(models)), unit="picture", leave=False))
+    page = render(cells)
+    if output is None:
+        print(page, end="")
+    else:
+        write_text(output, page)
+        print(output)
+    return 0 if passed(cells) else 1

@@ -21,50 +21,9 @@ from bksdm.runtime.samplers.pndm import pndm
 from bksdm.runtime.samplers.table import Solver, StepTable, compile_solver
 from bksdm.runtime.samplers.unipc import unipc
 
+Fields = dict[str, object]
 Prepare = Callable[[Mapping[str, object], int], Solver]
 
-
-def _with(prepare: Prepare, **fields: object) -> Prepare:
-    """Return a sampler with fields of its own in place of the configuration's."""
-    return lambda config, steps: prepare({**config, **fields}, steps)
-
-
-SPACINGS = ("karras", "exponential", "beta")
-
-
-def _spaced(name: str, prepare: Prepare, **fields: object) -> dict[str, Prepare]:
-    """Return a sampler with even spacing, and one with each other spacing of its noise levels."""
-
-    def stated(chosen: str | None) -> dict[str, object]:
-        return {f"use_{spacing}_sigmas": spacing == chosen for spacing in SPACINGS}
-
-    return {
-        name: _with(prepare, **fields, **stated(None)),
-        **{f"{name}-{s}": _with(prepare, **fields, **stated(s)) for s in SPACINGS},
-    }
-
-
-SAMPLERS: dict[str, Prepare] = {
-    "pndm": pndm,
-    "ddim": ddim,
-    "ddpm": ddpm,
-    **_spaced("euler", euler),
-    "euler-a": euler_ancestral,
-    **_spaced("heun", heun),
-    **_spaced("lms", lms),
-    **_spaced("kdpm2", kdpm2),
-    **_spaced("kdpm2-a", kdpm2_ancestral),
-    **_spaced("dpm++2m", dpm_multistep, solver_order=2, algorithm_type="dpmsolver++"),
-    **_spaced("dpm++3m", dpm_multistep, solver_order=3, algorithm_type="dpmsolver++"),
-    **_spaced("dpm++2m-sde", dpm_multistep, solver_order=2, algorithm_type="sde-dpmsolver++"),
-    **_spaced("dpm++2s", dpm_singlestep, solver_order=2),
-    **_spaced("dpm++3s", dpm_singlestep, solver_order=3),
-    **_spaced("unipc", unipc),
-    **_spaced("deis", deis),
-    "lcm": lcm,
-    "tcd": tcd,
-}
-"""What can be asked for by name; orders and spacings are stated by the name."""
 
 DIFFUSERS_CLASSES: dict[str, Prepare] = {
     "PNDMScheduler": pndm,
@@ -84,6 +43,52 @@ DIFFUSERS_CLASSES: dict[str, Prepare] = {
     "TCDScheduler": tcd,
 }
 """What a bundle's ``scheduler_config.json`` may name; everything is taken from its fields."""
+
+SPACINGS = ("karras", "exponential", "beta")
+
+
+def _spaced(name: str, class_name: str, **fields: object) -> dict[str, tuple[str, Fields]]:
+    """Return a sampler with even spacing, and one with each other spacing of its noise levels."""
+
+    def stated(chosen: str | None) -> Fields:
+        return {**fields, **{f"use_{spacing}_sigmas": spacing == chosen for spacing in SPACINGS}}
+
+    return {
+        name: (class_name, stated(None)),
+        **{f"{name}-{s}": (class_name, stated(s)) for s in SPACINGS},
+    }
+
+
+_DPM, _DPM_SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+NAMED: dict[str, tuple[str, Fields]] = {
+    "pndm": ("PNDMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "ddpm": ("DDPMScheduler", {}),
+    **_spaced("euler", "EulerDiscreteScheduler"),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    **_spaced("heun", "HeunDiscreteScheduler"),
+    **_spaced("lms", "LMSDiscreteScheduler"),
+    **_spaced("kdpm2", "KDPM2DiscreteScheduler"),
+    **_spaced("kdpm2-a", "KDPM2AncestralDiscreteScheduler"),
+    **_spaced("dpm++2m", _DPM, solver_order=2, algorithm_type="dpmsolver++"),
+    **_spaced("dpm++3m", _DPM, solver_order=3, algorithm_type="dpmsolver++"),
+    **_spaced("dpm++2m-sde", _DPM, solver_order=2, algorithm_type="sde-dpmsolver++"),
+    **_spaced("dpm++2s", _DPM_SINGLE, solver_order=2),
+    **_spaced("dpm++3s", _DPM_SINGLE, solver_order=3),
+    **_spaced("unipc", "UniPCMultistepScheduler"),
+    **_spaced("deis", "DEISMultistepScheduler"),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+"""By name: diffusers' class, and the fields that the name stands for."""
+
+
+def _named(class_name: str, stated: Fields) -> Prepare:
+    return lambda config, steps: DIFFUSERS_CLASSES[class_name]({**config, **stated}, steps)
+
+
+SAMPLERS: dict[str, Prepare] = {name: _named(*entry) for name, entry in NAMED.items()}
+"""What can be asked for by name; its fields take the place of the configuration's."""
 
 
 def step_table(
@@ -128,4 +133,4 @@ def _compiled(config: str, steps: int, sampler: str | None, first: int) -> StepT
     return compile_solver(SAMPLERS[sampler](fields, steps), first)
 
 
-__all__ = ["SAMPLERS", "Solver", "StepTable", "compile_solver", "step_table"]
+__all__ = ["NAMED", "SAMPLERS", "Solver", "StepTable", "compile_solver", "step_table"]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
+
 from bksdm.cli import main
 from bksdm.export.dummy import create_dummy
+from bksdm.export.verify_all import TASKS, Cell, measure, passed, render
 
 
 def test_a_bundle_passes_against_its_checkpoint(nano_bundle, nano_checkpoint, capsys):
@@ -16,3 +21,28 @@ def test_a_bundle_fails_against_other_weights(nano_bundle, tmp_path, capsys):
     create_dummy("nano", other, seed=1)
     assert main(["verify", str(nano_bundle), "--against", str(other)]) == 1
     assert "missed" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_cell_is_measured(nano_checkpoint, nano_bundle):
+    models = {"nano": (nano_checkpoint, nano_bundle)}
+    cells = list(measure(models, ["pndm", "euler-a", "lcm"], [2, 60]))
+    assert [c.task for c in cells if c.sampler == "pndm"] == [t for t in TASKS for _ in range(2)]
+    # LCM has no more steps than it was distilled for; the others are measured.
+    assert {(c.sampler, c.steps) for c in cells if c.largest is None} == {("lcm", 60)}
+    assert passed(cells)
+    page = render(cells)
+    (row,) = re.findall(r"\| pndm \|(.*)\|", page)
+    expected = [c.largest for c in cells if c.sampler == "pndm"]
+    assert [int(cell) for cell in row.split("|")] == expected
+    assert "- lcm, 60 steps: num_inference_steps" in page
+
+
+def test_a_picture_that_differs_does_not_pass():
+    assert not passed([Cell("nano", "pndm", TASKS[0], 2, 3)])
+
+
+@pytest.mark.parametrize("arguments", [["--all", "x"], [], ["x"], ["--against", "y"]])
+def test_verify_says_what_it_takes(arguments, capsys):
+    assert main(["verify", *arguments]) == 2
+    assert "BUNDLE and --against" in capsys.readouterr().err

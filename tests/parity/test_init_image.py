@@ -19,9 +19,10 @@ from PIL import Image
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.samplers import NAMED
 
 from .pictures import assert_same_pictures, pictures
-from .test_samplers_draw import CLASSES
+from .test_samplers_draw import NAMES
 
 
 @pytest.fixture(scope="module", params=["nano", "emoji"])
@@ -54,12 +55,12 @@ def hole(width=64, height=64):
 
 def use(pipeline, ours, name=None):
     config = dict(ours.bundle.scheduler)
-    class_name, fields = CLASSES[name] if name else ("PNDMScheduler", {})
+    class_name, fields = NAMED[name or "pndm"]
     pipeline.scheduler = getattr(diffusers, class_name).from_config({**config, **fields})
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [None, *CLASSES])
+@pytest.mark.parametrize("name", [None, *NAMES])
 @pytest.mark.parametrize("seed", [3, [3, 8]], ids=["one seed", "two seeds"])
 def test_image_to_image_by_every_sampler(pair, name, seed):
     reference, _, ours = pair
@@ -72,7 +73,7 @@ def test_image_to_image_by_every_sampler(pair, name, seed):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [None, *CLASSES])
+@pytest.mark.parametrize("name", [None, *NAMES])
 @pytest.mark.parametrize("seed", [3, [3, 8]], ids=["one seed", "two seeds"])
 def test_inpainting_by_every_sampler(pair, name, seed):
     _, reference, ours = pair

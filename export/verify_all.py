@@ -1,0 +1,175 @@
+"""Pictures by every sampler and every way to start, beside those of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bksdm.engines.errors import SamplerError
+from bksdm.export.quiet import quiet
+from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.samplers import NAMED
+
+PROMPT = "a red apple"
+SEED = 0
+STRENGTH = 0.6
+STEPS = (2, 5, 20)
+TASKS = ("text to image", "image to image", "inpainting")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of ours beside diffusers'.
+
+    Attributes
+    ----------
+    model, sampler, task : str
+        What was drawn, and how.
+    steps : int
+        Inference steps.
+    largest : int or None
+        Largest difference of any pixel and channel, in levels of 255; None where one of the two
+        has no picture.
+    reason : str
+        Why not.
+    """
+
+    model: str
+    sampler: str
+    task: str
+    steps: int
+    largest: int | None
+    reason: str = ""
+
+
+def measure(
+    models: dict[str, tuple[Path, Path]],
+    samplers: Sequence[str] = tuple(NAMED),
+    steps: Sequence[int] = STEPS,
+) -> Iterator[Cell]:
+    """Draw every picture twice, ours and diffusers', from the same seed.
+
+    Parameters
+    ----------
+    models : dict
+        Checkpoint and bundle by name.
+    samplers : sequence of str
+        Names of :data:`bksdm.runtime.samplers.NAMED`.
+    steps : sequence of int
+        Inference steps.
+    """
+    for name, (checkpoint, bundle) in models.items():
+        ours = TextToImage.load(bundle)
+        pipelines = _pipelines(checkpoint)
+        side = ours.bundle.sample_size * ours.bundle.vae_scale
+        for sampler, task, count in product(samplers, TASKS, steps):
+            mine, theirs = _arguments(task, side)
+            scheduler = partial(_scheduler, dict(ours.bundle.scheduler), sampler)
+            try:
+                found = ours(PROMPT, num_inference_steps=count, sampler=sampler, seed=SEED, **mine)
+                expected = _draw(pipelines[task], scheduler, count, theirs)
+            except (SamplerError, ValueError, IndexError) as error:
+                yield Cell(name, sampler, task, count, None, str(error))
+                continue
+            difference = np.abs(found.pixels.astype(int) - expected.astype(int))
+            yield Cell(name, sampler, task, count, int(difference.max()))
+
+
+def total(models: int) -> int:
+    """Return how many cells there are for so many models."""
+    return models * len(NAMED) * len(TASKS) * len(STEPS)
+
+
+def render(cells: Sequence[Cell]) -> str:
+    """Return a page of Markdown: a table per model, a row per sampler."""
+    lines = [
+        "# Parity with diffusers",
+        "",
+        "Written by `bksdm verify --all`; no number here was typed. Each is the largest difference",
+        "of any pixel and channel, in levels of 255, between our picture and that of diffusers",
+        f"{version('diffusers')} (torch {torch.__version__}, onnxruntime {version('onnxruntime')}, "
+        "float32, on the CPU),",
+        f"from the same checkpoint and seed, with guidance; strength {STRENGTH} where a picture is "
+        "started from.",
+        "`nano` is Stable Diffusion's architecture in small with random weights, `emoji` the "
+        "built-in model.",
+    ]
+    steps = sorted({cell.steps for cell in cells})
+    for model in dict.fromkeys(cell.model for cell in cells):
+        heads = [f"{task}, {n}" for task in TASKS for n in steps]
+        lines += ["", f"## {model}", "", "| sampler, steps | " + " | ".join(heads) + " |"]
+        lines.append("| --- |" + " ---: |" * len(heads))
+        of_model = [cell for cell in cells if cell.model == model]
+        for sampler in dict.fromkeys(cell.sampler for cell in of_model):
+            row = {(c.task, c.steps): c for c in of_model if c.sampler == sampler}
+            shown = ["–" if (cell := row[task, n]).largest is None else str(cell.largest)
+                     for task in TASKS for n in steps]  # fmt: skip
+            lines.append(f"| {sampler} | " + " | ".join(shown) + " |")
+    reasons = sorted({f"{c.sampler}, {c.steps} steps: {c.reason}" for c in cells if c.reason})
+    lines += ["", *(f"- {reason}" for reason in reasons)] if reasons else []
+    return "\n".join(lines) + "\n"
+
+
+def passed(cells: Sequence[Cell]) -> bool:
+    """Whether no picture is more than two levels off anywhere."""
+    return all(cell.largest is None or cell.largest <= 2 for cell in cells)
+
+
+def _pipelines(checkpoint: Path) -> dict[str, Any]:
+    from diffusers import (
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionInpaintPipeline,
+        StableDiffusionPipeline,
+    )
+
+    with quiet():
+        base = StableDiffusionPipeline.from_pretrained(
+            checkpoint, safety_checker=None, torch_dtype=torch.float32
+        )
+        rest = (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
+        other = [kind(**base.components, requires_safety_checker=False) for kind in rest]
+    for pipeline in (base, *other):
+        pipeline.set_progress_bar_config(disable=True)
+    return dict(zip(TASKS, (base, *other), strict=True))
+
+
+def _arguments(task: str, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what our pipeline and diffusers' are told beside prompt, seed and sampler."""
+    if task == "text to image":
+        return {}, {}
+    colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)
+    image = Image.fromarray(colours).resize((side, side), Image.Resampling.BICUBIC)
+    both = {"image": image, "strength": STRENGTH}
+    if task == "image to image":
+        return both, both
+    mask = Image.new("L", (side, side))
+    mask.paste(255, (side // 4, side // 4, side, side // 2))
+    return {**both, "mask": mask}, {**both, "mask_image": mask, "height": side, "width": side}
+
+
+def _scheduler(config: dict[str, Any], sampler: str) -> Any:
+    import diffusers
+
+    class_name, fields = NAMED[sampler]
+    return getattr(diffusers, class_name).from_config({**config, **fields})
+
+
+def _draw(
+    pipeline: Any, scheduler: Callable[[], Any], steps: int, arguments: dict[str, Any]
+) -> np.ndarray:
+    with quiet():
+        pipeline.scheduler = scheduler()
+        generator = torch.Generator("cpu").manual_seed(SEED)
+        images = pipeline(
+            PROMPT, num_inference_steps=steps, generator=generator, output_type="np", **arguments
+        ).images
+    return np.asarray((images * 255).round(), np.uint8)
