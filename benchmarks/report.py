@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bksdm.benchmarks.guidance import measure_guidance
 from bksdm.benchmarks.latency import Settings, measure_latency
 from bksdm.benchmarks.plot import plot_latency, plot_peers, plot_throughput
 from bksdm.benchmarks.rewrite import measure_rewrite
@@ -95,6 +96,13 @@ def _rewrite(model: str, side: int) -> Entry:
     return Entry(f"{model}, what rewriting its graphs gains", measure)
 
 
+def _guidance(model: str, steps: int) -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        return measure_guidance(_bundle(model, work), steps, threads)
+
+    return Entry(f"{model}, guidance for a part of the steps", measure)
+
+
 def _throughput(model: str, steps: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         bundle = _bundle(model, work)
@@ -113,6 +121,7 @@ SET = {
     "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
     "emoji-latency": _latency("emoji", 25, 20),
     "emoji-throughput": _throughput("emoji", 25),
+    "emoji-guidance": _guidance("emoji", 25),
     "tiny-peers": _peers("tiny", SIDE, 2, rounds=1, repeat=2),
     "tiny-latency": _latency("tiny", 4, 3),
     "tiny-roofline": _roofline("tiny", SIDE),

@@ -176,6 +176,27 @@ def _rewrite(record: Record) -> list[Table]:
     ]  # fmt: skip
 
 
+def _guidance(record: Record) -> list[Table]:
+    full = record["intervals"][0]["seconds"]
+    rows = []
+    for entry in record["intervals"]:
+        start, end = entry["interval"]
+        ratio = ratio_of_medians(full, entry["seconds"])
+        differing = [psnr for psnr in entry["psnr"] if psnr is not None]
+        rows.append((
+            f"{start:g}:{end:g}", f"{Summary.of(entry['seconds']).median * 1e3:.0f}",
+            f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(len(entry["seconds"])),
+            f"{Summary.of(differing).median:.1f}" if differing else "the same",
+            f"{min(differing):.1f}" if differing else "the same",
+        ))  # fmt: skip
+    title = (
+        f"Guidance for a part of the steps, {record['model']['name']}, "
+        f"{record['settings']['steps']} steps; PSNR in dB against guidance in all of them"
+    )
+    header = ("--guidance-interval", "median ms", "ratio", "n", "median PSNR", "least PSNR")
+    return [Table(title, header, tuple(rows))]
+
+
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
     work = f"{task['checkpoint']}, {task['width']}×{task['height']}, float32"
@@ -252,5 +273,6 @@ KINDS: dict[str, Callable[[Record], list[Table]]] = {
     "throughput": _throughput,
     "roofline": _roofline,
     "rewrite": _rewrite,
+    "guidance": _guidance,
     "peers": _peers,
 }
