@@ -48,6 +48,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--eta", type=float, default=0.0,
                         help="noise of ddim and tcd in every step, 0 to 1 (default 0)")  # fmt: skip
+    parser.add_argument("--prompt-weights", action="store_true",
+                        help="(text:1.3), (text) and [text] weigh what they enclose")  # fmt: skip
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
     parser.add_argument("--strength", type=float, metavar="PART",
                         help="how much of --image may change, 0 to 1 (default 0.8; 1 with --mask)"
@@ -93,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         "image": image,
         "strength": options.strength,
         "mask": mask,
+        "prompt_weights": options.prompt_weights,
     }
     # A mistake is refused here rather than after gigabytes are loaded.
     Request.check(bundle, options.prompt, **arguments)
@@ -113,6 +116,7 @@ def run(options: argparse.Namespace) -> int:
         "guidance_scale": str(options.guidance),
         "guidance_rescale": str(options.guidance_rescale),
         "guidance_interval": options.guidance_interval,
+        "prompt_weights": str(options.prompt_weights),
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
         "eta": str(options.eta),
         **{

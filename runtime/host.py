@@ -14,6 +14,7 @@ from bksdm.engines.errors import NonFiniteError, SamplerError
 from bksdm.engines.protocol import Array, Engine
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
+from bksdm.runtime.prompt_weights import apply_weights, parse_weights
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import sample
 from bksdm.runtime.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ class HostExecutor:
         self._unet = unet
         self._vae_decoder = vae_decoder
         self._scaling_factor = scaling_factor
-        self._embeddings: dict[str, NDArray[np.float32]] = {}
+        self._embeddings: dict[tuple[str, bool], NDArray[np.float32]] = {}
 
     def check(self, height: int, width: int, images: int) -> None:
         """Accept every size."""
@@ -57,7 +58,7 @@ class HostExecutor:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
         inputs, guidance = self._unet.inputs, work.guidance
         timesteps = self._timesteps(work.table, len(work.texts))
-        embeddings = self._encode(work.texts, seconds)
+        embeddings = self._encode(work.texts, work.weighted, seconds)
         embeddings = embeddings.astype(inputs["encoder_hidden_states"].dtype, copy=False)
         seconds["unet"] = 0.0
 
@@ -106,20 +107,26 @@ class HostExecutor:
         with _timed(seconds, "to_uint8"):
             return to_uint8(decoded)
 
-    def _encode(self, texts: Sequence[str], seconds: dict[str, float]) -> NDArray[np.float32]:
+    def _encode(
+        self, texts: Sequence[str], weighted: bool, seconds: dict[str, float]
+    ) -> NDArray[np.float32]:
         """Return embeddings [texts, 77, width], float32; equal texts are encoded once."""
-        different = list(dict.fromkeys(texts))
+        different = list(dict.fromkeys((text, weighted) for text in texts))
         if len(self._embeddings) + len(different) > MAX_CACHED_PROMPTS:
             self._embeddings.clear()
         new = [text for text in different if text not in self._embeddings]
         if new:
+            parsed = [parse_weights(t) if marked else (t, None) for t, marked in new]
             with _timed(seconds, "tokenize"):
-                ids = self._tokenizer(new)
+                ids = self._tokenizer([text for text, _ in parsed])
             with _timed(seconds, "text_encoder"):
                 hidden = _cast_call(self._text_encoder, {"input_ids": ids}, "last_hidden_state")
             _require_finite(hidden, "embeddings of the text encoder")
-            self._embeddings.update(zip(new, hidden, strict=True))
-        return np.stack([self._embeddings[text] for text in texts])
+            for key, found, (text, weights) in zip(new, hidden, parsed, strict=True):
+                if weights is not None:
+                    found = apply_weights(found, self._tokenizer.weights(text, weights))
+                self._embeddings[key] = found
+        return np.stack([self._embeddings[text, weighted] for text in texts])
 
     def _timesteps(self, table: StepTable, rows: int) -> list[Array]:
         """Return what the UNet is told in each step, in the type and shape that it takes.

@@ -158,6 +158,7 @@ class TextToImage:
         image: Image | Sequence[Image] | None = None,
         strength: float | None = None,
         mask: Image | Sequence[Image] | None = None,
+        prompt_weights: bool = False,
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
@@ -197,6 +198,8 @@ class TextToImage:
         mask : PIL image or sequence of such, optional
             White is painted anew, black stays, as diffusers' inpainting pipeline does with an
             ordinary UNet.
+        prompt_weights : bool
+            Whether ``(text:1.3)``, ``(text)`` and ``[text]`` in prompts weigh what they enclose.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
@@ -227,6 +230,7 @@ class TextToImage:
             image=image,
             strength=strength,
             mask=mask,
+            prompt_weights=prompt_weights,
         )
         images, _, height, width = request.shape
         scale = self.bundle.vae_scale
@@ -247,6 +251,7 @@ class TextToImage:
             start.latents,
             start.noises,
             start.known,
+            request.weighted,
             callback_on_step_end,
         )
         pixels = self._executor(work, seconds)

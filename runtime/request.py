@@ -16,6 +16,7 @@ from bksdm.runtime.checks import is_part, part, side, texts, whole
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.noise import check_seeds
+from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers import StepTable, step_table
 
 MAX_IMAGES = 1024
@@ -46,6 +47,8 @@ class Request:
         What is started from; None for noise.
     complete
         Whether no step is left out.
+    weighted
+        Whether the prompts hold marks of :mod:`~bksdm.runtime.prompt_weights`.
     """
 
     prompts: tuple[str, ...]
@@ -58,6 +61,7 @@ class Request:
     latents: NDArray[np.float32] | None
     image: InitImage | None
     complete: bool
+    weighted: bool
 
     @classmethod
     def check(
@@ -80,6 +84,7 @@ class Request:
         image: Any = None,
         strength: Any = None,
         mask: Any = None,
+        prompt_weights: bool = False,
     ) -> Request:
         """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
 
@@ -96,6 +101,9 @@ class Request:
             raise RequestError(
                 f"negative_prompt has {len(negatives)} entries, but prompt has {len(prompts)}"
             )
+        if prompt_weights:
+            for text in (*prompts, *negatives):
+                parse_weights(text)
         per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
         steps = whole("num_inference_steps", num_inference_steps, 1, 2**31)
         init, first = None, 0
@@ -124,6 +132,7 @@ class Request:
             None if latents is None else _latents(latents, shape),
             init,
             first == 0,
+            prompt_weights,
         )
 
     @property

@@ -102,11 +102,7 @@ class Tokenizer:
         """
         ids = np.full((len(prompts), self.length), self._pad_id, np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
-            try:
-                prompt.encode()
-            except UnicodeEncodeError as error:
-                raise RequestError(f"prompt is not valid Unicode ({error.reason})") from error
-            found = self._backend.encode(prompt).ids
+            found = self._encoding(prompt).ids
             if len(found) > self.length:
                 cut = self._backend.decode(found[self.length - 1 : -1]).replace("</w>", " ")
                 warnings.warn(
@@ -117,6 +113,26 @@ class Tokenizer:
                 found = [*found[: self.length - 1], found[-1]]
             row[: len(found)] = found
         return ids
+
+    def weights(self, prompt: str, weights: Sequence[float]) -> NDArray[np.float64]:
+        """Return a weight per token, [length], from one per character of a prompt.
+
+        A token has the weight of its first character; start, end and padding have 1.
+        """
+        found = np.ones(self.length)
+        encoding = self._encoding(prompt)
+        text = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        for position, ((start, _), special) in enumerate(text):
+            if position < self.length - 1 and not special:
+                found[position] = weights[start]
+        return found
+
+    def _encoding(self, prompt: str) -> Any:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"prompt is not valid Unicode ({error.reason})") from error
+        return self._backend.encode(prompt)
 
 
 def _build(folder: Path) -> Backend:

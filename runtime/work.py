@@ -42,6 +42,8 @@ class Work:
         Unit noise that a stochastic sampler adds.
     known : Known, optional
         What of a picture stays as it was.
+    weighted : bool
+        Whether texts hold marks of :mod:`~bksdm.runtime.prompt_weights`.
     callback : callable, optional
         Called after every step; returning False stops.
     """
@@ -52,6 +54,7 @@ class Work:
     start: NDArray[np.float32]
     noises: NDArray[np.float32]
     known: Known | None = None
+    weighted: bool = False
     callback: StepCallback | None = None
 
 

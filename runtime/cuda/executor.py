@@ -93,6 +93,8 @@ class CudaExecutor:
                 "a mask, or strength 0, is not in the loop on the GPU yet; "
                 "use the engine onnxruntime"
             )
+        if work.weighted:
+            raise RequestError("prompt_weights is not on the GPU yet; use the engine onnxruntime")
         start = time.perf_counter()
         ids = self._tokenizer(list(work.texts))
         seconds["tokenize"] = time.perf_counter() - start
