@@ -174,14 +174,10 @@ def _compare(options: argparse.Namespace) -> int:
 def _roofline(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.roofline import GPUS, measure_roofline
     from bksdm.benchmarks.tables import tables
-    from bksdm.cli.generate import parse_size
-    from bksdm.runtime.bundle import Bundle
 
     if options.gpu is not None and options.gpu not in GPUS:
         raise BksdmError(f"unknown GPU {options.gpu!r}; known: {', '.join(GPUS)}")
-    bundle = Bundle.open(options.bundle)
-    side = bundle.sample_size * bundle.vae_scale
-    width, height = (side, side) if options.size is None else parse_size(options.size)
+    width, height = _size(options)
     record = measure_roofline(options.bundle, height, width, _threads(options.threads), options.gpu)
     for table in tables(record):
         table.print()
@@ -236,6 +232,16 @@ def _check_names(option: str, names: Sequence[str], known: Collection[str]) -> N
             raise RequestError(f"{option}: unknown {name!r}; known: {', '.join(known)}")
 
 
+def _size(options: argparse.Namespace) -> tuple[int, int]:
+    """Return width and height in pixels, by default the bundle's."""
+    from bksdm.cli.generate import parse_size
+    from bksdm.runtime.bundle import Bundle
+
+    bundle = Bundle.open(options.bundle)
+    side = bundle.sample_size * bundle.vae_scale
+    return (side, side) if options.size is None else parse_size(options.size)
+
+
 def _threads(wanted: int | None) -> int:
     import psutil
 
@@ -249,14 +255,10 @@ def _rewrite(options: argparse.Namespace) -> int:
 
     from bksdm.benchmarks.rewrite import measure_rewrite
     from bksdm.benchmarks.tables import tables
-    from bksdm.cli.generate import parse_size
-    from bksdm.runtime.bundle import Bundle
 
     if options.rounds < 1:
         raise RequestError(f"--rounds must be at least 1, not {options.rounds}")
-    bundle = Bundle.open(options.bundle)
-    side = bundle.sample_size * bundle.vae_scale
-    width, height = (side, side) if options.size is None else parse_size(options.size)
+    width, height = _size(options)
     with tqdm(total=4 * options.rounds + 6, unit="run", leave=False, delay=0.5) as bar:
         record = measure_rewrite(
             options.bundle, height, width, options.rounds, _threads(options.threads), bar.update
