@@ -40,7 +40,7 @@ CACHE_FROM_BYTES = 64 * 2**20
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten before optimising: saved graphs are then stale.
-REWRITE = 4
+REWRITE = 5
 # Bytes that Winograd's filters may add to a network: those that save most time for their size, so
 # that full-size BK-SDM-Small still takes less memory than in PyTorch.
 WINOGRAD_BUDGET = 3 * 2**27

@@ -22,13 +22,13 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
         Number of replaced nodes.
     """
     graph = model.graph
-    weights = {weight.name: weight for weight in graph.initializer}
+    channels_of = _float_vectors(graph)
     single: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
     replaced = 0
     for node in graph.node:
-        scale = weights.get(node.input[1]) if node.op_type == "GroupNormalization" else None
-        if scale is None or scale.data_type != onnx.TensorProto.FLOAT:
+        width = channels_of.get(node.input[1]) if node.op_type == "GroupNormalization" else None
+        if width is None:
             nodes.append(node)
             continue
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -41,8 +41,8 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
         ):
             single[key] = numpy_helper.from_array(value, key)
         split, ones, zeros = (f"group_norm:{groups}:{part}" for part in ("split", "ones", "zeros"))
-        channels = f"group_norm:{scale.dims[0]}"
-        single[channels] = numpy_helper.from_array(np.array([0, scale.dims[0], -1]), channels)
+        channels = f"group_norm:{width}"
+        single[channels] = numpy_helper.from_array(np.array([0, width, -1]), channels)
         x, gamma, beta = node.input
         nodes += [
             helper.make_node("Reshape", [x, split], [f"{name}:groups"]),
@@ -63,3 +63,17 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
     del graph.node[:]
     graph.node.extend(nodes)
     return replaced
+
+
+def _float_vectors(graph: onnx.GraphProto) -> dict[str, int]:
+    """Return the lengths of stored float32 vectors, and of float16 ones that a Cast widens."""
+    single, half = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+    vectors = {w.name: w for w in graph.initializer if len(w.dims) == 1}
+    found = {name: w.dims[0] for name, w in vectors.items() if w.data_type == single}
+    for node in graph.node:
+        stored = vectors.get(node.input[0]) if node.op_type == "Cast" else None
+        if stored is None or stored.data_type != half:
+            continue
+        if [attribute.i for attribute in node.attribute if attribute.name == "to"] == [single]:
+            found[node.output[0]] = stored.dims[0]
+    return found

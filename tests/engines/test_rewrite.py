@@ -140,6 +140,26 @@ def test_group_norm_equals_float64(shape):
     np.testing.assert_allclose(run(model, {"x": x}), expected, atol=2e-5)
 
 
+def test_group_norm_of_weights_stored_in_float16():
+    """As a bundle has them that shares the checkpoint's file with diffusers."""
+    rng = np.random.default_rng(0)
+    gamma, beta = rng.standard_normal((2, 8)).astype(np.float16)
+    nodes = [
+        helper.make_node("Cast", ["half_gamma"], ["gamma"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["half_beta"], ["beta"], to=TensorProto.FLOAT),
+        helper.make_node("GroupNormalization", ["x", "gamma", "beta"], ["y"], num_groups=4),
+    ]
+    stored = [
+        numpy_helper.from_array(gamma, "half_gamma"),
+        numpy_helper.from_array(beta, "half_beta"),
+    ]
+    plain = small_model(nodes, stored, ["n", 8, "h", "w"])
+    fast = copy.deepcopy(plain)
+    assert expand_group_norm(fast) == 1
+    x = rng.standard_normal((2, 8, 5, 3)).astype(np.float32)
+    np.testing.assert_allclose(run(fast, {"x": x}), run(plain, {"x": x}), atol=2e-6)
+
+
 @pytest.mark.usefixtures("every_gain")
 @pytest.mark.parametrize("size", [(8, 8), (16, 24), (5, 7)])
 @pytest.mark.parametrize("component", ["unet", "vae_decoder"])
