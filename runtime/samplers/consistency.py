@@ -33,7 +33,7 @@ def lcm(fields: Mapping[str, object], steps: int) -> Solver:
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         for k, t in list(enumerate(times))[first:]:
-            data = _data(levels, x, t, predict(x, t, levels.at(t)))
+            data = levels.data(x, t, predict(x, t, levels.at(t)))
             scaled = t * config.timestep_scaling
             skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
             out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
@@ -63,7 +63,7 @@ def tcd(fields: Mapping[str, object], steps: int) -> Solver:
         for k, t in list(enumerate(times))[first:]:
             following = times[k + 1] if k + 1 < len(times) else 0
             output = predict(x, t, levels.at(t))
-            data, noise = _data(levels, x, t, output), levels.noise(x, t, output)
+            data, noise = levels.data(x, t, output), levels.noise(x, t, output)
             between = levels.alpha(int(np.floor(np.float32(1 - config.eta) * following)))
             x = between**0.5 * data + (1 - between) ** 0.5 * noise
             if config.eta > 0 and k + 1 < len(times):
@@ -91,10 +91,3 @@ def distilled_timesteps(config: SchedulerConfig, steps: int) -> list[int]:
     trained = np.arange(most, 0, -1) * gap - 1
     chosen = np.floor(np.linspace(0, most, steps, endpoint=False)).astype(int)
     return [int(t) for t in trained[chosen]]
-
-
-def _data(levels: NoiseLevels, x: Vector, timestep: int, output: Vector) -> Vector:
-    """Return x̂_0 = (x − √(1−ᾱ) ε) / √ᾱ."""
-    alpha = levels.alpha(timestep)
-    data: Vector = (x - (1 - alpha) ** 0.5 * levels.noise(x, timestep, output)) / alpha**0.5
-    return data

@@ -38,8 +38,11 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
             noise = levels.noise(x, t, output)
             alpha, goal = levels.alpha(t), levels.alpha(t - gap)
             spread = config.eta * ((1 - goal) / (1 - alpha) * (1 - alpha / goal)) ** 0.5
-            data = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-            x = goal**0.5 * data + (1 - goal - spread**2) ** 0.5 * noise + spread * draw()
+            x = (
+                goal**0.5 * levels.data(x, t, output)
+                + (1 - goal - spread**2) ** 0.5 * noise
+                + spread * draw()
+            )
         return x
 
     return Solver(solve)

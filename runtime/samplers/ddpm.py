@@ -31,11 +31,10 @@ def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         for k, t in list(enumerate(times))[first:]:
-            noise = levels.noise(x, t, predict(x, t, levels.at(t)))
+            data = levels.data(x, t, predict(x, t, levels.at(t)))
             alpha = levels.alpha(t)
             following = levels.alpha(times[k + 1]) if k + 1 < len(times) else 1.0
             beta = 1 - alpha / following
-            data = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
             x = (
                 following**0.5 * beta / (1 - alpha) * data
                 + (alpha / following) ** 0.5 * (1 - following) / (1 - alpha) * x

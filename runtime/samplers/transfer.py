@@ -52,6 +52,12 @@ class NoiseLevels:
         noise: Vector = alpha**0.5 * output + (1 - alpha) ** 0.5 * x
         return noise
 
+    def data(self, x: Vector, timestep: int, output: Vector) -> Vector:
+        """Return x̂_0 = (x − √(1−ᾱ) ε) / √ᾱ."""
+        alpha, sigma = self.at(timestep)
+        data: Vector = (x - sigma * self.noise(x, timestep, output)) / alpha
+        return data
+
     def transfer(self, x: Vector, timestep: int, target: int, output: Vector) -> Vector:
         """Move ``x`` from ``timestep`` to ``target`` along the predicted noise.
 
