@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bksdm.benchmarks.machine import describe_machine
+from bksdm.benchmarks.side_by_side import distance
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.pipeline import TextToImage
 
@@ -66,9 +67,9 @@ def measure_guidance(
             start = time.perf_counter()
             drawn = model(prompt, num_inference_steps=steps, seed=seed, guidance_interval=interval)
             result["seconds"].append(time.perf_counter() - start)
-            pictures.append(drawn.pixels.astype(float))
-            square = float(np.mean((pictures[-1] - pictures[0]) ** 2))
-            result["psnr"].append(10 * np.log10(255**2 / square) if square > 0 else None)
+            pictures.append(drawn.pixels.astype(np.float32))
+            apart = distance(pictures[-1], pictures[0], "picture")
+            result["psnr"].append(apart["psnr"] if apart["largest"] else None)
             progress()
     return {
         "kind": "guidance",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from bksdm.engines.errors import ExportError
 from bksdm.engines.graph import describe_graph
 from bksdm.export.networks import NETWORKS, load_network
 from bksdm.export.parity import compare, format_table, references
 from bksdm.export.quiet import quiet
+from bksdm.export.reference import draw, open_pipeline
 from bksdm.export.source import resolve
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.pipeline import TextToImage
@@ -60,7 +59,8 @@ def verify(
         del network
         rows.append(compare(opened.model(kind.component), kind.component, dtype, truth))
     ours = TextToImage.load(bundle)(PROMPT, num_inference_steps=steps, seed=SEED).pixels
-    difference = np.abs(ours.astype(int) - _picture(checkpoint, steps).astype(int))
+    expected = draw(open_pipeline(checkpoint), PROMPT, SEED, steps)
+    difference = np.abs(ours.astype(int) - expected.astype(int))
     near = float((difference <= 1).mean())
     mean_square = float(np.mean(difference.astype(float) ** 2))
     psnr = float("inf") if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
@@ -70,21 +70,3 @@ def verify(
         f"{near:.4%} within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
-
-
-def _picture(checkpoint: Path, steps: int) -> np.ndarray:
-    from diffusers import StableDiffusionPipeline
-
-    with quiet():
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                checkpoint, safety_checker=None, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise ExportError(f"{checkpoint}: diffusers cannot open it ({error})") from error
-        pipeline.set_progress_bar_config(disable=True)
-        generator = torch.Generator("cpu").manual_seed(SEED)
-        images = pipeline(
-            PROMPT, num_inference_steps=steps, generator=generator, output_type="np"
-        ).images
-    return np.asarray((images * 255).round(), np.uint8)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from bksdm.engines.errors import SamplerError
 from bksdm.export.quiet import quiet
+from bksdm.export.reference import draw, open_pipeline
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.samplers import NAMED
 
@@ -76,10 +76,11 @@ def measure(
         side = ours.bundle.sample_size * ours.bundle.vae_scale
         for sampler, task, count in product(samplers, TASKS, steps):
             mine, theirs = _arguments(task, side)
-            scheduler = partial(_scheduler, dict(ours.bundle.scheduler), sampler)
+            pipeline = pipelines[task]
             try:
                 found = ours(PROMPT, num_inference_steps=count, sampler=sampler, seed=SEED, **mine)
-                expected = _draw(pipelines[task], scheduler, count, theirs)
+                pipeline.scheduler = _scheduler(dict(ours.bundle.scheduler), sampler)
+                expected = draw(pipeline, PROMPT, SEED, count, **theirs)
             except (SamplerError, ValueError, IndexError) as error:
                 yield Cell(name, sampler, task, count, None, str(error))
                 continue
@@ -128,19 +129,13 @@ def passed(cells: Sequence[Cell]) -> bool:
 
 
 def _pipelines(checkpoint: Path) -> dict[str, Any]:
+    base = open_pipeline(checkpoint)
     with quiet():
-        from diffusers import (
-            StableDiffusionImg2ImgPipeline,
-            StableDiffusionInpaintPipeline,
-            StableDiffusionPipeline,
-        )
+        from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
-        base = StableDiffusionPipeline.from_pretrained(
-            checkpoint, safety_checker=None, torch_dtype=torch.float32
-        )
         rest = (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
         other = [kind(**base.components, requires_safety_checker=False) for kind in rest]
-    for pipeline in (base, *other):
+    for pipeline in other:
         pipeline.set_progress_bar_config(disable=True)
     return dict(zip(TASKS, (base, *other), strict=True))
 
@@ -163,16 +158,5 @@ def _scheduler(config: dict[str, Any], sampler: str) -> Any:
     import diffusers
 
     class_name, fields = NAMED[sampler]
-    return getattr(diffusers, class_name).from_config({**config, **fields})
-
-
-def _draw(
-    pipeline: Any, scheduler: Callable[[], Any], steps: int, arguments: dict[str, Any]
-) -> np.ndarray:
     with quiet():
-        pipeline.scheduler = scheduler()
-        generator = torch.Generator("cpu").manual_seed(SEED)
-        images = pipeline(
-            PROMPT, num_inference_steps=steps, generator=generator, output_type="np", **arguments
-        ).images
-    return np.asarray((images * 255).round(), np.uint8)
+        return getattr(diffusers, class_name).from_config({**config, **fields})
