@@ -26,6 +26,7 @@ from bksdm.engines.protocol import TensorSpec
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 from bksdm.runtime.work import Work
@@ -93,9 +94,13 @@ def numpy_loop() -> Callable[[int], object]:
         "out_sample", (2, 4, SIDE, SIDE), sample=sample, timestep=TensorSpec(single, ("batch",)),
         encoder_hidden_states=TensorSpec(single, ("batch", TOKENS, WIDTH)),
     )  # fmt: skip
-    executor = HostExecutor(
+    text_encoder = engine("last_hidden_state", (2, TOKENS, WIDTH), input_ids=ids)
+    encode = PromptEncoder(
         lambda texts: np.zeros((len(texts), TOKENS), np.int64),  # type: ignore[arg-type]
-        engine("last_hidden_state", (2, TOKENS, WIDTH), input_ids=ids),
+        lambda skipped: text_encoder,
+    )
+    executor = HostExecutor(
+        encode,
         unet,
         engine("sample", (1, 3, 8, 8), latent_sample=sample),
         0.18215,

@@ -17,6 +17,7 @@ from onnx import helper
 from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.benchmarks.work import NetworkWork, count_work
+from bksdm.engines.profile import PROMPT_TOKENS
 from bksdm.engines.registry import open_engine
 from bksdm.runtime.bundle import Bundle
 
@@ -133,7 +134,8 @@ def measure_roofline(
         # The encoder's picture is what the others' latents are made from.
         scale = bundle.vae_scale if name == "vae_encoder" else 1
         work = count_work(
-            bundle.model(name), {"batch": batch, "height": sizes[0], "width": sizes[1]}
+            bundle.model(name),
+            {"batch": batch, "height": sizes[0], "width": sizes[1], "tokens": PROMPT_TOKENS},
         )
         networks[name] = {**asdict(work), "bound_seconds": lower_bound(work, peak)}
         if gpu is None:

@@ -73,14 +73,14 @@ def _run(
     from bksdm.engines.ranges import RangeEngine
     from bksdm.runtime.host import HostExecutor
     from bksdm.runtime.pipeline import TextToImage
+    from bksdm.runtime.prompt_encoder import PromptEncoder
     from bksdm.runtime.sampling import Step
     from bksdm.runtime.tokenizer import Tokenizer
 
     engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
-    executor = HostExecutor(
-        Tokenizer.load(bundle.path / "tokenizer"), engines["text_encoder"], engines["unet"],
-        engines["vae_decoder"], bundle.scaling_factor,
-    )  # fmt: skip
+    tokenizer = Tokenizer.load(bundle.path / "tokenizer")
+    encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
+    executor = HostExecutor(encode, engines["unet"], engines["vae_decoder"], bundle.scaling_factor)
     with tqdm(desc="calibrate", unit="step", leave=False, delay=0.01) as bar:
 
         def show(step: Step) -> None:

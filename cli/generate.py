@@ -50,6 +50,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="noise of ddim and tcd in every step, 0 to 1 (default 0)")  # fmt: skip
     parser.add_argument("--prompt-weights", action="store_true",
                         help="(text:1.3), (text) and [text] weigh what they enclose")  # fmt: skip
+    parser.add_argument("--long-prompt", action="store_true",
+                        help="encode what is beyond 77 tokens too, not cut it off")  # fmt: skip
+    parser.add_argument("--clip-skip", type=int, default=0, metavar="N",
+                        help="leave out the text encoder's last N layers (default 0)")  # fmt: skip
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
     parser.add_argument("--strength", type=float, metavar="PART",
                         help="how much of --image may change, 0 to 1 (default 0.8; 1 with --mask)"
@@ -96,6 +100,8 @@ def run(options: argparse.Namespace) -> int:
         "strength": options.strength,
         "mask": mask,
         "prompt_weights": options.prompt_weights,
+        "long_prompt": options.long_prompt,
+        "clip_skip": options.clip_skip,
     }
     # A mistake is refused here rather than after gigabytes are loaded.
     Request.check(bundle, options.prompt, **arguments)
@@ -117,6 +123,8 @@ def run(options: argparse.Namespace) -> int:
         "guidance_rescale": str(options.guidance_rescale),
         "guidance_interval": options.guidance_interval,
         "prompt_weights": str(options.prompt_weights),
+        "long_prompt": str(options.long_prompt),
+        "clip_skip": str(options.clip_skip),
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
         "eta": str(options.eta),
         **{

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ import onnxruntime as ort
 from bksdm.engines.arena import share_arena
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.protocol import Array, TensorSpec, check_feeds
+from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -66,6 +67,8 @@ class OnnxRuntimeEngine:
         Bytes that a float32 network may grow by for faster convolutions on the CPU.
     profile : Path, optional
         Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
+    edit : GraphEdit, optional
+        What makes another network of the model's.
 
     Raises
     ------
@@ -82,6 +85,7 @@ class OnnxRuntimeEngine:
         side: int = 64,
         winograd_budget: int = WINOGRAD_BUDGET,
         profile: Path | None = None,
+        edit: GraphEdit | None = None,
     ) -> None:
         if provider not in PROVIDERS:
             raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
@@ -93,12 +97,13 @@ class OnnxRuntimeEngine:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
+        source = _Source(model, edit)
         options = _options(threads, profile)
         if provider == "cpu":
             _share_memory(options)
         try:
             self._session = _open(
-                model,
+                source,
                 provider,
                 options,
                 cache,
@@ -112,7 +117,9 @@ class OnnxRuntimeEngine:
         # A graph in strips says how many rows it needs at least.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
-        self._for_small = functools.partial(OnnxRuntimeEngine, model, provider, threads, side=1)
+        self._for_small = functools.partial(
+            OnnxRuntimeEngine, model, provider, threads, side=1, edit=edit
+        )
         self._small: OnnxRuntimeEngine | None = None
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
@@ -181,28 +188,43 @@ def _share_memory(options: ort.SessionOptions) -> None:
     options.enable_mem_pattern = False
 
 
+@dataclass(frozen=True)
+class _Source:
+    """A graph's file, and how it is changed."""
+
+    model: Path
+    edit: GraphEdit | None
+
+    @property
+    def folder(self) -> str:
+        """Name of what is made of it."""
+        component = self.model.parent.name
+        return component if self.edit is None else f"{component}-{self.edit.name}"
+
+
 def _open(
-    model: Path,
+    source: _Source,
     provider: str,
     options: ort.SessionOptions,
     cache: Path | None,
     made_for: tuple[int, int],
 ) -> ort.InferenceSession:
+    model = source.model
     providers = [PROVIDERS[provider]]
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
     if provider != "cpu":
-        return ort.InferenceSession(_rewritten(model), beside(options, model), providers=providers)
+        return ort.InferenceSession(_rewritten(source), beside(options, model), providers=providers)
     if cache is None or _size(model) < CACHE_FROM_BYTES:
-        graph = _rewritten(model, made_for)
+        graph = _rewritten(source, made_for)
         return ort.InferenceSession(graph, beside(options, model), providers=providers)
-    optimised = cache / _machine() / model.parent.name / "model.onnx"
+    optimised = cache / _machine() / source.folder / "model.onnx"
     if not optimised.is_file() or _record(optimised) != _state(model, made_for):
         try:
-            _save_optimised(model, optimised, made_for)
+            _save_optimised(source, optimised, made_for)
         except OSError:
             # A read-only or full disk costs only the faster second start.
-            graph = _rewritten(model, made_for)
+            graph = _rewritten(source, made_for)
             return ort.InferenceSession(graph, beside(options, model), providers=providers)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(optimised), options, providers=providers)
@@ -216,7 +238,7 @@ def beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
     return options
 
 
-def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
+def _rewritten(source: _Source, made_for: tuple[int, int] | None = None) -> bytes:
     """Return the graph as a provider runs it fastest; the weights stay in their file.
 
     ``made_for`` is side and budget of :class:`OnnxRuntimeEngine`, for the CPU only.
@@ -229,10 +251,13 @@ def _rewritten(model: Path, made_for: tuple[int, int] | None = None) -> bytes:
     from bksdm.engines.rewrite.strips import apply_strips
     from bksdm.engines.rewrite.winograd import apply_winograd, choose
 
+    model = source.model
     try:
         proto = onnx.load(str(model), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError has no stable home
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
+    if source.edit is not None:
+        source.edit.apply(proto)
     fuse_attention(proto)
     if made_for is not None:
         side, budget = made_for
@@ -310,8 +335,9 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _save_optimised(model: Path, target: Path, made_for: tuple[int, int]) -> None:
+def _save_optimised(source: _Source, target: Path, made_for: tuple[int, int]) -> None:
     """Optimise once and store graph and weights; written beside and renamed."""
+    model = source.model
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
     try:
@@ -325,7 +351,7 @@ def _save_optimised(model: Path, target: Path, made_for: tuple[int, int]) -> Non
         )
         # Nothing is run, so no weight needs a second copy in the order that kernels read.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        ort.InferenceSession(_rewritten(model, made_for), options, providers=[PROVIDERS["cpu"]])
+        ort.InferenceSession(_rewritten(source, made_for), options, providers=[PROVIDERS["cpu"]])
         (staging / "engine.json").write_text(json.dumps(_state(model, made_for), indent=2) + "\n")
         staging.chmod(0o755)
         # A folder cannot be renamed onto another; whoever wins a race made the same files.

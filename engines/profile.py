@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from bksdm.engines.errors import EngineError
 
 PIXELS_PER_LATENT = 8
+# Of one prompt; a range up to long ones would cost every short one speed.
+PROMPT_TOKENS = 77
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Profile:
         if symbol == "batch":
             doubled = component in ("text_encoder", "unet")
             return self.batch.times(1, 2, 2) if doubled else self.batch
+        if symbol == "tokens":
+            return Range(PROMPT_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS)
         side = {"height": self.height, "width": self.width}.get(symbol.rpartition("*")[2])
         if side is None:
             raise EngineError(

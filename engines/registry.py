@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.protocol import Engine
+from bksdm.engines.protocol import Engine, GraphEdit
 
 ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
@@ -20,6 +20,7 @@ def open_engine(
     cache: Path | None,
     side: int,
     winograd_budget: int | None = None,
+    edit: GraphEdit | None = None,
 ) -> Engine:
     """Load one network with the engine of that name; see its class for the arguments.
 
@@ -34,4 +35,4 @@ def open_engine(
 
     budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
     provider = name.partition(":")[2] or "cpu"
-    return OnnxRuntimeEngine(model, provider, threads, cache, side, budget)
+    return OnnxRuntimeEngine(model, provider, threads, cache, side, budget, edit=edit)

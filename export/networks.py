@@ -32,12 +32,15 @@ class Case:
         Size of the latents (pixels divided by 8).
     seed
         Seed of torch's CPU generator for the inputs.
+    tokens
+        Length of the text that the UNet attends to; 77 for each part of a long prompt.
     """
 
     batch: int
     height: int
     width: int
     seed: int
+    tokens: int = 77
 
 
 class Network(nn.Module):
@@ -129,7 +132,7 @@ class Unet(Network):
     """The noise prediction, with a timestep per image.
 
     ``sample`` [batch, 4, h, w], ``timestep`` float32 [batch], ``encoder_hidden_states``
-    [batch, 77, d] → ``out_sample`` [batch, 4, h, w].
+    [batch, tokens, d] → ``out_sample`` [batch, 4, h, w].
     """
 
     component = subfolder = "unet"
@@ -158,13 +161,14 @@ class Unet(Network):
         channels, width = int(self.config["in_channels"]), int(self.config["cross_attention_dim"])
         sample = torch.randn(case.batch, channels, case.height, case.width, generator=generator)
         timestep = torch.randint(1000, (case.batch,), generator=generator).float()
-        states = torch.randn(case.batch, 77, width, generator=generator)
+        states = torch.randn(case.batch, case.tokens, width, generator=generator)
         return sample, timestep, states
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
-        """Batch everywhere, height and width of the latents."""
+        """Batch everywhere, height and width of the latents, and the text's length."""
         batch = _batch()
-        return ({0: batch, **_sides()}, {0: batch}, {0: batch})
+        tokens = Dim("tokens", min=2, max=2**14 - 1)
+        return ({0: batch, **_sides()}, {0: batch}, {0: batch, 1: tokens})
 
 
 class VaeDecoder(Network):

@@ -18,11 +18,12 @@ from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
 
 # Two sizes times two batches, none of them the traced ones. 8 x 8 ends at 1 x 1 below four blocks;
-# 9 x 12 has sides that no power of two above 4 divides, so that every upsampling is uneven.
+# 9 x 12 has sides that no power of two above 4 divides, so that every upsampling is uneven. A text
+# of 154 tokens is a prompt in two parts.
 CASES: tuple[Case, ...] = tuple(
-    Case(batch, height, width, seed)
-    for seed, (batch, height, width) in enumerate(
-        [(1, 8, 8), (3, 8, 8), (1, 9, 12), (3, 9, 12)], start=1
+    Case(batch, height, width, seed, tokens)
+    for seed, (batch, height, width, tokens) in enumerate(
+        [(1, 8, 8, 77), (3, 8, 8, 77), (1, 9, 12, 77), (3, 9, 12, 154)], start=1
     )
 )
 

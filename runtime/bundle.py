@@ -95,6 +95,18 @@ class Bundle:
         optional = (c for c in OPTIONAL_COMPONENTS if self.model(c).is_file())
         return (*COMPONENTS, *optional)
 
+    @property
+    def text_layers(self) -> int:
+        """Number of the text encoder's layers.
+
+        Raises
+        ------
+        BundleError
+            Its configuration does not say.
+        """
+        path = self.path / "text_encoder" / "config.json"
+        return _integer(path, read_json(path), "num_hidden_layers", 1024)
+
     def model(self, component: str) -> Path:
         """Return the path of a component's graph."""
         return self.path / component / "model.onnx"

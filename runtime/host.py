@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import NonFiniteError, SamplerError
+from bksdm.engines.errors import NonFiniteError, RequestError, SamplerError
 from bksdm.engines.protocol import Array, Engine
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
-from bksdm.runtime.prompt_weights import apply_weights, parse_weights
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import sample
-from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.work import Cancelled, Work
-
-MAX_CACHED_PROMPTS = 256
 
 
 class HostExecutor:
@@ -28,28 +25,25 @@ class HostExecutor:
 
     Parameters
     ----------
-    tokenizer : Tokenizer
-        The bundle's tokenizer.
-    text_encoder, unet, vae_decoder : Engine
-        Its networks; names and shapes of their tensors are Optimum's.
+    encode : PromptEncoder
+        Prompts to embeddings.
+    unet, vae_decoder : Engine
+        The bundle's networks; names and shapes of their tensors are Optimum's.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
-        text_encoder: Engine,
+        encode: PromptEncoder,
         unet: Engine,
         vae_decoder: Engine,
         scaling_factor: float,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
+        self._encode = encode
         self._unet = unet
         self._vae_decoder = vae_decoder
         self._scaling_factor = scaling_factor
-        self._embeddings: dict[tuple[str, bool], NDArray[np.float32]] = {}
 
     def check(self, height: int, width: int, images: int) -> None:
         """Accept every size."""
@@ -58,8 +52,14 @@ class HostExecutor:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
         inputs, guidance = self._unet.inputs, work.guidance
         timesteps = self._timesteps(work.table, len(work.texts))
-        embeddings = self._encode(work.texts, work.weighted, seconds)
-        embeddings = embeddings.astype(inputs["encoder_hidden_states"].dtype, copy=False)
+        embeddings = self._encode(work.texts, work.wording, seconds)
+        wanted = inputs["encoder_hidden_states"]
+        embeddings = embeddings.astype(wanted.dtype, copy=False)
+        if isinstance(wanted.shape[1], int) and wanted.shape[1] != embeddings.shape[1]:
+            raise RequestError(
+                f"this bundle's UNet takes {wanted.shape[1]} tokens, not the {embeddings.shape[1]} "
+                "of a long prompt; export it anew with `bksdm export`"
+            )
         seconds["unet"] = 0.0
 
         images = len(work.start)
@@ -106,27 +106,6 @@ class HostExecutor:
         _require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):
             return to_uint8(decoded)
-
-    def _encode(
-        self, texts: Sequence[str], weighted: bool, seconds: dict[str, float]
-    ) -> NDArray[np.float32]:
-        """Return embeddings [texts, 77, width], float32; equal texts are encoded once."""
-        different = list(dict.fromkeys((text, weighted) for text in texts))
-        if len(self._embeddings) + len(different) > MAX_CACHED_PROMPTS:
-            self._embeddings.clear()
-        new = [text for text in different if text not in self._embeddings]
-        if new:
-            parsed = [parse_weights(t) if marked else (t, None) for t, marked in new]
-            with _timed(seconds, "tokenize"):
-                ids = self._tokenizer([text for text, _ in parsed])
-            with _timed(seconds, "text_encoder"):
-                hidden = _cast_call(self._text_encoder, {"input_ids": ids}, "last_hidden_state")
-            _require_finite(hidden, "embeddings of the text encoder")
-            for key, found, (text, weights) in zip(new, hidden, parsed, strict=True):
-                if weights is not None:
-                    found = apply_weights(found, self._tokenizer.weights(text, weights))
-                self._embeddings[key] = found
-        return np.stack([self._embeddings[text, weighted] for text in texts])
 
     def _timesteps(self, table: StepTable, rows: int) -> list[Array]:
         """Return what the UNet is told in each step, in the type and shape that it takes.

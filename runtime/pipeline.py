@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Engine, GraphEdit
 from bksdm.models import EMOJI
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.request import Request
 from bksdm.runtime.start import start_from_image, start_from_noise
 from bksdm.runtime.tokenizer import Tokenizer
@@ -125,20 +127,14 @@ class TextToImage:
             from bksdm.runtime.cuda.gpu import Gpu
 
             return cls(bundle, CudaExecutor(bundle, tokenizer, engine, Gpu()), encoder)
-        text_encoder, unet, vae_decoder = (
-            open_engine(
-                engine,
-                bundle.model(name),
-                threads,
-                cache,
-                bundle.sample_size,
-                winograd_budget,
-            )
-            for name in COMPONENTS
-        )
-        return cls(bundle, HostExecutor(
-            tokenizer, text_encoder, unet, vae_decoder, bundle.scaling_factor
-        ), encoder)  # fmt: skip
+        open_part = partial(
+            open_engine, engine, threads=threads, cache=cache, side=bundle.sample_size,
+            winograd_budget=winograd_budget,
+        )  # fmt: skip
+        encode = PromptEncoder(tokenizer, partial(_open_text_encoder, open_part, bundle))
+        encode.load(0)
+        unet, vae_decoder = (open_part(bundle.model(name)) for name in ("unet", "vae_decoder"))
+        return cls(bundle, HostExecutor(encode, unet, vae_decoder, bundle.scaling_factor), encoder)
 
     def __call__(
         self,
@@ -159,6 +155,8 @@ class TextToImage:
         strength: float | None = None,
         mask: Image | Sequence[Image] | None = None,
         prompt_weights: bool = False,
+        long_prompt: bool = False,
+        clip_skip: int = 0,
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
@@ -200,6 +198,11 @@ class TextToImage:
             ordinary UNet.
         prompt_weights : bool
             Whether ``(text:1.3)``, ``(text)`` and ``[text]`` in prompts weigh what they enclose.
+        long_prompt : bool
+            Whether what lies beyond 77 tokens is encoded in further parts of as many, rather than
+            cut off with a warning.
+        clip_skip : int
+            How many of the text encoder's last layers are left out.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
@@ -231,6 +234,8 @@ class TextToImage:
             strength=strength,
             mask=mask,
             prompt_weights=prompt_weights,
+            long_prompt=long_prompt,
+            clip_skip=clip_skip,
         )
         images, _, height, width = request.shape
         scale = self.bundle.vae_scale
@@ -251,12 +256,19 @@ class TextToImage:
             start.latents,
             start.noises,
             start.known,
-            request.weighted,
+            request.wording,
             callback_on_step_end,
         )
         pixels = self._executor(work, seconds)
         kept = list(start.seed) if isinstance(start.seed, Sequence) else start.seed
         return Result(pixels, kept, len(request.table), seconds)
+
+
+def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
+    from bksdm.engines.rewrite.clip_skip import skip_layers
+
+    edit = GraphEdit(f"clip-skip-{skipped}", partial(skip_layers, count=skipped))
+    return open_part(bundle.model("text_encoder"), edit=edit if skipped else None)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

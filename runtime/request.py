@@ -16,6 +16,7 @@ from bksdm.runtime.checks import is_part, part, side, texts, whole
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.noise import check_seeds
+from bksdm.runtime.prompt_encoder import Wording
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers import StepTable, step_table
 
@@ -47,8 +48,8 @@ class Request:
         What is started from; None for noise.
     complete
         Whether no step is left out.
-    weighted
-        Whether the prompts hold marks of :mod:`~bksdm.runtime.prompt_weights`.
+    wording
+        How the prompts are read.
     """
 
     prompts: tuple[str, ...]
@@ -61,7 +62,7 @@ class Request:
     latents: NDArray[np.float32] | None
     image: InitImage | None
     complete: bool
-    weighted: bool
+    wording: Wording
 
     @classmethod
     def check(
@@ -85,6 +86,8 @@ class Request:
         strength: Any = None,
         mask: Any = None,
         prompt_weights: bool = False,
+        long_prompt: bool = False,
+        clip_skip: Any = 0,
     ) -> Request:
         """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
 
@@ -132,7 +135,7 @@ class Request:
             None if latents is None else _latents(latents, shape),
             init,
             first == 0,
-            prompt_weights,
+            Wording(prompt_weights, long_prompt, _clip_skip(bundle, clip_skip)),
         )
 
     @property
@@ -158,6 +161,15 @@ def _first_step(steps: int, strength: Any) -> int:
             f"strength {strength} leaves none of {steps} steps; take more steps or a higher one"
         )
     return steps - left
+
+
+def _clip_skip(bundle: Bundle, value: Any) -> int:
+    skipped = whole("clip_skip", value, 0, 2**31)
+    if skipped and skipped >= bundle.text_layers:
+        raise RequestError(
+            f"clip_skip must be below the text encoder's {bundle.text_layers} layers, not {skipped}"
+        )
+    return skipped
 
 
 def _guidance(scale: Any, rescale: Any, interval: Any) -> Guidance | None:

@@ -114,18 +114,40 @@ class Tokenizer:
             row[: len(found)] = found
         return ids
 
-    def weights(self, prompt: str, weights: Sequence[float]) -> NDArray[np.float64]:
-        """Return a weight per token, [length], from one per character of a prompt.
+    def parts(self, prompt: str) -> NDArray[np.int64]:
+        """Tokenize a prompt of any length into as many rows as it needs.
+
+        Returns
+        -------
+        ndarray, int64, shape [parts, length]
+            Each row: start token, text, end token, padding.
+
+        Raises
+        ------
+        RequestError
+            The prompt holds a lone surrogate, which is no Unicode text.
+        """
+        start, *text, end = self._encoding(prompt).ids
+        room = self.length - 2
+        pieces = [text[first : first + room] for first in range(0, max(len(text), 1), room)]
+        ids = np.full((len(pieces), self.length), self._pad_id, np.int64)
+        for row, piece in zip(ids, pieces, strict=True):
+            row[: len(piece) + 2] = [start, *piece, end]
+        return ids
+
+    def weights(self, prompt: str, weights: Sequence[float], parts: int) -> NDArray[np.float64]:
+        """Return a weight per token, [parts * length], from one per character of a prompt.
 
         A token has the weight of its first character; start, end and padding have 1.
         """
-        found = np.ones(self.length)
+        room = self.length - 2
+        found = np.ones((parts, self.length))
         encoding = self._encoding(prompt)
-        text = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        text = zip(encoding.offsets[1:-1], encoding.special_tokens_mask[1:-1], strict=True)
         for position, ((start, _), special) in enumerate(text):
-            if position < self.length - 1 and not special:
-                found[position] = weights[start]
-        return found
+            if position < parts * room and not special:
+                found[position // room, 1 + position % room] = weights[start]
+        return found.ravel()
 
     def _encoding(self, prompt: str) -> Any:
         try:

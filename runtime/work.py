@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.prompt_encoder import PLAIN, Wording
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import Known, Step
 
@@ -42,8 +43,8 @@ class Work:
         Unit noise that a stochastic sampler adds.
     known : Known, optional
         What of a picture stays as it was.
-    weighted : bool
-        Whether texts hold marks of :mod:`~bksdm.runtime.prompt_weights`.
+    wording : Wording
+        How texts are read.
     callback : callable, optional
         Called after every step; returning False stops.
     """
@@ -54,7 +55,7 @@ class Work:
     start: NDArray[np.float32]
     noises: NDArray[np.float32]
     known: Known | None = None
-    weighted: bool = False
+    wording: Wording = PLAIN
     callback: StepCallback | None = None
 
 

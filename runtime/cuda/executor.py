@@ -21,6 +21,7 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.prompt_encoder import PLAIN
 from bksdm.runtime.sampling import Step
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.work import Cancelled, Work
@@ -93,8 +94,11 @@ class CudaExecutor:
                 "a mask, or strength 0, is not in the loop on the GPU yet; "
                 "use the engine onnxruntime"
             )
-        if work.weighted:
-            raise RequestError("prompt_weights is not on the GPU yet; use the engine onnxruntime")
+        if work.wording != PLAIN:
+            raise RequestError(
+                "prompt_weights, long_prompt and clip_skip are not on the GPU yet; "
+                "use the engine onnxruntime"
+            )
         start = time.perf_counter()
         ids = self._tokenizer(list(work.texts))
         seconds["tokenize"] = time.perf_counter() - start

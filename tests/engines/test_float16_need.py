@@ -17,6 +17,7 @@ from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
 
 
@@ -25,10 +26,9 @@ def calls():
     """The last call of each network while a picture is drawn, and what the VAE encoder takes."""
     bundle = Bundle.open(EMOJI)
     engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
-    executor = HostExecutor(
-        Tokenizer.load(bundle.path / "tokenizer"), engines["text_encoder"], engines["unet"],
-        engines["vae_decoder"], bundle.scaling_factor,
-    )  # fmt: skip
+    tokenizer = Tokenizer.load(bundle.path / "tokenizer")
+    encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
+    executor = HostExecutor(encode, engines["unet"], engines["vae_decoder"], bundle.scaling_factor)
     TextToImage(bundle, executor)("a red apple", num_inference_steps=25, seed=0)
     return {name: (bundle.model(name), engine.last) for name, engine in engines.items()
             if engine.last is not None}  # fmt: skip

@@ -16,6 +16,7 @@ def test_axes_of_each_network():
     assert profile.axis("unet", "height").values == (32, 64, 80)
     assert profile.axis("unet", "width").values == (48, 64, 96)
     assert profile.axis("vae_encoder", "8*width").values == (384, 512, 768)
+    assert profile.axis("unet", "tokens").values == (77, 77, 77)
     with pytest.raises(EngineError, match="'sequence' is unknown"):
         profile.axis("unet", "sequence")
 

@@ -63,7 +63,7 @@ def test_graph_holds_nothing_about_the_machine(nano_bundle, component):
             {
                 "sample": ["batch", 4, "height", "width"],
                 "timestep": ["batch"],
-                "encoder_hidden_states": ["batch", 77, 32],
+                "encoder_hidden_states": ["batch", "tokens", 32],
             },
             {"out_sample": ["batch", 4, "height", "width"]},
         ),

@@ -14,6 +14,7 @@ from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.pipeline import Cancelled, TextToImage
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer, TruncationWarning
 
 WIDTH = 8
@@ -73,8 +74,10 @@ def build(tokenizer, tmp_path):
     bundle = Bundle(tmp_path, scheduler, 4, 8, WIDTH, 0.5, 8)
 
     def make(text=None, noise=None, pixels=None):
-        networks = (text or text_encoder(), noise or unet(), pixels or vae_decoder())
-        return TextToImage(bundle, HostExecutor(tokenizer, *networks, bundle.scaling_factor))
+        encoder = text or text_encoder()
+        encode = PromptEncoder(tokenizer, lambda skipped: encoder)
+        networks = (noise or unet(), pixels or vae_decoder())
+        return TextToImage(bundle, HostExecutor(encode, *networks, bundle.scaling_factor))
 
     return make
 

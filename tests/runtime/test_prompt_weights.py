@@ -64,12 +64,12 @@ def test_embeddings_are_scaled_and_keep_their_mean():
 def test_tokens_have_the_weight_of_their_characters(nano_bundle):
     tokenizer = Tokenizer.load(nano_bundle / "tokenizer")
     text, weights = parse_weights("a (red:1.3)  ápple [" + "x " * 100 + "]")
-    found = tokenizer.weights(text, weights)
+    found = tokenizer.weights(text, weights, 1)
     ids = tokenizer._backend.encode(text)
     for position in range(1, 76):
         assert found[position] == weights[ids.offsets[position][0]]
     assert found[0] == found[76] == 1
-    assert (tokenizer.weights("a", [2.0])[2:] == 1).all()
+    assert (tokenizer.weights("a", [2.0], 1)[2:] == 1).all()
 
 
 def test_pictures_with_and_without_weights(nano_bundle):

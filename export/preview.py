@@ -1,0 +1,105 @@
+"""How latents look, without the VAE: the linear map to colours that is nearest to its decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+from bksdm.engines.protocol import Engine
+
+# Latents along each side of a picture, and how many pictures: 4 of them only measure the error.
+SIDE, PICTURES, HELD_OUT = 16, 16, 4
+PREVIEW_FILE = "preview.json"
+
+
+@dataclass(frozen=True)
+class Projection:
+    """RGB in −1 … 1 = ``weights`` · scaled latents + ``bias``.
+
+    Attributes
+    ----------
+    weights : ndarray, float64, shape [3, channels]
+    bias : ndarray, float64, shape [3]
+    rms_error : float
+        Root mean square of the differences from what the decoder makes of latents that the fit has
+        not seen, its pixels averaged over each latent; in levels of 255.
+    explained : float
+        Part of the variance of those pixels that the map explains.
+    """
+
+    weights: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    rms_error: float
+    explained: float
+
+    def content(self) -> dict[str, Any]:
+        """Return what is written to the bundle."""
+        return {
+            "weights": np.round(self.weights, 6).tolist(),
+            "bias": np.round(self.bias, 6).tolist(),
+            "rms_error": round(self.rms_error, 2),
+            "explained": round(self.explained, 4),
+        }
+
+
+def fit_projection(bundle: Path, channels: int, factor: int, scaling: float) -> Projection:
+    """Fit by least squares on random pictures that went through the VAE of a bundle.
+
+    Parameters
+    ----------
+    bundle : Path
+        Folder with the graphs of both halves.
+    channels, factor : int
+        Of the latents, and pixels per latent along each side.
+    scaling : float
+        The VAE's scaling factor.
+    """
+    encode, decode = (
+        OnnxRuntimeEngine(bundle / name / "model.onnx", side=side, winograd_budget=0)
+        for name, side in (("vae_encoder", SIDE * factor), ("vae_decoder", SIDE))
+    )
+    inputs, colours = [], []
+    for picture in random_pictures(PICTURES, SIDE * factor):
+        mean = _run(encode, "sample", picture[None])[:, :channels]
+        decoded = _run(decode, "latent_sample", mean)[0].clip(-1, 1)
+        blocks = decoded.reshape(3, SIDE, factor, SIDE, factor).mean(axis=(2, 4))
+        inputs.append(mean[0].reshape(channels, -1).T * scaling)
+        colours.append(blocks.reshape(3, -1).T)
+    fitted = PICTURES - HELD_OUT
+    affine = np.concatenate([np.concatenate(inputs), np.ones((PICTURES * SIDE**2, 1))], axis=1)
+    wanted = np.concatenate(colours).astype(np.float64)
+    cut = fitted * SIDE**2
+    solution = np.linalg.lstsq(affine[:cut], wanted[:cut], rcond=None)[0]
+    missed = wanted[cut:] - affine[cut:] @ solution
+    variance = np.mean((wanted[cut:] - wanted[cut:].mean(axis=0)) ** 2)
+    return Projection(
+        solution[:channels].T,
+        solution[channels],
+        float(np.sqrt(np.mean(missed**2)) * 127.5),
+        float(1 - np.mean(missed**2) / max(variance, 1e-30)),
+    )
+
+
+def random_pictures(count: int, side: int) -> NDArray[np.float32]:
+    """Return coloured noise of every scale, as natural pictures have it; [count, 3, side, side]."""
+    generator = np.random.default_rng(0)
+    pictures = np.zeros((count, side, side, 3), np.float32)
+    scales = [2**power for power in range(1, side.bit_length())]
+    for picture in pictures:
+        for scale in scales:
+            grid = generator.standard_normal((scale, scale, 3)).astype(np.float32)
+            for channel in range(3):
+                larger = Image.fromarray(grid[..., channel]).resize((side, side))
+                picture[..., channel] += np.asarray(larger) * (1.2 / scale)
+    return np.ascontiguousarray(np.clip(pictures, -1, 1).transpose(0, 3, 1, 2))
+
+
+def _run(engine: Engine, name: str, value: NDArray[np.floating]) -> NDArray[np.float32]:
+    (output,) = engine({name: value.astype(engine.inputs[name].dtype)}).values()
+    return output.astype(np.float32)

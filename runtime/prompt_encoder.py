@@ -1,0 +1,117 @@
+"""Prompts to embeddings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.protocol import Engine
+from bksdm.runtime.prompt_weights import apply_weights, parse_weights
+from bksdm.runtime.tokenizer import Tokenizer
+
+MAX_CACHED_PROMPTS = 256
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How prompts are read.
+
+    Attributes
+    ----------
+    weighted : bool
+        Whether they hold marks of :mod:`~bksdm.runtime.prompt_weights`.
+    long : bool
+        Whether what lies beyond the text encoder's context follows in further parts, rather than
+        being cut off.
+    clip_skip : int
+        How many of the text encoder's last layers are left out.
+    """
+
+    weighted: bool = False
+    long: bool = False
+    clip_skip: int = 0
+
+
+PLAIN = Wording()
+
+
+class PromptEncoder:
+    """A bundle's tokenizer and text encoder; remembers what it has encoded.
+
+    Parameters
+    ----------
+    tokenizer : Tokenizer
+        The bundle's tokenizer.
+    load : callable
+        Returns the text encoder without so many of its last layers.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, load: Callable[[int], Engine]) -> None:
+        self._tokenizer = tokenizer
+        self.load = cache(load)
+        self._known: dict[tuple[str, Wording], NDArray[np.float32]] = {}
+
+    def __call__(
+        self, texts: Sequence[str], wording: Wording, seconds: dict[str, float]
+    ) -> NDArray[np.float32]:
+        """Return embeddings [texts, tokens, width], float32; equal texts are encoded once.
+
+        Long prompts are encoded in parts of 77 tokens, each with its own start and end, that stand
+        one after the other; shorter ones beside them are followed by empty parts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            Prompts.
+        wording : Wording
+            How they are read.
+        seconds : dict
+            Where the wall time of ``tokenize`` and ``text_encoder`` is added.
+
+        Raises
+        ------
+        NonFiniteError
+            The network produced NaN or infinity.
+        """
+        wanted = list(dict.fromkeys((*texts, "") if wording.long else texts))
+        if len(self._known) + len(wanted) > MAX_CACHED_PROMPTS:
+            self._known.clear()
+        new = [text for text in wanted if (text, wording) not in self._known]
+        if new:
+            self._encode(new, wording, seconds)
+        found = [self._known[text, wording] for text in texts]
+        longest = max(map(len, found))
+        if any(len(embedding) < longest for embedding in found):
+            empty = np.tile(self._known["", wording], (longest // self._tokenizer.length, 1))
+            found = [np.concatenate([part, empty[len(part) :]]) for part in found]
+        return np.stack(found)
+
+    def _encode(self, texts: list[str], wording: Wording, seconds: dict[str, float]) -> None:
+        begun = time.perf_counter()
+        parsed = [parse_weights(text) if wording.weighted else (text, None) for text in texts]
+        if wording.long:
+            parts = [self._tokenizer.parts(text) for text, _ in parsed]
+        else:
+            parts = list(self._tokenizer([text for text, _ in parsed])[:, None])
+        encoder = self.load(wording.clip_skip)
+        tokenized = time.perf_counter()
+        ids = np.concatenate(parts).astype(encoder.inputs["input_ids"].dtype, copy=False)
+        hidden = encoder({"input_ids": ids})["last_hidden_state"].astype(np.float32, copy=False)
+        if not np.isfinite(hidden).all():
+            raise NonFiniteError("embeddings of the text encoder: NaN or infinity")
+        split = np.split(hidden, np.cumsum([len(part) for part in parts])[:-1])
+        for original, (text, weights), part in zip(texts, parsed, split, strict=True):
+            embedding = part.reshape(-1, part.shape[-1])
+            if weights is not None:
+                by_token = self._tokenizer.weights(text, weights, len(part))
+                embedding = apply_weights(embedding, by_token)
+            self._known[original, wording] = embedding
+        for stage, spent in (("tokenize", tokenized - begun),
+                             ("text_encoder", time.perf_counter() - tokenized)):  # fmt: skip
+            seconds[stage] = seconds.get(stage, 0.0) + spent

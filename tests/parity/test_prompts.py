@@ -1,0 +1,149 @@
+"""Long prompts and skipped layers against diffusers' pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.rewrite.clip_skip import skip_layers
+from bksdm.runtime.pipeline import TextToImage
+
+from .pictures import assert_same_pictures, pictures
+
+LONG = "a red apple on a table beside a green bottle, " * 12
+
+
+@pytest.fixture(scope="module", params=["nano", "emoji"])
+def pair(request):
+    if request.param == "emoji":
+        checkpoint = bundle = Path(__file__).parents[2] / "models" / "emoji"
+    else:
+        checkpoint = request.getfixturevalue("nano_checkpoint")
+        bundle = request.getfixturevalue("nano_bundle")
+    reference = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    return reference, TextToImage.load(bundle)
+
+
+def parts_of(reference, prompt, count):
+    """Embeddings of 75 tokens at a time, each with start, end and padding, one after the other."""
+    tokenizer = reference.tokenizer
+    ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    rows = []
+    for first in range(0, count * 75, 75):
+        row = [tokenizer.bos_token_id, *ids[first : first + 75], tokenizer.eos_token_id]
+        rows.append(row + [tokenizer.pad_token_id] * (77 - len(row)))
+    with torch.no_grad():
+        states = reference.text_encoder(torch.tensor(rows)).last_hidden_state
+    return states.reshape(1, 77 * count, -1)
+
+
+def parts_needed(reference, prompt):
+    ids = reference.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+    return -(-len(ids) // 75)
+
+
+def test_a_long_prompt_equals_diffusers_with_embeddings_in_parts(pair):
+    reference, ours = pair
+    count = parts_needed(reference, LONG)
+    assert count > 1
+    expected = pictures(
+        reference, None, seed=3, num_inference_steps=4,
+        prompt_embeds=parts_of(reference, LONG, count),
+        negative_prompt_embeds=parts_of(reference, "blurry", count),
+    )  # fmt: skip
+    found = ours(
+        LONG, negative_prompt="blurry", seed=3, num_inference_steps=4, long_prompt=True
+    ).pixels
+    assert_same_pictures(found, expected)
+
+
+def test_a_long_and_a_short_prompt_in_one_batch(pair):
+    reference, ours = pair
+    count = parts_needed(reference, LONG)
+    prompts = [LONG, "a cat"]
+    embeddings = torch.cat([parts_of(reference, text, count) for text in prompts])
+    none = parts_of(reference, "", count).repeat(2, 1, 1)
+    expected = pictures(
+        reference, None, seed=[3, 4], num_inference_steps=3, prompt_embeds=embeddings,
+        negative_prompt_embeds=none,
+    )  # fmt: skip
+    found = ours(prompts, seed=[3, 4], num_inference_steps=3, long_prompt=True).pixels
+    assert_same_pictures(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_option_changes_long_prompts_only(pair):
+    ours = pair[1]
+    for prompt, same in (("a red apple", True), (LONG, False)):
+        found, plain = (
+            ours(prompt, seed=0, num_inference_steps=2, long_prompt=long).pixels
+            for long in (True, False)
+        )
+        assert (found == plain).all() == same
+
+
+def test_weights_reach_into_the_second_part(pair):
+    ours = pair[1]
+    arguments = {"seed": 0, "num_inference_steps": 2, "long_prompt": True, "prompt_weights": True}
+    plain = ours(LONG, **arguments).pixels
+    # The last words alone are marked; at weight 1 nothing changes.
+    head, tail = LONG.rsplit("green", 1)
+    same = ours(f"{head}(green{tail}:1)", **arguments).pixels
+    np.testing.assert_array_equal(same, plain)
+    assert (ours(f"{head}(green{tail}:1.8)", **arguments).pixels != plain).any()
+
+
+def without_layers(reference, prompt, skipped):
+    """What ``encode_prompt`` computes; its own lines do not find the layers of transformers 5."""
+    ids = reference.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+    encoder = reference.text_encoder
+    with torch.no_grad():
+        states = encoder(ids, output_hidden_states=True).hidden_states[-(skipped + 1)]
+        return getattr(encoder, "text_model", encoder).final_layer_norm(states)
+
+
+def test_skipped_layers_equal_diffusers(pair):
+    reference, ours = pair
+    layers = ours.bundle.text_layers
+    drawn = []
+    for skipped in range(layers):
+        expected = pictures(
+            reference, None, seed=5, num_inference_steps=3,
+            prompt_embeds=without_layers(reference, "a house", skipped),
+            negative_prompt_embeds=without_layers(reference, "", skipped),
+        )  # fmt: skip
+        drawn.append(ours("a house", seed=5, num_inference_steps=3, clip_skip=skipped).pixels)
+        assert_same_pictures(drawn[-1], expected)
+    assert (drawn[0] != drawn[1]).any()
+    with pytest.raises(RequestError, match=f"below the text encoder's {layers} layers"):
+        ours("a house", clip_skip=layers)
+
+
+def test_a_bundle_of_fixed_length_refuses_long_prompts(nano_bundle, tmp_path):
+    """As Optimum, and versions of ours before this one, export it."""
+    import shutil
+
+    folder = tmp_path / "fixed"
+    shutil.copytree(nano_bundle, folder)
+    path = folder / "unet" / "model.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    (states,) = (i for i in graph.graph.input if i.name == "encoder_hidden_states")
+    states.type.tensor_type.shape.dim[1].dim_value = 77
+    path.write_bytes(graph.SerializeToString())
+    model = TextToImage.load(folder)
+    with pytest.raises(RequestError, match="takes 77 tokens"):
+        model(LONG, num_inference_steps=2, long_prompt=True)
+    assert model("a cat", num_inference_steps=2, long_prompt=True, seed=0).pixels.std() > 1
+
+
+def test_a_graph_without_normalisation_at_its_end_is_refused(nano_bundle):
+    graph = onnx.load(nano_bundle / "unet" / "model.onnx", load_external_data=False)
+    with pytest.raises(EngineError, match="clip_skip needs a graph"):
+        skip_layers(graph, 1)
