@@ -9,6 +9,7 @@ from pathlib import Path
 EXAMPLES = """examples:
   bksdm export nota-ai/bk-sdm-small-2m -o small/
   bksdm export ./checkpoint -o small-fp16/ --dtype float16
+  bksdm export nota-ai/bk-sdm-small-2m -o styled/ --lora style.safetensors:0.8
 """
 
 
@@ -19,6 +20,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument(
+        "--lora", action="append", default=[], metavar="FILE[:SCALE]",
+        help="safetensors file to merge into the weights, by diffusers or Kohya; may be repeated",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
     require("torch", "export")
     from bksdm.export.exporter import export
+    from bksdm.export.lora import split_scale
     from bksdm.export.parity import format_table
 
     report = export(
@@ -35,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
         options.dtype,
         options.revision,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
+        loras=[split_scale(text) for text in options.lora],
     )
     print(format_table(report))
     return 0

@@ -43,9 +43,10 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     """Return components, parameter counts, dtypes, scheduler, engines and digest of a bundle."""
     from bksdm.engines.graph import describe_graph
     from bksdm.engines.onnxruntime import describe_rewrite
-    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.bundle import Bundle, read_json
 
     bundle = Bundle.open(path)
+    merged = read_json(path / "model_index.json").get("_lora")
     records = (path / "engines").rglob("engine.json")
     engines = sorted({record.relative_to(path / "engines").parts[0] for record in records})
     scheduler = bundle.scheduler
@@ -62,6 +63,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
         "default_size": bundle.sample_size * bundle.vae_scale,
         "engines": engines,
+        **({"merged LoRAs": merged} if merged else {}),
         "digest": bundle.digest(),
     }
 
@@ -71,6 +73,13 @@ def _print(value: dict[str, Any], indent: str) -> None:
         if isinstance(entry, dict):
             print(f"{indent}{key}:")
             _print(entry, indent + "  ")
+        elif isinstance(entry, list):
+            print(f"{indent}{key}: {', '.join(map(_line, entry))}")
         else:
-            shown = f"{entry:,}" if isinstance(entry, int) else entry
-            print(f"{indent}{key}: {', '.join(shown) if isinstance(shown, list) else shown}")
+            print(f"{indent}{key}: {f'{entry:,}' if isinstance(entry, int) else entry}")
+
+
+def _line(entry: Any) -> str:
+    if isinstance(entry, dict):
+        return " ".join(f"{key} {value}" for key, value in entry.items())
+    return str(entry)

@@ -36,7 +36,7 @@ def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
         entry = [state.st_size, state.st_mtime_ns]
         remembered = known.get(name)
         if not isinstance(remembered, list) or remembered[:2] != entry or len(remembered) != 3:
-            remembered = [*entry, _sha256(file)]
+            remembered = [*entry, sha256_of(file)]
         current[name] = remembered
         size += state.st_size
         total.update(f"{name} {remembered[2]}\n".encode())
@@ -46,7 +46,8 @@ def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
     return total.hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of one file, hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):

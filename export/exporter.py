@@ -7,13 +7,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.graph import write_graph
-from bksdm.export.networks import NETWORKS, Network, load_network
+from bksdm.export.lora import Lora, read_lora
+from bksdm.export.merge import check, merge
+from bksdm.export.networks import NETWORKS, Network, load_network, weightless
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.quiet import quiet
 from bksdm.export.source import read_json, resolve
@@ -35,6 +37,7 @@ def export(
     dtype: str = "float32",
     revision: str | None = None,
     progress: Callable[[str], None] | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> list[ComponentParity]:
     """Write the bundle of a checkpoint, each network checked against torch.
 
@@ -52,6 +55,9 @@ def export(
         Branch, tag or commit; only with a hub id.
     progress
         Called with one line before each stage.
+    loras
+        Files and scales; all are merged into the weights of UNet and text encoder, so that parity
+        is that with the merged network. `model_index.json` records them as ``_lora``.
 
     Returns
     -------
@@ -61,8 +67,9 @@ def export(
     Raises
     ------
     ExportError
-        The type is unknown, the source is not supported, the bundle exists or cannot be written, or
-        a network misses parity; that message ends with the table.
+        The type is unknown, the source is not supported, the bundle exists or cannot be written, a
+        LoRA is not one or does not fit the source, or a network misses parity; that message ends
+        with the table.
     """
     bundle = Path(bundle)
     report = progress or (lambda line: None)
@@ -70,15 +77,23 @@ def export(
         raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
     if bundle.exists() or bundle.is_symlink():
         raise ExportError(f"{bundle} exists already; name a folder that does not")
+    read = [read_lora(path, scale) for path, scale in loras]
     checkpoint = resolve(source, revision)
+    if read:
+        with quiet():
+            models = weightless(checkpoint)
+        for lora in read:
+            check(lora, models)
     try:
         bundle.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{bundle.name}-", dir=bundle.parent))
     except OSError as error:
         raise ExportError(f"cannot write {bundle}: {error.strerror}") from error
     try:
-        _copy_small_files(checkpoint, staging)
-        rows = [_export_network(kind, checkpoint, staging, dtype, report) for kind in NETWORKS]
+        _copy_small_files(checkpoint, staging, read)
+        rows = [
+            _export_network(kind, checkpoint, read, staging, dtype, report) for kind in NETWORKS
+        ]
         if not all(row.passed for row in rows):
             raise ExportError("the export misses parity with torch\n" + format_table(rows))
         staging.chmod(0o755)
@@ -93,6 +108,7 @@ def export(
 def _export_network(
     kind: type[Network],
     checkpoint: Path,
+    loras: Sequence[Lora],
     staging: Path,
     dtype: str,
     report: Callable[[str], None],
@@ -104,6 +120,11 @@ def _export_network(
     report(f"{kind.component}: loading")
     with quiet():
         network = load_network(kind, checkpoint)
+    for lora in loras:
+        if layers := lora.of(kind.component):
+            report(f"{kind.component}: merging {len(layers)} layers of {lora.path}")
+            merge(lora, kind.component, network.model)
+    with quiet():
         truth = references(network, half)
     _write_json(folder / "config.json", network.config)
     report(f"{kind.component}: tracing in {dtype}")
@@ -116,12 +137,18 @@ def _export_network(
     return row
 
 
-def _copy_small_files(checkpoint: Path, staging: Path) -> None:
+def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:
     """Write the index, the scheduler's configuration and the tokenizer."""
     (staging / "scheduler").mkdir()
     scheduler = Path("scheduler") / "scheduler_config.json"
     shutil.copyfile(checkpoint / scheduler, staging / scheduler)
-    _write_json(staging / "model_index.json", _index(read_json(checkpoint / "model_index.json")))
+    index = _index(read_json(checkpoint / "model_index.json"))
+    if loras:
+        # diffusers and Optimum take no key that starts with an underscore for a component.
+        index["_lora"] = [
+            {"file": lora.path.name, "sha256": lora.sha256, "scale": lora.scale} for lora in loras
+        ]
+    _write_json(staging / "model_index.json", index)
     target = staging / "tokenizer"
     target.mkdir()
     for name in _TOKENIZER_FILES:

@@ -58,6 +58,8 @@ class Network(nn.Module):
         Name of the graph's only output.
     config
         Content of the component's ``config.json``.
+    model
+        The module of diffusers or transformers inside.
     """
 
     component: str
@@ -65,6 +67,7 @@ class Network(nn.Module):
     inputs: tuple[str, ...]
     output: str
     config: dict[str, Any]
+    model: Any
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return fresh random float32 (or int64) inputs of the case's sizes."""
@@ -270,6 +273,31 @@ def load_network(kind: type[Network], checkpoint: Path) -> Network:
     network: Any = kind
     shell: Network = network(model, config)
     return shell.eval().requires_grad_(False)
+
+
+def weightless(checkpoint: Path) -> dict[str, nn.Module]:
+    """Build text encoder and UNet from their configurations, on torch's device ``meta``.
+
+    Parameters
+    ----------
+    checkpoint
+        A folder that `bksdm.export.source.resolve` accepted.
+
+    Returns
+    -------
+    dict
+        By component; all names and shapes are there, and no memory is taken.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel.load_config(checkpoint / "unet")
+    text = CLIPTextConfig.from_pretrained(checkpoint / "text_encoder")
+    with torch.device("meta"):
+        return {
+            "text_encoder": CLIPTextModel(text),
+            "unet": UNet2DConditionModel.from_config(unet),
+        }
 
 
 def _generator(case: Case) -> torch.Generator:

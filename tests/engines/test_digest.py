@@ -36,8 +36,8 @@ def test_a_changed_file_is_hashed_again(files, tmp_path, monkeypatch):
     first = digest_files(tmp_path, files, record)
     assert sorted(json.loads(record.read_text())) == ["a", "b"]
     hashed = []
-    whole = digest._sha256
-    monkeypatch.setattr(digest, "_sha256", lambda file: hashed.append(file.name) or whole(file))
+    whole = digest.sha256_of
+    monkeypatch.setattr(digest, "sha256_of", lambda file: hashed.append(file.name) or whole(file))
     assert digest_files(tmp_path, files, record) == first
     assert hashed == []
     files[1].write_text("x")

@@ -1,0 +1,207 @@
+"""LoRA files as pairs of factors, whichever program named them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bksdm.engines.digest import sha256_of
+from bksdm.engines.errors import ExportError
+from bksdm.export.lora_scaling import adapter_config, scaling_of
+
+# What stands before a layer's name, and the network it means. The last one is of the files that
+# diffusers' `unet.save_attn_procs` writes.
+_COMPONENTS = {
+    "unet.": "unet",
+    "lora_unet_": "unet",
+    "text_encoder.": "text_encoder",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "": "unet",
+}
+_FACTOR = re.compile(
+    r"(?P<layer>.+)(?P<joint>_lora\.|\.lora\.|\.lora_linear_layer\.|\.lora_)"
+    r"(?P<half>down|up|A|B)\.weight"
+)
+_HALVES = {"down": "down", "A": "down", "up": "up", "B": "up"}
+# diffusers' attention processors of old had layers of their own beside those of the network.
+_OLD_PROCESSORS = {
+    "unet": {"to_out": "to_out.0"},
+    "text_encoder": {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
+}
+_OTHER_KINDS = {
+    "hada_": "LoHa",
+    "lokr_": "LoKr",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_mid": "Tucker decomposition",
+}
+
+
+@dataclass(frozen=True)
+class LoraLayer:
+    """The two factors for the weight of one layer.
+
+    Attributes
+    ----------
+    name : str
+        As the file has it, for messages.
+    component : str
+        ``unet`` or ``text_encoder``.
+    module : str
+        The layer's name inside the network; in Kohya's files with ``_`` for every ``.``.
+    down : Tensor
+        [r, in], or [r, in, k, k] of a convolution; in the type of the file.
+    up : Tensor
+        [out, r], or [out, r, 1, 1].
+    scaling : float
+        ``alpha / r``, or what the file says in place of it.
+    """
+
+    name: str
+    component: str
+    module: str
+    down: Tensor
+    up: Tensor
+    scaling: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that the product of the factors is added to."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+
+@dataclass(frozen=True)
+class Lora:
+    """One file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    scale : float
+        How much of it is merged; 1 is what it was trained for.
+    sha256 : str
+        Of the file.
+    layers : tuple of LoraLayer
+        In the order of their names, as safetensors lists them.
+    """
+
+    path: Path
+    scale: float
+    sha256: str
+    layers: tuple[LoraLayer, ...]
+
+    def of(self, component: str) -> list[LoraLayer]:
+        """Return the layers of one network."""
+        return [layer for layer in self.layers if layer.component == component]
+
+
+def split_scale(text: str) -> tuple[Path, float]:
+    """Split ``FILE[:scale]``; a colon may also be part of the file's name, if there is such a file.
+
+    Raises
+    ------
+    ExportError
+        What follows the last colon is no finite number.
+    """
+    name, colon, number = text.rpartition(":")
+    if not colon or Path(text).is_file():
+        return Path(text), 1.0
+    try:
+        scale = float(number)
+    except ValueError as error:
+        raise ExportError(f"{text}: no such file, and {number!r} is no scale") from error
+    if not math.isfinite(scale):
+        raise ExportError(f"{text}: the scale must be a finite number, not {number}")
+    return Path(name), scale
+
+
+def read_lora(path: Path, scale: float = 1.0) -> Lora:
+    """Read a safetensors file in the naming of diffusers, peft or Kohya.
+
+    Parameters
+    ----------
+    path : Path
+        The file. float16 and bfloat16 are as welcome as float32.
+    scale : float
+        How much of it is to be merged.
+
+    Raises
+    ------
+    ExportError
+        Missing, damaged, not a LoRA, of a kind other than two factors (LoHa, LoKr, DoRA, Tucker),
+        half a pair, factors that do not fit each other, or values that are not finite; names the
+        file and the layer.
+    """
+    tensors, header = _load(path)
+    pairs: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        prefix, module, part = _place(path, key)
+        if not tensor.float().isfinite().all():
+            raise ExportError(f"{path}: {key} holds values that are not finite numbers")
+        if part in pairs.setdefault((prefix, module), {}):
+            raise ExportError(f"{path}: {key} says the same as another of its tensors")
+        pairs[prefix, module][part] = tensor
+    if not pairs:
+        raise ExportError(f"{path}: not a LoRA file, it holds no tensors")
+    config = adapter_config(path, header)
+    layers = tuple(_layer(path, *place, parts, config) for place, parts in pairs.items())
+    return Lora(path, scale, sha256_of(path), layers)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
+            return tensors, file.metadata() or {}
+    except OSError as error:
+        reason = "no such file" if not path.exists() else error.strerror or "cannot be read"
+        raise ExportError(f"{path}: {reason}; --lora takes FILE or FILE:scale") from error
+    except SafetensorError as error:
+        raise ExportError(f"{path}: damaged, or not a safetensors file") from error
+
+
+def _place(path: Path, key: str) -> tuple[str, str, str]:
+    """Return prefix, module, and which of ``down``, ``up`` and ``alpha`` a tensor is."""
+    for word, kind in _OTHER_KINDS.items():
+        if word in key:
+            raise ExportError(f"{path}: {key} is of {kind}; only plain LoRA can be merged")
+    match = _FACTOR.fullmatch(key)
+    if match is None and not key.endswith(".alpha"):
+        raise ExportError(f"{path}: not a LoRA file that can be merged, it holds {key}")
+    layer = match["layer"] if match else key.removesuffix(".alpha")
+    prefix = next(known for known in _COMPONENTS if layer.startswith(known))
+    module = layer.removeprefix(prefix).replace(".processor.", ".")
+    if match and match["joint"] == "_lora.":
+        parents, dot, last = module.rpartition(".")
+        module = parents + dot + _OLD_PROCESSORS[_COMPONENTS[prefix]].get(last, last)
+    return prefix, module, _HALVES[match["half"]] if match else "alpha"
+
+
+def _layer(
+    path: Path, prefix: str, module: str, parts: Mapping[str, Tensor], config: Mapping[str, object]
+) -> LoraLayer:
+    where = f"{path}: {prefix}{module}"
+    for half in ("down", "up"):
+        if half not in parts:
+            raise ExportError(f"{where} has {' and '.join(parts)}, but no {half}")
+    down, up = parts["down"], parts["up"]
+    rank = down.shape[0] if down.ndim in (2, 4) else 0
+    if not rank or up.ndim not in (2, 4) or up.shape[1:] != (rank, *(1,) * (up.ndim - 2)):
+        raise ExportError(
+            f"{where}: down {list(down.shape)} and up {list(up.shape)} do not fit each other"
+        )
+    if "alpha" not in parts:
+        scaling = scaling_of(path, config, prefix, module, rank)
+    elif parts["alpha"].numel() == 1:
+        scaling = float(parts["alpha"]) / rank
+    else:
+        raise ExportError(f"{where}: alpha is {list(parts['alpha'].shape)}, not one number")
+    return LoraLayer(prefix + module, _COMPONENTS[prefix], module, down, up, scaling)

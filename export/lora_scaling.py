@@ -1,0 +1,90 @@
+"""The factor of a LoRA that diffusers writes into a file's header in place of tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.errors import ExportError
+
+_HEADER = "lora_adapter_metadata"
+# peft's ways to start a training that change the network's own weights as well.
+_CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq")
+
+
+def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of ``peft.LoraConfig`` that diffusers' ``save_lora_weights`` keeps.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    header : mapping
+        The file's ``__metadata__``.
+
+    Returns
+    -------
+    dict
+        Keys such as ``unet.lora_alpha``; empty where the file says nothing.
+
+    Raises
+    ------
+    ExportError
+        The field is no JSON object.
+    """
+    try:
+        config = json.loads(header.get(_HEADER) or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ExportError(f"{path}: {_HEADER} in its header is not valid JSON") from error
+    if not isinstance(config, dict):
+        raise ExportError(f"{path}: {_HEADER} in its header is no JSON object")
+    return config
+
+
+def scaling_of(path: Path, config: Mapping[str, Any], prefix: str, module: str, rank: int) -> float:
+    """Return what ``up @ down`` of a layer is multiplied by, 1 where the header says nothing.
+
+    As peft's ``LoraLayer`` has it: ``alpha / r``, or ``alpha / sqrt(r)`` where the rank is
+    stabilised (Kalajdzievski 2023, arXiv 2312.03732). An alpha of ``alpha_pattern`` counts for the
+    modules whose name its key, a regular expression, matches as a whole or after a dot.
+
+    Parameters
+    ----------
+    path : Path
+        For messages.
+    config : mapping
+        Of :func:`adapter_config`.
+    prefix : str
+        ``unet.``, ``text_encoder.`` or nothing; as before the layers' names.
+    module : str
+        The layer's name after the prefix.
+    rank : int
+        Of the factors.
+
+    Raises
+    ------
+    ExportError
+        A field is of the wrong type, or asks for more than a product of two factors.
+    """
+    start = config.get(f"{prefix}init_lora_weights")
+    if config.get(f"{prefix}use_dora"):
+        raise ExportError(f"{path}: {prefix}{module} is of DoRA; only plain LoRA can be merged")
+    if isinstance(start, str) and start.startswith(_CHANGES_NETWORK):
+        raise ExportError(f"{path}: made with {start}, which changes the network's own weights too")
+    field, alpha = f"{prefix}lora_alpha", config.get(f"{prefix}lora_alpha", rank)
+    patterns = config.get(f"{prefix}alpha_pattern") or {}
+    try:
+        for pattern, value in patterns.items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                field, alpha = f"{prefix}alpha_pattern", value
+                break
+    except (AttributeError, re.error) as error:
+        raise ExportError(f"{path}: {prefix}alpha_pattern in its header is not valid") from error
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ExportError(f"{path}: {field} in its header is {alpha!r}, not a finite number")
+    stabilised = config.get(f"{prefix}use_rslora")
+    return alpha / (math.sqrt(rank) if stabilised else rank)
