@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def split_scale(text: str) -> tuple[Path, float]:
         What follows the last colon is no finite number.
     """
     name, colon, number = text.rpartition(":")
-    if not colon or Path(text).is_file():
+    if not colon or os.path.isfile(text):  # unlike Path's, False for a name that is too long
         return Path(text), 1.0
     try:
         scale = float(number)
@@ -162,7 +163,8 @@ def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
             return tensors, file.metadata() or {}
     except OSError as error:
-        reason = "no such file" if not path.exists() else error.strerror or "cannot be read"
+        missing = isinstance(error, FileNotFoundError)
+        reason = "no such file" if missing else error.strerror or "cannot be read"
         raise ExportError(f"{path}: {reason}; --lora takes FILE or FILE:scale") from error
     except SafetensorError as error:
         raise ExportError(f"{path}: damaged, or not a safetensors file") from error

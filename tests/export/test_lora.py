@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from bksdm.cli import main
 from bksdm.engines.digest import sha256_of
 from bksdm.engines.errors import ExportError
+from bksdm.export import exporter
 from bksdm.export.lora import read_lora, split_scale
-from bksdm.export.merge import check, merge
-from bksdm.export.networks import TextEncoder, Unet, load_network, weightless
+from bksdm.export.merge import merge
+from bksdm.export.networks import TextEncoder, Unet, load_network
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
 from bksdm.runtime.pipeline import TextToImage
@@ -51,7 +54,9 @@ def _adapters(checkpoint, unet, text_encoder, targets=UNET):
 def _save(pipeline, path, convert, **headers):
     models = (pipeline.unet, pipeline.text_encoder)
     layers = [convert(get_peft_model_state_dict(model)) for model in models]
-    StableDiffusionPipeline.save_lora_weights(path.parent, *layers, weight_name=path.name, **headers)
+    StableDiffusionPipeline.save_lora_weights(
+        path.parent, *layers, weight_name=path.name, **headers
+    )
     return path
 
 
@@ -62,7 +67,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(nano_checkpoint, folder):
-    """peft's names, ``lora_A`` and ``lora_B``, and no metadata."""
+    """A file in peft's naming, ``lora_A`` and ``lora_B``, without metadata."""
     adapters = _adapters(nano_checkpoint, {"lora_alpha": 4}, {"lora_alpha": 3})
     return _save(adapters, folder / "plain.safetensors", dict)
 
@@ -140,18 +145,224 @@ def _kohya(path, target, alphas):
 
 def test_weights_equal_diffusers(nano_checkpoint, plain, original):
     found = _merged(nano_checkpoint, (plain, 0.7))
-    expected = _fused(nano_checkpoint, (plain, 0.7))
-    _assert_same(found, expected)
+    _assert_same(found, _fused(nano_checkpoint, (plain, 0.7)))
     assert _changed(found, original) == len(load_file(plain)) // 2 > 100
-    print(max((float((found[c][n]-e).abs().max()/e.abs().max()) for c,t in expected.items() for n,e in t.items()))*2**23)
+    assert _changed(_merged(nano_checkpoint, (plain, 0.0)), original) == 0
 
 
-def test_kohya_equals_diffusers(nano_checkpoint, plain, original, folder):
+def test_kohyas_naming_and_alphas(nano_checkpoint, plain, folder):
     path = _kohya(plain, folder / "kohya.safetensors", {"unet": 4.0, "text_encoder": 3.0})
-    found = _merged(nano_checkpoint, (path, 0.7))
     same = _merged(nano_checkpoint, (plain, 0.7))
-    assert _changed(found, same) == 0
+    assert _changed(_merged(nano_checkpoint, (path, 0.7)), same) == 0
     path = _kohya(plain, folder / "kohya.safetensors", {"unet": 1.0, "text_encoder": 2.0})
-    found, expected = _merged(nano_checkpoint, (path, 0.7)), _fused(nano_checkpoint, (path, 0.7))
-    _assert_same(found, expected)
+    found = _merged(nano_checkpoint, (path, 0.7))
+    _assert_same(found, _fused(nano_checkpoint, (path, 0.7)))
     assert _changed(found, same) == len(load_file(plain)) // 2
+
+
+def test_diffusers_older_namings(nano_checkpoint, folder):
+    adapters = _adapters(nano_checkpoint, {"lora_alpha": 4}, {"lora_alpha": 3}, ATTENTION)
+    path = _save(adapters, folder / "older.safetensors", convert_state_dict_to_diffusers)
+    tensors = {key: tensor.bfloat16() for key, tensor in load_file(path).items()}
+    assert {key.partition(".lora")[2] for key in tensors} == {
+        ".down.weight", ".up.weight", "_A.weight", "_B.weight",
+        "_linear_layer.down.weight", "_linear_layer.up.weight",
+    }  # fmt: skip
+    save_file(tensors, path)
+    found = _merged(nano_checkpoint, (path, -1.5))
+    _assert_same(found, _fused(nano_checkpoint, (path, -1.5)))
+
+    # As before peft, when attention processors held the layers.
+    renamed = {}
+    for key, tensor in tensors.items():
+        name = re.sub(r"(attn\d)\.(to_[a-z]+)(\.0)?\.lora\.", r"\1.processor.\2_lora.", key)
+        name = re.sub(r"\b(q|k|v|out)_proj\.lora_linear_layer\.", r"to_\1_lora.", name)
+        name = name.replace(".lora_A.", ".lora_linear_layer.down.")
+        name = name.replace(".lora_B.", ".lora_linear_layer.up.")
+        renamed[name.replace("text_encoder.", "text_encoder.text_model.")] = tensor
+    oldest = folder / "oldest.safetensors"
+    save_file(renamed, oldest)
+    assert sum("_lora." in key for key in renamed) == 2 * (9 * 2 * 4 + 2 * 4)
+    assert _changed(_merged(nano_checkpoint, (oldest, -1.5)), found) == 0
+    _assert_same(found, _fused(nano_checkpoint, (oldest, -1.5)))
+
+
+def test_alphas_of_the_header(nano_checkpoint, plain, folder):
+    # The header has them sorted, and the first one that matches counts.
+    patterns = {"conv_in": 1, "to_q": 2, r"up_blocks\.\d.*to_[qk]": 10}
+    unet = {"lora_alpha": 6, "alpha_pattern": patterns}
+    adapters = _adapters(nano_checkpoint, unet, {"lora_alpha": 5, "use_rslora": True})
+    models = {"unet": adapters.unet, "text_encoder": adapters.text_encoder}
+    headers = _collate_lora_metadata(models)
+    path = _save(adapters, folder / "header.safetensors", dict, **headers)
+    found = _merged(nano_checkpoint, (path, 1.0))
+    _assert_same(found, _fused(nano_checkpoint, (path, 1.0)))
+    scaling = {layer.module: layer.scaling for layer in read_lora(path).layers}
+    assert scaling["conv_in"] == 1 / 4
+    attention = "attentions.0.transformer_blocks.0.attn2"
+    assert scaling[f"up_blocks.1.{attention}.to_q"] == 2 / 4
+    assert scaling[f"up_blocks.1.{attention}.to_k"] == 10 / 4
+    assert scaling[f"down_blocks.1.{attention}.to_k"] == 6 / 4
+    assert scaling["encoder.layers.1.mlp.fc1"] == 5 / math.sqrt(3)
+
+    # The UNet alone writes names and header without a prefix.
+    adapters.unet.save_lora_adapter(folder / "unet")
+    (alone,) = (folder / "unet").iterdir()
+    unet_only = _merged(nano_checkpoint, (alone, 1.0))["unet"]
+    assert _changed({"unet": unet_only}, found) == 0
+
+
+def test_several_add_up(nano_checkpoint, plain, folder):
+    path = _kohya(plain, folder / "second.safetensors", {"unet": 2.0, "text_encoder": 2.0})
+    files = ((plain, 0.5), (path, -0.25))
+    _assert_same(_merged(nano_checkpoint, *files), _fused(nano_checkpoint, *files))
+
+
+def test_a_convolution_of_one_is_a_linear_layer(nano_checkpoint, folder):
+    down, up = torch.randn(2, 16), torch.randn(16, 2)
+    path = folder / "linear.safetensors"
+    name = "lora_unet_down_blocks_0_attentions_0_proj_in"
+    weights = []
+    for ones in ((), (1, 1)):
+        factors = {"down": down.reshape(2, 16, *ones), "up": up.reshape(16, 2, *ones)}
+        save_file({f"{name}.lora_{half}.weight": t for half, t in factors.items()}, path)
+        weights.append(_merged(nano_checkpoint, (path, 1.0)))
+    assert _changed(*weights) == 0
+
+
+def test_the_bundle_draws_what_the_fused_pipeline_draws(
+    nano_checkpoint, nano_bundle, plain, folder, tmp_path, capsys, monkeypatch
+):
+    bundle, odd = tmp_path / "bundle", folder / "odd:name.safetensors"
+    shutil.copy(plain, odd)
+    # Only what a LoRA changes; tracing is what takes the time.
+    monkeypatch.setattr(exporter, "NETWORKS", (TextEncoder, Unet))
+    command = ["export", str(nano_checkpoint), "-o", str(bundle)]
+    assert main([*command, "--lora", f"{plain}:0.3", "--lora", str(odd)]) == 0
+    shutil.copytree(nano_bundle / "vae_decoder", bundle / "vae_decoder")
+    said = capsys.readouterr().err
+    layers = {"text_encoder": 2 * 6, "unet": len(load_file(plain)) // 2 - 2 * 6}
+    for component, count in layers.items():
+        for path in (plain, odd):
+            assert f"{component}: merging {count} layers of {path}\n" in said
+    files = [{"file": plain.name, "sha256": sha256_of(plain), "scale": 0.3},
+             {"file": odd.name, "sha256": sha256_of(odd), "scale": 1.0}]  # fmt: skip
+    assert json.loads((bundle / "model_index.json").read_text())["_lora"] == files
+    assert main(["info", str(bundle)]) == 0
+    assert f"merged LoRAs: file {plain.name} sha256 {sha256_of(plain)} scale 0.3, file odd" in (
+        capsys.readouterr().out
+    )
+    reference = _fused_pipeline(nano_checkpoint, (plain, 0.3), (odd, 1.0))
+    reference.set_progress_bar_config(disable=True)
+    expected = pictures(reference, "a red apple", seed=7, num_inference_steps=4)
+    found = TextToImage.load(bundle)("a red apple", seed=7, num_inference_steps=4).pixels
+    assert_same_pictures(found, expected)
+    without = pictures(open_pipeline(nano_checkpoint), "a red apple", seed=7, num_inference_steps=4)
+    assert (without != expected).any()
+
+
+LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+DOWN, UP = torch.ones(2, 16), torch.ones(16, 2)
+
+
+def _pair(layer=LAYER, down=DOWN, up=UP, **more):
+    named = {f"{layer}.lora_A.weight": down, f"{layer}.lora_B.weight": up}
+    return {**named, **{f"{layer}.{key}": tensor for key, tensor in more.items()}}
+
+
+KOHYA = "lora_unet_mid_block_attentions_0_proj_in"
+REFUSED = {
+    "no layer": (_pair("unet.mid_block.resnets.0.conv1"), "unet.mid_block.resnets.0.conv1: the "
+                 "unet has no such layer; a LoRA made for another architecture"),
+    "no layer, Kohya": (_pair(KOHYA), f"{KOHYA}: the unet has no such layer"),
+    "SDXL": (_pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "lora_te2_text_model"),
+    "first of two": (_pair("unet.y", DOWN.clone(), UP.clone()) | _pair("unet.x"), "unet.x: "),
+    "wider": (_pair(down=torch.ones(2, 320), up=torch.ones(320, 2)),
+              f"{LAYER} is for [320, 320], the unet has [16, 16]; a LoRA made for another"),
+    "kernel": (_pair("unet.conv_in", torch.ones(2, 4, 3, 1), torch.ones(16, 2, 1, 1)),
+               "unet.conv_in is for [16, 4, 3, 1], the unet has [16, 4, 3, 3]"),
+    "LoHa": ({f"{LAYER}.hada_w1_a": DOWN}, "hada_w1_a is of LoHa; only plain LoRA"),
+    "LoKr": ({f"{LAYER}.lokr_w1": DOWN}, "lokr_w1 is of LoKr"),
+    "DoRA": (_pair(dora_scale=torch.ones(16)), "dora_scale is of DoRA"),
+    "Tucker": ({f"{KOHYA}.lora_mid.weight": DOWN}, "lora_mid.weight is of Tucker"),
+    "no up": ({f"{LAYER}.lora_A.weight": DOWN}, f"{LAYER} has down, but no up"),
+    "only alpha": ({f"{LAYER}.alpha": torch.tensor(1.0)}, f"{LAYER} has alpha, but no down"),
+    "alphas": (_pair(alpha=torch.ones(2)), f"{LAYER}: alpha is [2], not one number"),
+    "NaN": (_pair(up=UP * float("nan")), "lora_B.weight holds values that are not finite"),
+    "ranks": (_pair(down=torch.ones(3, 16)), f"{LAYER}: down [3, 16] and up [16, 2] do not fit"),
+    "rank 0": (_pair(down=torch.ones(0, 16), up=torch.ones(16, 0)), "do not fit each other"),
+    "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "says the same as another"),
+    "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
+    "empty": ({}, "not a LoRA file, it holds no tensors"),
+}  # fmt: skip
+HEADERS = {
+    "text": ("{", "lora_adapter_metadata in its header is not valid JSON"),
+    "list": ("[]", "lora_adapter_metadata in its header is no JSON object"),
+    "alpha": ('{"unet.lora_alpha": "8"}', "unet.lora_alpha in its header is '8', not a finite"),
+    "NaN": ('{"unet.lora_alpha": NaN}', "unet.lora_alpha in its header is nan"),
+    "pattern": (
+        '{"unet.alpha_pattern": {"(": 1}}',
+        "unet.alpha_pattern in its header is not valid",
+    ),
+    "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern in its header is not valid"),
+    "DoRA": ('{"unet.use_dora": true}', "only plain LoRA can be merged"),
+    "PiSSA": ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the network's own weights"),
+}
+
+
+def _refused(checkpoint, path, named, capsys):
+    """One line that names the file, and nothing of the bundle."""
+    bundle = path.parent / "out" / "bundle"
+    assert main(["export", str(checkpoint), "-o", str(bundle), "--lora", str(path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"{path}" in said
+    assert named in said
+    assert len(said.splitlines()) == 1
+    assert not bundle.parent.exists()
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_tensors(nano_checkpoint, tmp_path, capsys, case):
+    tensors, named = REFUSED[case]
+    save_file(tensors, tmp_path / "x.safetensors")
+    _refused(nano_checkpoint, tmp_path / "x.safetensors", named, capsys)
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_refused_headers(nano_checkpoint, tmp_path, capsys, case):
+    text, named = HEADERS[case]
+    save_file(_pair(), tmp_path / "x.safetensors", {"lora_adapter_metadata": text})
+    _refused(nano_checkpoint, tmp_path / "x.safetensors", named, capsys)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "folder", "missing"])
+def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
+    path = tmp_path / "x.safetensors"
+    if damage == "cut":
+        path.write_bytes(plain.read_bytes()[:9000])
+    elif damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        path.write_text("no tensors" if damage == "text" else "")
+    named = {"missing": "no such file", "folder": "cannot be read"}.get(damage, "damaged, or not a")
+    _refused(nano_checkpoint, path, named, capsys)
+
+
+def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file(_pair(down=DOWN * 1e30, up=UP * 1e30), path)
+    with pytest.raises(ExportError, match=f"x.safetensors: {LAYER} is too large for float32"):
+        _merged(nano_checkpoint, (path, 1.0))
+
+
+def test_scale_after_the_last_colon(tmp_path):
+    odd = tmp_path / "a:0.5"
+    assert split_scale(str(odd)) == (tmp_path / "a", 0.5)
+    odd.touch()
+    assert split_scale(str(odd)) == (odd, 1.0)
+    assert split_scale(f"{odd}:-2") == (odd, -2.0)
+    assert split_scale("nothing") == (Path("nothing"), 1.0)
+    for text, named in {"x:abc": "'abc' is no scale", "C:\\x": "no such file", "x:": "'' is no",
+                        "x:nan": "finite", "x:inf": "finite"}.items():  # fmt: skip
+        with pytest.raises(ExportError, match=named):
+            split_scale(text)
