@@ -148,9 +148,9 @@ def cuda_loop() -> Callable[[int], object]:
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
 
     def run(steps: int) -> None:
-        table = step_table(SCHEDULE, steps)
-        session.begin(ids, start, table, 7.5)
-        for _ in range(len(table)):
+        work = Work(["", "a"], Guidance(7.5), step_table(SCHEDULE, steps), start, start[:0, None])
+        session.begin(ids, work)
+        for _ in range(len(work.table)):
             session.step()
         # The device left the flags alone, so only the steps are of interest here.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -88,6 +89,6 @@ class Device(Protocol):
 
 def as_array(memory: HostMemory, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     """View the start of page-locked memory as an array."""
-    count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    count = math.prod(shape) * np.dtype(dtype).itemsize
     view: NDArray[Any] = memory.array[:count].view(dtype).reshape(shape)
     return view

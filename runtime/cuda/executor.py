@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError, RequestError, SamplerError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.plans import Recipe, check, list_plans, read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import load_module
@@ -66,7 +66,6 @@ class CudaExecutor:
         self._built = _find(bundle, flavour, device.target)
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
         self._load = cache(partial(_load, flavour, device))
-        self._fresh: dict[str, LoadedPlan] = {}
 
     def check(self, height: int, width: int, images: int) -> None:
         """Refuse what no profile covers."""
@@ -79,21 +78,6 @@ class CudaExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        if work.guidance is not None and not work.guidance.plain:
-            raise RequestError(
-                "guidance_rescale and guidance_interval are not in the loop on the GPU yet; "
-                "use the engine onnxruntime"
-            )
-        if work.table.draws:
-            raise SamplerError(
-                "this sampler adds noise, which the loop on the GPU does not yet; take a "
-                "deterministic one, or the engine onnxruntime"
-            )
-        if work.known is not None or not len(work.table):
-            raise RequestError(
-                "a mask, or strength 0, is not in the loop on the GPU yet; "
-                "use the engine onnxruntime"
-            )
         if work.wording != PLAIN:
             raise RequestError(
                 "prompt_weights, long_prompt and clip_skip are not on the GPU yet; "
@@ -105,8 +89,7 @@ class CudaExecutor:
         session = self._session(work)
         start = time.perf_counter()
         try:
-            scale = 1.0 if work.guidance is None else work.guidance.scale
-            session.begin(ids, work.start, work.table, scale)
+            session.begin(ids, work)
             for index, timestep in enumerate(work.table.timesteps):
                 session.step()
                 if work.callback is not None:
@@ -120,8 +103,7 @@ class CudaExecutor:
             self._device.synchronize()
             raise
         seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
-        while self._fresh:
-            self._fresh.popitem()[1].keep_kernels()
+        session.keep_kernels()
         return pixels
 
     def _session(self, work: Work) -> Session:
@@ -132,7 +114,6 @@ class CudaExecutor:
             built = next(b for b in self._built
                          if b.profile.covers(images, shape.height, shape.width))  # fmt: skip
             plans, kernel, scratch = self._load(built.folder)
-            self._fresh = dict(plans)
             while len(self._sessions) >= KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
             self._sessions[shape] = Session(

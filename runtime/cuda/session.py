@@ -1,8 +1,8 @@
-"""Everything one batch and size needs on the GPU: buffers, bound plans, the recorded step."""
+"""Everything one batch and size needs on the GPU: buffers, bound plans, the recorded steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,17 +12,19 @@ from bksdm.engines.errors import EngineError, NonFiniteError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt_context import Binding, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, as_array
-from bksdm.runtime.samplers import StepTable
+from bksdm.runtime.cuda.evaluation import Evaluations, Kind, kinds_of
+from bksdm.runtime.cuda.known import DeviceKnown
+from bksdm.runtime.cuda.table import DeviceTable
+from bksdm.runtime.work import Work
 
 # Mirrors struct Control of kernels.cu.
 CONTROL = np.dtype(
-    [(name, np.int64) for name in ("step", "next", "total", "first_bad_step", "bad_embeddings",
-                                   "bad_pixels")]
-    + [("guidance", np.float32), ("scaling_factor", np.float32)]
-    + [(name, np.uint64) for name in ("timesteps", "input_scale", "rows", "history")]
+    [(name, np.int64) for name in ("step", "next", "total", "draws", "first_bad_step",
+                                   "bad_embeddings", "bad_pixels")]
+    + [("rescale", np.float64), ("guidance", np.float32), ("scaling_factor", np.float32)]
+    + [(name, np.uint64) for name in ("timesteps", "input_scale", "rows", "levels", "history",
+                                      "known", "painted")]
 )  # fmt: skip
-FIRST_CAPACITY = 64
-"""UNet evaluations that there is room for from the start; more of them reallocate once."""
 
 
 @dataclass(frozen=True)
@@ -38,27 +40,6 @@ class Shape:
     def rows(self) -> int:
         """Batch of the UNet and the text encoder."""
         return self.images * (2 if self.guided else 1)
-
-
-class _Table:
-    """A compiled sampler on the device, and room for its history."""
-
-    def __init__(self, device: Device, capacity: int, size: int) -> None:
-        floats = 2 * capacity + (capacity + 1) ** 2
-        self.capacity = capacity
-        self.memory = device.allocate(4 * floats)
-        self.staging = device.allocate_host(4 * floats)
-        self.history = device.allocate(4 * (capacity + 1) * size)
-        self.holds: StepTable | None = None
-        self.used = 0
-
-    def stage(self, table: StepTable) -> None:
-        """Write a table where the next copy takes it from."""
-        if table is not self.holds:
-            parts = (table.timesteps, table.input_scale, table.rows)
-            values = np.concatenate([part.ravel() for part in parts]).astype(np.float32)
-            as_array(self.staging, np.float32, values.shape)[:] = values
-            self.holds, self.used = table, values.nbytes
 
 
 class Session:
@@ -100,9 +81,10 @@ class Session:
         self._device = device
         self._shape = shape
         self._scaling_factor = scaling_factor
-        self._feed, self._step, self._finish, self._check, self._pixels = (
-            kernel(n) for n in ("feed", "step", "finish", "check_embeddings", "to_pixels")
+        self._finish, self._check, self._pixels = (
+            kernel(name) for name in ("finish", "check_embeddings", "to_pixels")
         )
+        self._plans = plans
         unet, text, vae = (plans[n].tensors for n in ("unet", "text_encoder", "vae_decoder"))
         _require(unet, "sample", np.float16)
         _require(unet, "timestep", np.float32)
@@ -128,18 +110,15 @@ class Session:
         self._embeddings = allocate(2 * self._embeddings_size)
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
-        self._sample = allocate(2 * self._size * (rows // images))
-        self._timestep = allocate(4 * rows)
-        self._prediction = allocate(self._sample.size)
         self._vae_input = allocate(2 * self._size)
         area = shape.height * shape.width
         self._decoded = allocate(2 * images * 3 * area)
         self._pixels_device = allocate(images * area * 3)
         self._pixels_host = host(self._pixels_device.size)
-        self._table = _Table(device, FIRST_CAPACITY, self._size)
+        self._table = DeviceTable(device, self._size)
+        self._known = DeviceKnown(device, self._size)
 
         embeddings = Binding(self._embeddings.address, (rows, tokens, width))
-        sample_shape = (rows, channels, *side)
         self._text_encoder = plans["text_encoder"].bind(
             {
                 "input_ids": Binding(self._ids.address, self._ids_shape),
@@ -147,15 +126,10 @@ class Session:
             },
             scratch.address,
         )
-        self._unet = plans["unet"].bind(
-            {
-                "sample": Binding(self._sample.address, sample_shape),
-                "timestep": Binding(self._timestep.address, (rows,)),
-                "encoder_hidden_states": embeddings,
-                "out_sample": Binding(self._prediction.address, sample_shape),
-            },
-            scratch.address,
-        )
+        self._evaluations = Evaluations(
+            device, plans["unet"], kernel, scratch.address, self._control.address,
+            Binding(self._latents.address, self._start_shape), embeddings,
+        )  # fmt: skip
         self._vae_decoder = plans["vae_decoder"].bind(
             {
                 "latent_sample": Binding(self._vae_input.address, self._start_shape),
@@ -163,47 +137,48 @@ class Session:
             },
             scratch.address,
         )
-        self._graph: Graph | None = None
+        self._kinds: list[Kind] = []
+        self._steps: Iterator[Graph] = iter(())
+        self._ran_first = True
 
-    def begin(
-        self, ids: NDArray[np.integer], start: NDArray[np.float32], table: StepTable,
-        guidance_scale: float,
-    ) -> None:  # fmt: skip
+    def begin(self, ids: NDArray[np.integer], work: Work) -> None:
         """Enqueue the uploads and the text encoder; nothing else may be under way.
 
         Parameters
         ----------
         ids : ndarray, int, shape [rows, 77]
             Token ids of the UNet's batch.
-        start : ndarray, float32, shape [images, channels, height / 8, width / 8]
-            x_T.
-        table : StepTable
-            The compiled sampler.
-        guidance_scale : float
-            Of no effect unless the shape is guided.
+        work : Work
+            Of this session's shape; its texts and its callback are left alone.
+
+        Raises
+        ------
+        EngineError
+            TensorRT cannot run a kind of step that is new here, or cannot record it.
         """
-        steps = len(table)
-        if steps > self._table.capacity:
-            self._table = _Table(self._device, steps, self._size)
-        # The recorded step finds these through the control block, so it serves any table.
-        address = self._table.memory.address
+        steps, guidance = len(work.table), work.guidance
+        self._table.stage(work.table, work.start, work.noises)
+        self._known.stage(work.known)
+        # The recorded steps find these through the control block, so they serve any picture.
         block = as_array(self._control_in, CONTROL, (1,))
         block[0] = (
-            0, 0, steps, steps, 0, 0, guidance_scale, self._scaling_factor,
-            address, address + 4 * steps, address + 8 * steps, self._table.history.address,
+            0, 0, steps, work.table.draws, steps, 0, 0,
+            guidance.rescale if guidance else 0.0, guidance.scale if guidance else 1.0,
+            self._scaling_factor, *self._table.addresses, *self._known.addresses,
         )  # fmt: skip
-        self._table.stage(table)
-        as_array(self._latents_host, np.float32, self._start_shape)[:] = start
         as_array(self._ids_host, self._ids_type, self._ids_shape)[:] = ids
-        if self._graph is None:
-            self._enqueue_start()
-            self._graph = self._record()
+        self._kinds = kinds_of(guidance, steps)
+        for kind in dict.fromkeys(self._kinds):
+            if self._evaluations.prepare(kind):
+                self._enqueue_start()
+                self._evaluations.record(kind)
+                self._ran_first = True
         self._enqueue_start()
+        self._steps = map(self._evaluations.graph, self._kinds)
 
     def step(self) -> None:
-        """Enqueue one step."""
-        assert self._graph is not None
-        self._graph.launch()
+        """Enqueue the next step."""
+        next(self._steps).launch()
 
     def latents(self) -> NDArray[np.float32]:
         """Wait, and return the latents of the last step."""
@@ -244,43 +219,26 @@ class Session:
         pixels = as_array(self._pixels_host, np.uint8, (shape.images, shape.height, shape.width, 3))
         return pixels.copy()
 
-    def _record(self) -> Graph:
-        """Run one step outside of a graph, as TensorRT asks, then record one.
-
-        Raises
-        ------
-        EngineError
-            TensorRT cannot be recorded.
-        """
-        self._enqueue_step()
-        if not self._unet.can_record(self._device.stream):
-            raise EngineError("unet: TensorRT cannot run in a CUDA graph; build it again")
-        return self._device.record(self._enqueue_step)
+    def keep_kernels(self) -> None:
+        """Write what TensorRT compiled, if anything ran for the first time."""
+        if self._ran_first:
+            for plan in self._plans.values():
+                plan.keep_kernels()
+            self._ran_first = False
 
     def _enqueue_start(self) -> None:
-        device, table = self._device, self._table
+        device = self._device
         device.copy(self._control, self._control_in, CONTROL.itemsize)
-        device.copy(table.memory, table.staging, table.used)
-        device.copy(self._latents, self._latents_host, self._latents.size)
-        device.copy(table.history, self._latents_host, self._latents.size)
+        self._table.upload()
+        self._known.upload()
+        device.copy(self._latents, self._table.history, self._latents.size)
         device.copy(self._ids, self._ids_host, self._ids.size)
         self._text_encoder.enqueue(device.stream)
         self._check(
             self._embeddings_size, self._control.address, self._embeddings.address,
             self._embeddings_size,
         )  # fmt: skip
-
-    def _enqueue_step(self) -> None:
-        halves = self._shape.rows // self._shape.images
-        self._feed(
-            max(self._size, self._shape.rows), self._control.address, self._latents.address,
-            self._sample.address, self._timestep.address, self._size, halves, self._shape.images,
-        )  # fmt: skip
-        self._unet.enqueue(self._device.stream)
-        self._step(
-            self._size, self._control.address, self._prediction.address, self._latents.address,
-            self._size, halves,
-        )  # fmt: skip
+        self._evaluations.enqueue_embeddings(self._kinds)
 
 
 def _require(tensors: Mapping[str, TensorSpec], name: str, dtype: type) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from bksdm.engines.plans import Recipe, model_digest, staged, write_plan, write_record
 from bksdm.engines.profile import Profile
+from bksdm.engines.protocol import TensorSpec
+from bksdm.engines.registry import open_engine
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
+from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.vae_encoder import VaeEncoder
 
 from .simulated import Engine, SimulatedDevice, simulated_tensorrt
 
@@ -66,6 +72,42 @@ def load(device, monkeypatch):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
         tokenizer = Tokenizer.load(folder / "tokenizer")
         device.engines = engines
-        return TextToImage(bundle, CudaExecutor(bundle, tokenizer, "tensorrt-rtx", device))
+        executor = CudaExecutor(bundle, tokenizer, "tensorrt-rtx", device)
+        return TextToImage(bundle, executor, _encoder(bundle))
 
     return open_on_device
+
+
+@pytest.fixture(scope="session")
+def same_on_host(built):
+    """The bundle with the loop on the host, around the networks of the simulated GPU."""
+    bundle = Bundle.open(built)
+    engines = [
+        _Called(Engine(None, bundle.model(name), RECIPE.profile, name)) for name in COMPONENTS
+    ]
+    tokenizer = Tokenizer.load(built / "tokenizer")
+    executor = HostExecutor(tokenizer, *engines, bundle.scaling_factor)
+    return TextToImage(bundle, executor, _encoder(bundle))
+
+
+class _Called:
+    """A simulated plan as an engine of the host."""
+
+    def __init__(self, engine):
+        self._run = engine.run
+        self.inputs = {name: TensorSpec(engine.dtype(name), tuple(node.shape))
+                       for name, node in engine.inputs.items()}  # fmt: skip
+
+    def __call__(self, feeds):
+        return self._run(feeds)
+
+
+def _encoder(bundle):
+    side = bundle.sample_size * bundle.vae_scale
+    load = partial(open_engine, "onnxruntime", bundle.model("vae_encoder"), None, None, side)
+    return VaeEncoder(load, bundle.scaling_factor)
+
+
+def unrecorded(evaluations):
+    """Return what stands in for recorded steps: the same work, enqueued piece by piece."""
+    return lambda kind: SimpleNamespace(launch=partial(evaluations.enqueue, kind))

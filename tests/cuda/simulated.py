@@ -3,7 +3,7 @@
 - Work runs when the host waits and not before, so a missing wait shows stale data.
 - Memory starts as NaN, is fenced by bytes that must not change, and is never used again after it
   was freed: unset, out-of-bounds and stale accesses are errors or NaN.
-- Copies and TensorRT's tensors must lie in one live allocation.
+- Copies and TensorRT's tensors must lie in one live allocation, tensors at multiples of 256 bytes.
 - A plan that was bound cannot be bound anew, since graphs may hold its first binding.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +24,7 @@ import onnxruntime as ort
 from bksdm.engines.half import emulate_half
 from bksdm.engines.onnxruntime import beside
 
+ALIGNMENT = 256
 FENCE = 256
 FENCE_BYTE, UNSET_BYTE = 0xFE, 0xFF  # both are NaN in every float type
 THREADS = 256
@@ -39,7 +40,9 @@ class Memory:
     def __init__(self, device, size, host):
         self.size = size
         self._device, self._host = device, host
-        self._bytes = np.full(FENCE + size + FENCE, FENCE_BYTE, np.uint8)
+        room = np.full(FENCE + size + FENCE + ALIGNMENT, FENCE_BYTE, np.uint8)
+        before = -room.ctypes.data % ALIGNMENT
+        self._bytes = room[before : before + FENCE + size + FENCE]
         self._bytes[FENCE : FENCE + size] = UNSET_BYTE
         self.address = self._bytes.ctypes.data + FENCE
         device.live[self.address] = size
@@ -196,6 +199,8 @@ class Context:
         dtype = self._engine.dtype(name)
         count = int(np.prod(self.get_tensor_shape(name))) * dtype.itemsize
         self._engine.device.require(address, count)
+        if address % ALIGNMENT:
+            raise SimulationError(f"{name} lies at {address:#x}, which TensorRT does not take")
         self._addresses[name] = address
 
     def set_device_memory(self, address, size):
@@ -225,6 +230,7 @@ class Context:
     def _run(self):
         engine = self._engine
         feeds = {name: self._view(name) for name in engine.inputs}
+        engine.kernels.shapes.add(str(self._shapes).encode())
         for name, value in engine.run(feeds).items():
             self._view(name)[:] = value
         # Whoever counts on scratch keeping anything is wrong.
@@ -232,17 +238,31 @@ class Context:
 
 
 class Kernels:
-    """What TensorRT RTX compiles when it first runs; ``known`` if that came from a file."""
+    """What TensorRT RTX compiles for every new shape; ``known`` if some came from a file."""
 
     content = b"kernels"
     known = False
 
+    def __init__(self):
+        self.shapes = set()
+
     def deserialize(self, content):
-        self.known = content == self.content
+        self.known = content.startswith(self.content)
         return self.known
 
     def serialize(self):
-        return self.content
+        return b" ".join([self.content, *sorted(self.shapes)])
+
+
+@lru_cache(maxsize=8)
+def rounding(model):
+    """Return a session of a float16 graph that computes as :func:`emulate_half` says."""
+    proto = onnx.load(str(model), load_external_data=False)
+    emulate_half(proto)
+    options = beside(ort.SessionOptions(), model)
+    return ort.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 class Engine:
@@ -251,12 +271,7 @@ class Engine:
     scratch = 4096
 
     def __init__(self, device, model, profile, name, change=None):
-        proto = onnx.load(str(model), load_external_data=False)
-        emulate_half(proto)
-        options = beside(ort.SessionOptions(), model)
-        session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = rounding(model)
         self.device, self.name, self.recordable = device, name, True
         self.inputs = {node.name: node for node in session.get_inputs()}
         self.outputs = {node.name: node for node in session.get_outputs()}

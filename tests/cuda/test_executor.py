@@ -11,7 +11,7 @@ import pytest
 from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.runtime.pipeline import Cancelled, TextToImage
 
-from .conftest import RECIPE
+from .conftest import RECIPE, unrecorded
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_graph_draws_what_its_parts_draw(load, built, device, monkeypatch):
     arguments = {"num_inference_steps": 6, "seed": 4}
     recorded = model("a lighthouse", **arguments).pixels
     (session,) = model._executor._sessions.values()
-    monkeypatch.setattr(session, "step", session._enqueue_step)
+    monkeypatch.setattr(session._evaluations, "graph", unrecorded(session._evaluations))
     device.counts.clear()
     assert (model("a lighthouse", **arguments).pixels == recorded).all()
     assert device.counts["graph launches"] == 0
@@ -92,9 +92,21 @@ def test_compiled_kernels_are_kept_for_the_next_start(load, built, device, tmp_p
         if content is not None:
             kept.write_bytes(content)
         load(folder)("a", num_inference_steps=1, seed=0)
-        assert device.engines[b"unet"].kernels.known == (content == b"kernels")
-        assert kept.read_bytes() == b"kernels"
+        kernels = device.engines[b"unet"].kernels
+        assert kernels.known == (content == b"kernels")
+        assert kept.read_bytes() == kernels.serialize()
     assert not list(kept.parent.glob(".*"))
+
+
+def test_kernels_of_a_later_kind_of_step_are_kept_too(load, built, device, tmp_path):
+    folder = tmp_path / "nano"
+    shutil.copytree(built, folder, ignore=shutil.ignore_patterns("*.cache"))
+    kept = folder / "engines" / RECIPE.name / "unet-sm89.cache"
+    model = load(folder)
+    model("a", num_inference_steps=2, seed=0)
+    before = kept.read_bytes()
+    model("a", num_inference_steps=2, seed=0, guidance_interval=(0.0, 0.5))
+    assert before != kept.read_bytes() == device.engines[b"unet"].kernels.serialize()
 
 
 def test_old_sessions_free_their_memory(load, built, device):

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bksdm.cli import main
 from bksdm.engines.errors import EngineError
 from bksdm.engines.plans import list_plans, read_record
 from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.runtime.pipeline import TextToImage
+
+from .conftest import unrecorded
 
 pytestmark = pytest.mark.gpu
 
@@ -43,17 +46,45 @@ def model(engine):
     return TextToImage.load(engine[0], engine[1])
 
 
-@pytest.mark.parametrize("steps", [1, 4, 25, 70])
-@pytest.mark.parametrize(("images", "width"), [(1, 64), (3, 96)])
-def test_pictures_are_those_of_the_cpu(model, nano_bundle_fp16, steps, images, width):
-    arguments = {"num_inference_steps": steps, "num_images_per_prompt": images, "width": width,
-                 "seed": 1}  # fmt: skip
-    expected = TextToImage.load(nano_bundle_fp16)("a lighthouse", **arguments).pixels.astype(float)
+def assert_drawn_alike(model, folder, **arguments):
+    expected = TextToImage.load(folder)("a lighthouse", **arguments).pixels.astype(float)
     for _ in range(2):
         found = model("a lighthouse", **arguments).pixels
         error = np.mean((found - expected) ** 2)
         # Float16 arithmetic in another order: what the float16 bundle keeps to float32 as well.
         assert 10 * np.log10(255**2 / max(error, 1e-9)) > 40
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25, 70])
+@pytest.mark.parametrize(("images", "width"), [(1, 64), (3, 96)])
+def test_pictures_are_those_of_the_cpu(model, nano_bundle_fp16, steps, images, width):
+    assert_drawn_alike(
+        model, nano_bundle_fp16, num_inference_steps=steps, num_images_per_prompt=images,
+        width=width, seed=1,
+    )  # fmt: skip
+
+
+MASK = {"image": Image.new("RGB", (64, 64), "teal"), "mask": Image.radial_gradient("L")}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"sampler": "euler-a"},
+        {"sampler": "euler-a", "num_inference_steps": 70},
+        MASK,
+        {**MASK, "sampler": "ddpm", "strength": 0.6},
+        {**MASK, "strength": 0.0},
+        {"guidance_rescale": 0.7, "num_images_per_prompt": 3},
+        {"guidance_interval": (0.2, 0.6), "num_images_per_prompt": 3},
+    ],
+)
+def test_noise_masks_and_guidance_are_those_of_the_cpu(model, nano_bundle_fp16, arguments):
+    plain = model("a", num_inference_steps=4, seed=0).pixels
+    assert_drawn_alike(
+        model, nano_bundle_fp16, **{"num_inference_steps": 10, "seed": 1, **arguments}
+    )
+    assert (model("a", num_inference_steps=4, seed=0).pixels == plain).all()
 
 
 def test_two_hundred_pictures_take_no_more_memory_than_one(model):
@@ -73,7 +104,7 @@ def test_the_graph_draws_what_its_parts_draw(model):
     recorded = model("a lighthouse", **arguments).pixels
     session = list(model._executor._sessions.values())[-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "step", session._enqueue_step)
+        patch.setattr(session._evaluations, "graph", unrecorded(session._evaluations))
         assert (model("a lighthouse", **arguments).pixels == recorded).all()
 
 

@@ -8,7 +8,9 @@ import pytest
 from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.compile import compile_kernels
 from bksdm.runtime.cuda.device import as_array
+from bksdm.runtime.cuda.evaluation import PARTS
 from bksdm.runtime.cuda.session import CONTROL
+from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
 
 from .simulated import SimulationError
@@ -40,7 +42,8 @@ class Run:
         host = self.device.allocate_host(memory.size)
         self.device.copy(host, memory, memory.size)
         self.device.synchronize()
-        return as_array(host, dtype, shape).copy()
+        values = as_array(host, np.uint8, (memory.size,)).view(dtype)
+        return values.reshape(shape).copy()
 
     def kernel(self, name, count, *arguments):
         addresses = [self.address(a) if isinstance(a, str) else a for a in arguments]
@@ -50,23 +53,31 @@ class Run:
 @pytest.mark.parametrize("steps", [1, 2, 7, 26, 100])
 @pytest.mark.parametrize(("images", "side"), [(1, 1), (1, 17), (3, 9)])
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided):
+@pytest.mark.parametrize(("draws", "masked"), [(0, False), (5, True)])
+def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, draws, masked):
     rng = np.random.default_rng(steps * 1000 + images * 100 + side + guided)
     size, halves = images * 4 * side, 2 if guided else 1
-    rows = np.tril(rng.normal(size=(steps + 1, steps + 1))).astype(np.float32)
+    before = 1 + draws
+    rows = np.tril(rng.normal(size=(steps + 1, before + steps)), draws).astype(np.float32)
     timesteps = np.sort(rng.uniform(0, 999, steps))[::-1].astype(np.float32)
     input_scale = rng.uniform(0.1, 1, steps).astype(np.float32)
     start = rng.normal(size=size).astype(np.float32)
     run = Run(device)
-    history = np.full((steps + 1, size), np.nan, np.float32)
-    history[0] = start
+    history = np.full((before + steps, size), np.nan, np.float32)
+    history[0], history[1:before] = start, rng.normal(size=(draws, size))
+    levels = rng.uniform(0, 1, (steps + 1, 2)).astype(np.float32)
+    known, painted = rng.normal(size=(2, size)).astype(np.float32), rng.random(size) < 0.5
+    run.put(known=known, painted=painted.astype(np.uint8), levels=levels)
     run.put(rows=rows, timesteps=timesteps, input_scale=input_scale, history=history,
             latents=start, sample=np.zeros(halves * size, np.float16),
             timestep=np.zeros(halves * images, np.float32))  # fmt: skip
-    addresses = (run.address(n) for n in ("timesteps", "input_scale", "rows", "history"))
-    run.control[0] = (0, 0, steps, steps, 0, 0, 7.5, 0.18215, *addresses)
+    run.control["total"] = run.control["first_bad_step"] = steps
+    run.control["draws"], run.control["guidance"] = draws, 7.5
+    of_mask = ("known", "painted") if masked else ()
+    for name in ("timesteps", "input_scale", "rows", "levels", "history", *of_mask):
+        run.control[name] = run.address(name)
     run.put(control=run.control)
-    exact = [start.astype(np.float64)]
+    exact = list(history[:before].astype(np.float64))
     for k in range(steps):
         run.kernel("feed", max(size, halves * images), "control", "latents", "sample", "timestep",
                    size, halves, images)  # fmt: skip
@@ -76,20 +87,52 @@ def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided):
         assert (run.get("timestep", np.float32, halves * images) == timesteps[k]).all()
         prediction = rng.normal(size=(halves, size)).astype(np.float16)
         run.put(prediction=prediction)
-        run.kernel("step", size, "control", "prediction", "latents", size, halves)
+        run.kernel("step", size, "control", "prediction", "latents", 0, size, halves, images)
         noise = prediction[0].astype(np.float64)
         if guided:
             noise += 7.5 * (prediction[1] - noise)
         exact.append(noise)
-        known = np.stack(exact)
-        wanted = rows[k + 1, : k + 2].astype(np.float64) @ known
-        # A float32 sum of k + 2 products: each addition rounds once, relative to the largest sum.
-        bound = (k + 4) * 2.0**-24 * (np.abs(rows[k + 1, : k + 2]) @ np.abs(known))
+        past = np.stack(exact)
+        row = rows[k + 1, : len(past)].astype(np.float64)
+        # A float32 sum of products: each addition rounds once, relative to the largest sum.
+        bound = (len(past) + 2) * 2.0**-24 * (np.abs(row) @ np.abs(past))
+        bound += 2.0**-22 * np.abs(past).max()
         found = run.get("latents", np.float32, size)
-        assert (np.abs(found - wanted) <= bound + 2.0**-22 * np.abs(known).max()).all()
+        made = painted if masked else np.full(size, True)
+        assert (np.abs(found - row @ past) <= bound)[made].all()
+        kept = levels[k + 1].astype(np.float64) @ known
+        # Two products and a sum of float32 values below 8.
+        np.testing.assert_allclose(found[~made], kept[~made], rtol=0, atol=2.0**-20)
     control = run.get("control", CONTROL, (1,))[0]
     assert control["first_bad_step"] == steps
     assert (control["step"], control["next"]) == (steps - 1, steps)
+
+
+@pytest.mark.parametrize(("images", "inner"), [(1, (4, 1, 1)), (3, (4, 9, 7)), (2, (4, 64, 64))])
+@pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
+def test_guidance_is_rescaled_image_by_image(device, images, inner, amount):
+    rng = np.random.default_rng(images)
+    size = images * int(np.prod(inner))
+    # Deviations of their own, about means that are not 0.
+    spread = rng.uniform(0.5, 2, (2, images, 1, 1, 1))
+    prediction = (rng.normal(size=(2, images, *inner)) * spread + 3 * spread).astype(np.float16)
+    run = Run(device)
+    run.put(prediction=prediction, latents=np.full(size, np.nan, np.float32),
+            history=np.zeros((2, size), np.float32), rows=np.eye(2, dtype=np.float32),
+            sums=np.full((images, PARTS, 4), np.nan),
+            factors=np.full(images, np.nan, np.float32))  # fmt: skip
+    run.control["total"] = run.control["first_bad_step"] = 1
+    run.control["guidance"], run.control["rescale"] = 7.5, amount
+    run.control["rows"], run.control["history"] = run.address("rows"), run.address("history")
+    run.put(control=run.control)
+    run.kernel("sum_moments", images * PARTS, "control", "prediction", "sums", size, images, PARTS)
+    run.kernel("rescale", images, "control", "sums", "factors", size, images, PARTS)
+    run.kernel("step", size, "control", "prediction", "latents", "factors", size, 2, images)
+    wanted = np.empty((images, *inner), np.float32)
+    guide(prediction.reshape(-1, *inner).astype(np.float32), 7.5, wanted)
+    rescale_deviation(wanted, prediction[1].astype(np.float32), amount)
+    # The factor and the product round once each; moments are float64.
+    np.testing.assert_allclose(run.get("latents", np.float32, wanted.shape), wanted, rtol=2.0**-22)
 
 
 def test_every_half_becomes_the_pixel_that_diffusers_makes_of_it(device):

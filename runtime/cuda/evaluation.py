@@ -1,0 +1,156 @@
+"""The UNet with the arithmetic around it, recorded once for each way that a step is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
+from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory
+from bksdm.runtime.guidance import Guidance
+
+PARTS = 128
+"""Threads that add up the moments of one image, one after the other of 128 values at 512×512."""
+
+
+class Kind(NamedTuple):
+    """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled."""
+
+    halves: int
+    rescaled: bool
+
+
+def kinds_of(guidance: Guidance | None, total: int) -> list[Kind]:
+    """Return how each of ``total`` steps is done."""
+    alone = Kind(1, False)
+    if guidance is None:
+        return [alone] * total
+    both = Kind(2, guidance.rescale != 0)
+    if guidance.plain:
+        return [both] * total
+    return [both if guidance.at(index, total) else alone for index in range(total)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes inside of an allocation."""
+
+    address: int
+    size: int
+
+
+class Evaluations:
+    """Every kind of step that was asked for so far; each takes its memory when it first is.
+
+    Parameters
+    ----------
+    device : Device
+        The GPU.
+    plan : LoadedPlan
+        The UNet.
+    kernel : callable
+        From a kernel's name to the kernel.
+    scratch, control : int
+        Addresses of the plan's scratch and of the control block.
+    latents : Binding
+        x, float32 [images, channels, height / 8, width / 8].
+    embeddings : Binding
+        What the text encoder writes, float16 [rows, 77, width]; with guidance the rows of the
+        unconditional half come first.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        plan: LoadedPlan,
+        kernel: Callable[[str], Kernel],
+        scratch: int,
+        control: int,
+        latents: Binding,
+        embeddings: Binding,
+    ) -> None:
+        self._device, self._plan, self._kernel, self._scratch = device, plan, kernel, scratch
+        self._control, self._latents, self._embeddings = control, latents, embeddings
+        self._images, self._rows = latents.shape[0], embeddings.shape[0]
+        self._size = int(np.prod(latents.shape))
+        self._sample = device.allocate(2 * self._size * (self._rows // self._images))
+        self._timestep = device.allocate(4 * self._rows)
+        self._prediction = device.allocate(self._sample.size)
+        self._feed, self._step = kernel("feed"), kernel("step")
+        self._unets = {self._rows: self._bind(self._rows, embeddings.address)}
+        self._conditional: Memory | None = None
+        self._moments: tuple[Memory, Memory] | None = None
+        self._graphs: dict[Kind, Graph] = {}
+
+    def graph(self, kind: Kind) -> Graph:
+        """Return a step that was recorded."""
+        return self._graphs[kind]
+
+    def prepare(self, kind: Kind) -> bool:
+        """Take the memory of a kind of step; return whether it is still to be recorded."""
+        images, rows = self._images, self._images * kind.halves
+        if rows not in self._unets:
+            _, tokens, width = self._embeddings.shape
+            # TensorRT wants tensors at multiples of 256 bytes, where the half need not begin.
+            self._conditional = self._device.allocate(2 * rows * tokens * width)
+            self._unets[rows] = self._bind(rows, self._conditional.address)
+        if kind.rescaled and self._moments is None:
+            allocate = self._device.allocate
+            self._moments = allocate(8 * 4 * PARTS * images), allocate(4 * images)
+        return kind not in self._graphs
+
+    def record(self, kind: Kind) -> None:
+        """Run one step outside of a graph, as TensorRT asks, then record one.
+
+        Raises
+        ------
+        EngineError
+            TensorRT cannot be recorded.
+        """
+        self.enqueue(kind)
+        if not self._unets[self._images * kind.halves].can_record(self._device.stream):
+            raise EngineError("unet: TensorRT cannot run in a CUDA graph; build it again")
+        self._graphs[kind] = self._device.record(lambda: self.enqueue(kind))
+
+    def enqueue(self, kind: Kind) -> None:
+        """Enqueue one step without a graph."""
+        control, size, images, halves = self._control, self._size, self._images, kind.halves
+        prediction, latents, factors = self._prediction.address, self._latents.address, 0
+        self._feed(
+            max(size, images * halves), control, latents, self._sample.address,
+            self._timestep.address, size, halves, images,
+        )  # fmt: skip
+        self._unets[images * halves].enqueue(self._device.stream)
+        if kind.rescaled:
+            assert self._moments is not None
+            sums, factors = (memory.address for memory in self._moments)
+            self._kernel("sum_moments")(
+                images * PARTS, control, prediction, sums, size, images, PARTS
+            )
+            self._kernel("rescale")(images, control, sums, factors, size, images, PARTS)
+        self._step(size, control, prediction, latents, factors, size, halves, images)
+
+    def enqueue_embeddings(self, kinds: Collection[Kind]) -> None:
+        """Enqueue the copy of the conditional embeddings, if that half is to run alone."""
+        if self._conditional is not None and Kind(1, False) in kinds:
+            size = self._conditional.size
+            source = _Part(self._embeddings.address + size, size)
+            self._device.copy(self._conditional, source, size)
+
+    def _bind(self, rows: int, embeddings: int) -> BoundPlan:
+        shape = (rows, *self._latents.shape[1:])
+        return self._plan.bind(
+            {
+                "sample": Binding(self._sample.address, shape),
+                "timestep": Binding(self._timestep.address, (rows,)),
+                "encoder_hidden_states": Binding(
+                    embeddings, (rows, *self._embeddings.shape[1:])
+                ),
+                "out_sample": Binding(self._prediction.address, shape),
+            },
+            self._scratch,
+        )  # fmt: skip
