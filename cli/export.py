@@ -24,6 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lora", action="append", default=[], metavar="FILE[:SCALE]",
         help="safetensors file to merge into the weights, by diffusers or Kohya; may be repeated",
     )  # fmt: skip
+    parser.add_argument("--no-safety-checker", action="store_true",
+                        help="leave out the checkpoint's safety checker")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,6 +44,7 @@ def run(options: argparse.Namespace) -> int:
         options.revision,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         loras=[split_scale(text) for text in options.lora],
+        safety_checker=not options.no_safety_checker,
     )
     print(format_table(report))
     return 0

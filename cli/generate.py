@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import warnings
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
+
+if TYPE_CHECKING:
+    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.pipeline import Result
 
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
@@ -60,6 +66,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--mask", type=Path, metavar="FILE",
                         help="of --image only what is white here changes")  # fmt: skip
+    parser.add_argument("--preview", action="store_true",
+                        help="show what every step makes of the picture, in the terminal"
+                        )  # fmt: skip
+    parser.add_argument("--save-steps", type=Path, metavar="DIR",
+                        help="write what every step makes of the picture")  # fmt: skip
+    parser.add_argument("--animate", type=Path, metavar="FILE.webp",
+                        help="write the steps as an animation")  # fmt: skip
+    parser.add_argument("--decode-steps", action="store_true",
+                        help="decode the steps by the VAE: exact, slow; by default a quick map"
+                        )  # fmt: skip
+    parser.add_argument("--no-safety-checker", action="store_true",
+                        help="do not check the pictures, where the model could")  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
                         help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
@@ -74,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from bksdm.cli.step_pictures import StepPictures, numbered
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.images import open_picture, save_png
     from bksdm.runtime.pipeline import TextToImage
@@ -103,17 +122,27 @@ def run(options: argparse.Namespace) -> int:
         "long_prompt": options.long_prompt,
         "clip_skip": options.clip_skip,
     }
+    steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     # A mistake is refused here rather than after gigabytes are loaded.
     Request.check(bundle, options.prompt, **arguments)
-    model = TextToImage.load(options.model, options.engine, options.threads)
+    model = TextToImage.load(
+        options.model, options.engine, options.threads,
+        safety_checker=not options.no_safety_checker,
+    )  # fmt: skip
+    if steps.wanted and not options.decode_steps:
+        _ = model.preview
     # The delay keeps the bar away from a request that is refused before its first step.
-    with tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:
+    with closing(steps), tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total
             bar.update()
+            if steps.wanted:
+                steps.add(model, step)
 
         result = model(options.prompt, **arguments, callback_on_step_end=show)
+        images = result.images
+        animations = steps.finish(images)
     parameters = {
         "prompt": options.prompt,
         "negative_prompt": options.negative,
@@ -136,18 +165,33 @@ def run(options: argparse.Namespace) -> int:
             )
             if value is not None
         },
+        "safety_checker": _checked(bundle, result),
         "engine": options.engine,
         "model": model.bundle.path.resolve().name,
         "model_digest": model.bundle.digest(),
         "version": version("bksdm-runtime"),
     }
-    for index, image in enumerate(result.images):
-        path = options.output
-        if index:
-            path = path.with_name(f"{path.stem}-{index + 1}{path.suffix}")
+    unfit = result.nsfw_content_detected or [False] * len(images)
+    for index, image in enumerate(images):
+        path = numbered(options.output, index)
+        if unfit[index]:
+            warnings.warn(
+                f"{path} is not written: the safety checker found the picture unfit; take another "
+                "seed or prompt, or --no-safety-checker",
+                stacklevel=1,
+            )
+            continue
         save_png(image, path, {**parameters, "index": str(index)})
         print(path)
-    return 0
+    print(*animations, sep="\n", end="\n" if animations else "")
+    return 1 if all(unfit) else 0
+
+
+def _checked(bundle: Bundle, result: Result) -> str:
+    """Say whether pictures were checked, and if not, why."""
+    if result.nsfw_content_detected is not None:
+        return "passed"
+    return "off" if bundle.has_safety_checker else "the model has none"
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -59,6 +59,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
             }
             for name in bundle.components
         },
+        "safety_checker": bundle.has_safety_checker,
         "scheduler": str(scheduler.get("_class_name")),
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
         "default_size": bundle.sample_size * bundle.vae_scale,

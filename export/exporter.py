@@ -15,10 +15,12 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.graph import write_graph
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import NETWORKS, Network, load_network, weightless
+from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network, weightless
 from bksdm.export.parity import ComponentParity, compare, format_table, references
+from bksdm.export.preview import write_preview
 from bksdm.export.quiet import quiet
-from bksdm.export.source import read_json, resolve
+from bksdm.export.source import has_safety_checker, read_json, resolve
+from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
 _TOKENIZER_FILES = (
@@ -38,6 +40,7 @@ def export(
     revision: str | None = None,
     progress: Callable[[str], None] | None = None,
     loras: Sequence[tuple[Path, float]] = (),
+    safety_checker: bool = True,
 ) -> list[ComponentParity]:
     """Write the bundle of a checkpoint, each network checked against torch.
 
@@ -58,11 +61,14 @@ def export(
     loras
         Files and scales; all are merged into the weights of UNet and text encoder, so that parity
         is that with the merged network. `model_index.json` records them as ``_lora``.
+    safety_checker
+        Whether the checkpoint's safety checker, if it has one, goes into the bundle.
 
     Returns
     -------
     list of ComponentParity
-        One per network, in the order of ``bksdm.export.networks.NETWORKS``.
+        One per network, in the order of ``bksdm.export.networks.NETWORKS``; a safety checker's
+        last.
 
     Raises
     ------
@@ -78,7 +84,12 @@ def export(
     if bundle.exists() or bundle.is_symlink():
         raise ExportError(f"{bundle} exists already; name a folder that does not")
     read = [read_lora(path, scale) for path, scale in loras]
-    checkpoint = resolve(source, revision)
+    checkpoint = resolve(source, revision, safety_checker)
+    kinds: list[type[Network]] = list(NETWORKS)
+    if safety_checker and has_safety_checker(checkpoint):
+        kinds.append(SafetyChecker)
+    elif safety_checker:
+        report("safety_checker: the checkpoint has none")
     if read:
         with quiet():
             models = weightless(checkpoint)
@@ -91,11 +102,16 @@ def export(
         raise ExportError(f"cannot write {bundle}: {error.strerror}") from error
     try:
         _copy_small_files(checkpoint, staging, read)
-        rows = [
-            _export_network(kind, checkpoint, read, staging, dtype, report) for kind in NETWORKS
-        ]
+        rows = [_export_network(kind, checkpoint, read, staging, dtype, report) for kind in kinds]
+        if SafetyChecker in kinds:
+            # Beside the graph that is fed by it; a folder of its own would be no network.
+            settings = checkpoint / "feature_extractor" / PREPROCESSOR_FILE
+            shutil.copyfile(settings, staging / SafetyChecker.component / PREPROCESSOR_FILE)
         if not all(row.passed for row in rows):
             raise ExportError("the export misses parity with torch\n" + format_table(rows))
+        report("preview: fitting colours to latents")
+        fit = write_preview(staging)
+        report(f"preview: {fit.explained:.0%} of the colours' variance, {fit.rms_error} levels off")
         staging.chmod(0o755)
         os.replace(staging, bundle)
     except OSError as error:

@@ -238,7 +238,47 @@ class VaeEncoder(Network):
         return ({0: _batch(), 2: factor * sides[2], 3: factor * sides[3]},)
 
 
+class SafetyChecker(Network):
+    """``clip_input`` [batch, 3, s, s] → ``scores`` [batch, 3 + 17].
+
+    How much nearer a picture is to each concept than its threshold: first those of special care,
+    then the others. :mod:`bksdm.runtime.safety_checker` decides as diffusers'
+    ``StableDiffusionSafetyChecker`` does.
+    """
+
+    component = subfolder = "safety_checker"
+    inputs = ("clip_input",)
+    output = "scores"
+
+    def __init__(self, model: Any, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, clip_input: Tensor) -> Tensor:
+        """Return cosine similarities minus their thresholds."""
+        model = self.model
+        embedding = model.visual_projection(model.vision_model(clip_input).pooler_output)
+        embedding = nn.functional.normalize(embedding)
+
+        def above(concepts: Tensor, thresholds: Tensor) -> Tensor:
+            similar: Tensor = embedding @ nn.functional.normalize(concepts).T
+            return similar - thresholds
+
+        special = above(model.special_care_embeds, model.special_care_embeds_weights)
+        return torch.cat([special, above(model.concept_embeds, model.concept_embeds_weights)], 1)
+
+    def example(self, case: Case) -> tuple[Tensor, ...]:
+        """Return standard normal pixels; sizes other than the batch do not matter."""
+        side = int(self.config["vision_config"]["image_size"])
+        return (torch.randn(case.batch, 3, side, side, generator=_generator(case)),)
+
+    def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
+        """Only the batch: pictures are resized to what the network was trained on."""
+        return ({0: _batch()},)
+
+
 NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder)
+"""What every bundle has; it has a `SafetyChecker` where the checkpoint does."""
 
 
 def load_network(kind: type[Network], checkpoint: Path) -> Network:
@@ -247,7 +287,7 @@ def load_network(kind: type[Network], checkpoint: Path) -> Network:
     Parameters
     ----------
     kind
-        One of `NETWORKS`.
+        One of `NETWORKS`, or `SafetyChecker`.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
 
@@ -259,14 +299,21 @@ def load_network(kind: type[Network], checkpoint: Path) -> Network:
     import json
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPTextModel
 
-    classes = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    classes = {
+        "text_encoder": CLIPTextModel,
+        "unet": UNet2DConditionModel,
+        "vae": AutoencoderKL,
+        "safety_checker": StableDiffusionSafetyChecker,
+    }
     folder = checkpoint / kind.subfolder
+    from_transformers = kind in (TextEncoder, SafetyChecker)
     options = {"attn_implementation": "sdpa"} if kind is TextEncoder else {}
     model = classes[kind.subfolder].from_pretrained(folder, torch_dtype=torch.float32, **options)
     # Both libraries fill in defaults that old checkpoints leave out, and where they loaded from.
-    text = model.config.to_json_string(use_diff=False) if kind is TextEncoder else None
+    text = model.config.to_json_string(use_diff=False) if from_transformers else None
     config: dict[str, Any] = json.loads(text or model.to_json_string())
     for private in ("_name_or_path", "_attn_implementation"):
         config.pop(private, None)

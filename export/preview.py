@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +12,23 @@ from PIL import Image
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.protocol import Engine
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.files import write_text
+from bksdm.runtime.preview import PREVIEW_FILE
 
 # Latents along each side of a picture, and how many pictures: 4 of them only measure the error.
 SIDE, PICTURES, HELD_OUT = 16, 16, 4
-PREVIEW_FILE = "preview.json"
 
 
 @dataclass(frozen=True)
-class Projection:
-    """RGB in −1 … 1 = ``weights`` · scaled latents + ``bias``.
+class Fit:
+    """What `bksdm.runtime.preview` reads, and how near it is.
 
     Attributes
     ----------
-    weights : ndarray, float64, shape [3, channels]
-    bias : ndarray, float64, shape [3]
+    weights : list of list of float, [3][channels]
+    bias : list of float, [3]
+        RGB in −1 … 1 = weights · scaled latents + bias.
     rms_error : float
         Root mean square of the differences from what the decoder makes of latents that the fit has
         not seen, its pixels averaged over each latent; in levels of 255.
@@ -33,22 +36,13 @@ class Projection:
         Part of the variance of those pixels that the map explains.
     """
 
-    weights: NDArray[np.float64]
-    bias: NDArray[np.float64]
+    weights: list[list[float]]
+    bias: list[float]
     rms_error: float
     explained: float
 
-    def content(self) -> dict[str, Any]:
-        """Return what is written to the bundle."""
-        return {
-            "weights": np.round(self.weights, 6).tolist(),
-            "bias": np.round(self.bias, 6).tolist(),
-            "rms_error": round(self.rms_error, 2),
-            "explained": round(self.explained, 4),
-        }
 
-
-def fit_projection(bundle: Path, channels: int, factor: int, scaling: float) -> Projection:
+def fit_preview(bundle: Path, channels: int, factor: int, scaling: float) -> Fit:
     """Fit by least squares on random pictures that went through the VAE of a bundle.
 
     Parameters
@@ -78,12 +72,20 @@ def fit_projection(bundle: Path, channels: int, factor: int, scaling: float) -> 
     solution = np.linalg.lstsq(affine[:cut], wanted[:cut], rcond=None)[0]
     missed = wanted[cut:] - affine[cut:] @ solution
     variance = np.mean((wanted[cut:] - wanted[cut:].mean(axis=0)) ** 2)
-    return Projection(
-        solution[:channels].T,
-        solution[channels],
-        float(np.sqrt(np.mean(missed**2)) * 127.5),
-        float(1 - np.mean(missed**2) / max(variance, 1e-30)),
+    return Fit(
+        np.round(solution[:channels].T, 6).tolist(),
+        np.round(solution[channels], 6).tolist(),
+        round(float(np.sqrt(np.mean(missed**2)) * 127.5), 2),
+        round(float(1 - np.mean(missed**2) / max(variance, 1e-30)), 4),
     )
+
+
+def write_preview(path: Path) -> Fit:
+    """Fit the preview of a bundle, and add it."""
+    bundle = Bundle.open(path)
+    fit = fit_preview(path, bundle.latent_channels, bundle.vae_scale, bundle.scaling_factor)
+    write_text(path / "vae_decoder" / PREVIEW_FILE, json.dumps(asdict(fit), indent=2) + "\n")
+    return fit
 
 
 def random_pictures(count: int, side: int) -> NDArray[np.float32]:

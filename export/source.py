@@ -23,8 +23,11 @@ _WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
 }
-_BINARY = {**_WEIGHTS, "text_encoder": "pytorch_model"}
-_SMALL_FILES = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
+_BINARY = {**_WEIGHTS, "text_encoder": "pytorch_model", "safety_checker": "pytorch_model"}
+_OPTIONAL_WEIGHTS = {"safety_checker": "model"}
+_SMALL_FILES = (
+    "model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "feature_extractor/*",
+)  # fmt: skip
 # UNet options that ask for inputs which the exported graph does not have.
 _UNET_EXTRAS = (
     "addition_embed_type",
@@ -34,7 +37,7 @@ _UNET_EXTRAS = (
 )
 
 
-def resolve(source: str | Path, revision: str | None = None) -> Path:
+def resolve(source: str | Path, revision: str | None = None, safety_checker: bool = True) -> Path:
     """Return the folder of a checkpoint that can be exported, downloading it if need be.
 
     Parameters
@@ -43,6 +46,8 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
         A local diffusers folder, or a hub id ``owner/name``.
     revision
         Branch, tag or commit on the hub; only with a hub id.
+    safety_checker
+        Whether to download the checker's weights, if there is one.
 
     Returns
     -------
@@ -63,7 +68,7 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     elif path.is_file():
         raise ExportError(f"{path} is {_describe_file(path)}; {_SUPPORTED}")
     elif _HUB_ID.fullmatch(str(source)):
-        folder = _download(str(source), revision)
+        folder = _download(str(source), revision, safety_checker)
     else:
         raise ExportError(
             f"{str(source)!r} is neither a folder nor a hub id (owner/name); {_SUPPORTED}"
@@ -103,6 +108,31 @@ def validate(folder: Path) -> None:
     _validate_rest(folder)
     for name in _WEIGHTS:
         _validate_weights(folder / name, name)
+
+
+def has_safety_checker(folder: Path) -> bool:
+    """Whether a checkpoint that `validate` accepted has a safety checker, with its weights.
+
+    Raises
+    ------
+    ExportError
+        It is of a class that is not supported, or lacks weights or the preprocessing's settings.
+    """
+    index_path = folder / "model_index.json"
+    entry = read_json(index_path).get("safety_checker")
+    if not isinstance(entry, list) or entry[1:] in ([], [None]):
+        return False
+    if not (folder / "safety_checker").is_dir():
+        return False
+    if entry[1] != "StableDiffusionSafetyChecker":
+        raise ExportError(
+            f"{index_path}: safety_checker is {entry[1]!r}, supported is "
+            "StableDiffusionSafetyChecker; export without it by --no-safety-checker"
+        )
+    read_json(folder / "feature_extractor" / "preprocessor_config.json")
+    read_json(folder / "safety_checker" / "config.json")
+    _validate_weights(folder / "safety_checker", "safety_checker")
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,7 +188,8 @@ def _validate_rest(folder: Path) -> None:
 
 
 def _validate_weights(folder: Path, name: str) -> None:
-    wanted = [f"{_WEIGHTS[name]}.safetensors", f"{_BINARY[name]}.bin"]
+    stem = (_WEIGHTS | _OPTIONAL_WEIGHTS)[name]
+    wanted = [f"{stem}.safetensors", f"{_BINARY[name]}.bin"]
     accepted = [*wanted, *(f"{file}.index.json" for file in wanted)]
     if any((folder / file).is_file() for file in accepted):
         return
@@ -192,7 +223,7 @@ def _describe_folder(folder: Path) -> str:
     return "has no model_index.json"
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
+def _download(hub_id: str, revision: str | None, safety_checker: bool) -> Path:
     """Fetch the small files first: what they say decides whether gigabytes follow."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -206,7 +237,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
         if "model_index.json" not in files:
             raise ExportError(f"{hub_id} has no model_index.json on the hub; {_SUPPORTED}")
         _validate_unet(folder / "unet" / "config.json")
-        snapshot_download(hub_id, revision=commit, allow_patterns=weight_files(files))
+        snapshot_download(
+            hub_id, revision=commit, allow_patterns=weight_files(files, safety_checker)
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()
         where = f"{hub_id}@{revision}" if revision else hub_id
@@ -215,13 +248,15 @@ def _download(hub_id: str, revision: str | None) -> Path:
     return folder
 
 
-def weight_files(files: set[str]) -> list[str]:
+def weight_files(files: set[str], safety_checker: bool = True) -> list[str]:
     """Choose one weight file per network from a repository's listing.
 
     Parameters
     ----------
     files
         All paths of the repository.
+    safety_checker
+        Whether its weights are among them, if there are any.
 
     Returns
     -------
@@ -230,7 +265,8 @@ def weight_files(files: set[str]) -> list[str]:
         never chosen. A network without weights is left out, for `validate` to name.
     """
     chosen = []
-    for name, stem in _WEIGHTS.items():
+    stems = _WEIGHTS | (_OPTIONAL_WEIGHTS if safety_checker else {})
+    for name, stem in stems.items():
         for file in (f"{name}/{stem}.safetensors", f"{name}/{_BINARY[name]}.bin"):
             if file in files:
                 chosen.append(file)

@@ -91,7 +91,7 @@ class Bundle:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The networks that are present."""
+        """The networks that are present and that a picture is made with."""
         optional = (c for c in OPTIONAL_COMPONENTS if self.model(c).is_file())
         return (*COMPONENTS, *optional)
 
@@ -107,13 +107,18 @@ class Bundle:
         path = self.path / "text_encoder" / "config.json"
         return _integer(path, read_json(path), "num_hidden_layers", 1024)
 
+    @property
+    def has_safety_checker(self) -> bool:
+        """Whether pictures can be checked; the checker is no part of :attr:`components`."""
+        return self.model("safety_checker").is_file()
+
     def model(self, component: str) -> Path:
         """Return the path of a component's graph."""
         return self.path / component / "model.onnx"
 
     def digest(self) -> str:
         """Return the SHA-256 of every graph, weight file and configuration, hexadecimal."""
-        folders = (*self.components, "scheduler", "tokenizer")
+        folders = (*self.components, "scheduler", "tokenizer", "safety_checker")
         files = [f for folder in folders for f in sorted((self.path / folder).rglob("*"))]
         # Beside the engines, which any change of the bundle makes stale as well.
         record = self.path / "engines" / "digests.json"

@@ -101,8 +101,17 @@ class HostExecutor:
                     raise Cancelled(step)
         seconds["loop"] -= seconds["unet"]
 
+        return self.decode(latents, seconds)
+
+    def decode(self, latents: NDArray[np.float32], seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
+        scaled = latents / np.float32(self._scaling_factor)
         with _timed(seconds, "vae_decoder"):
-            decoded = self._decode(latents)
+            one_by_one = (
+                _cast_call(self._vae_decoder, {"latent_sample": scaled[i : i + 1]}, "sample")
+                for i in range(len(scaled))
+            )
+            decoded = np.concatenate(list(one_by_one))
         _require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):
             return to_uint8(decoded)
@@ -128,15 +137,6 @@ class HostExecutor:
         per_image = spec.shape[:1] == self._unet.inputs["sample"].shape[:1]
         shape = () if not spec.shape else (rows,) if per_image else (1,)
         return [np.full(shape, timestep, spec.dtype) for timestep in table.timesteps]
-
-    def _decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
-        scaled = latents / np.float32(self._scaling_factor)
-        one_by_one = (
-            _cast_call(self._vae_decoder, {"latent_sample": scaled[i : i + 1]}, "sample")
-            for i in range(len(scaled))
-        )
-        return np.concatenate(list(one_by_one))
 
 
 def _cast_call(engine: Engine, feeds: dict[str, Array], output: str) -> NDArray[np.float32]:

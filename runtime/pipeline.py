@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,10 @@ from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
+from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.request import Request
+from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.start import start_from_image, start_from_noise
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
@@ -39,9 +41,12 @@ class Result:
         Prompt-major: all images of the first prompt come first.
     seed : int or list of int
         What the noise was drawn with, chosen at random where none was given.
+    nsfw_content_detected : list of bool or None
+        Of each image, whether the safety checker found it unfit; such an image is black, as in
+        diffusers. None where nothing was checked: the bundle has no checker, or it is off.
     seconds : dict
         Wall time by stage: tokenize, text_encoder, unet, loop (between UNet calls), vae_decoder,
-        to_uint8; vae_encoder where a picture is started from.
+        to_uint8; vae_encoder where a picture is started from, and safety_checker.
     steps : int
         Number of UNet evaluations.
     """
@@ -49,6 +54,7 @@ class Result:
     pixels: NDArray[np.uint8]
     seed: int | list[int] | None
     steps: int
+    nsfw_content_detected: list[bool] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -68,14 +74,21 @@ class TextToImage:
         Runs its networks.
     encoder : VaeEncoder, optional
         For pictures to start from.
+    checker : SafetyChecker, optional
+        For finished pictures.
     """
 
     def __init__(
-        self, bundle: Bundle, executor: Executor, encoder: VaeEncoder | None = None
+        self,
+        bundle: Bundle,
+        executor: Executor,
+        encoder: VaeEncoder | None = None,
+        checker: SafetyChecker | None = None,
     ) -> None:
         self.bundle = bundle
         self._executor = executor
         self._encoder = encoder
+        self._checker = checker
 
     @classmethod
     def load(
@@ -85,6 +98,7 @@ class TextToImage:
         threads: int | None = None,
         winograd_budget: int | None = None,
         engine_cache: Path | None = None,
+        safety_checker: bool = True,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -103,6 +117,8 @@ class TextToImage:
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
+        safety_checker : bool
+            Whether pictures are checked, if the bundle has what it takes; on the CPU.
 
         Raises
         ------
@@ -117,24 +133,30 @@ class TextToImage:
         bundle = Bundle.open(Path(path))
         tokenizer = Tokenizer.load(bundle.path / "tokenizer")
         cache = bundle.path / "engines" if engine_cache is None else engine_cache
-        on_host = engine if engine in ENGINES else ENGINES[0]
-        encoder = VaeEncoder(partial(
-            open_engine, on_host, bundle.model("vae_encoder"), threads, cache,
-            bundle.sample_size * bundle.vae_scale, winograd_budget,
-        ), bundle.scaling_factor)  # fmt: skip
+        on_host = partial(
+            open_engine, engine if engine in ENGINES else ENGINES[0], threads=threads, cache=cache,
+            winograd_budget=winograd_budget,
+        )  # fmt: skip
+        latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
+        encoder = VaeEncoder(
+            partial(on_host, bundle.model("vae_encoder"), side=pixels), bundle.scaling_factor
+        )
+        checker = None
+        if safety_checker and bundle.has_safety_checker:
+            graph = bundle.model("safety_checker")
+            checker = SafetyChecker(on_host(graph, side=latents), graph.parent)
+        open_part = partial(on_host, side=latents)
+        encode = PromptEncoder(tokenizer, partial(_open_text_encoder, open_part, bundle))
         if engine in DEVICE_ENGINES:
             from bksdm.runtime.cuda.executor import CudaExecutor
             from bksdm.runtime.cuda.gpu import Gpu
 
-            return cls(bundle, CudaExecutor(bundle, tokenizer, engine, Gpu()), encoder)
-        open_part = partial(
-            open_engine, engine, threads=threads, cache=cache, side=bundle.sample_size,
-            winograd_budget=winograd_budget,
-        )  # fmt: skip
-        encode = PromptEncoder(tokenizer, partial(_open_text_encoder, open_part, bundle))
+            cuda = CudaExecutor(bundle, encode, engine, Gpu())
+            return cls(bundle, cuda, encoder, checker)
         encode.load(0)
         unet, vae_decoder = (open_part(bundle.model(name)) for name in ("unet", "vae_decoder"))
-        return cls(bundle, HostExecutor(encode, unet, vae_decoder, bundle.scaling_factor), encoder)
+        executor = HostExecutor(encode, unet, vae_decoder, bundle.scaling_factor)
+        return cls(bundle, executor, encoder, checker)
 
     def __call__(
         self,
@@ -260,8 +282,40 @@ class TextToImage:
             callback_on_step_end,
         )
         pixels = self._executor(work, seconds)
+        unfit = None
+        if self._checker is not None:
+            begun = time.perf_counter()
+            unfit = self._checker(pixels)
+            pixels[unfit] = 0
+            seconds["safety_checker"] = time.perf_counter() - begun
         kept = list(start.seed) if isinstance(start.seed, Sequence) else start.seed
-        return Result(pixels, kept, len(request.table), seconds)
+        return Result(pixels, kept, len(request.table), unfit, seconds)
+
+    @cached_property
+    def preview(self) -> Preview:
+        """Turns latents, as of :attr:`Step.denoised`, into small pictures at once.
+
+        Raises
+        ------
+        BundleError
+            The bundle has none.
+        """
+        return Preview.read(self.bundle.path, self.bundle.latent_channels)
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return pixels [images, height, width, 3] of latents, by the VAE decoder.
+
+        Parameters
+        ----------
+        latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
+            As of :attr:`Step.denoised`; exact where :attr:`preview` is quick.
+
+        Raises
+        ------
+        NonFiniteError
+            The decoder produced NaN or infinity.
+        """
+        return self._executor.decode(latents, {})
 
 
 def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:

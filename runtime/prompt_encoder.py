@@ -53,7 +53,7 @@ class PromptEncoder:
     """
 
     def __init__(self, tokenizer: Tokenizer, load: Callable[[int], Engine]) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.load = cache(load)
         self._known: dict[tuple[str, Wording], NDArray[np.float32]] = {}
 
@@ -88,7 +88,7 @@ class PromptEncoder:
         found = [self._known[text, wording] for text in texts]
         longest = max(map(len, found))
         if any(len(embedding) < longest for embedding in found):
-            empty = np.tile(self._known["", wording], (longest // self._tokenizer.length, 1))
+            empty = np.tile(self._known["", wording], (longest // self.tokenizer.length, 1))
             found = [np.concatenate([part, empty[len(part) :]]) for part in found]
         return np.stack(found)
 
@@ -96,9 +96,9 @@ class PromptEncoder:
         begun = time.perf_counter()
         parsed = [parse_weights(text) if wording.weighted else (text, None) for text in texts]
         if wording.long:
-            parts = [self._tokenizer.parts(text) for text, _ in parsed]
+            parts = [self.tokenizer.parts(text) for text, _ in parsed]
         else:
-            parts = list(self._tokenizer([text for text, _ in parsed])[:, None])
+            parts = list(self.tokenizer([text for text, _ in parsed])[:, None])
         encoder = self.load(wording.clip_skip)
         tokenized = time.perf_counter()
         ids = np.concatenate(parts).astype(encoder.inputs["input_ids"].dtype, copy=False)
@@ -109,7 +109,7 @@ class PromptEncoder:
         for original, (text, weights), part in zip(texts, parsed, split, strict=True):
             embedding = part.reshape(-1, part.shape[-1])
             if weights is not None:
-                by_token = self._tokenizer.weights(text, weights, len(part))
+                by_token = self.tokenizer.weights(text, weights, len(part))
                 embedding = apply_weights(embedding, by_token)
             self._known[original, wording] = embedding
         for stage, spent in (("tokenize", tokenized - begun),

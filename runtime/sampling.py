@@ -15,12 +15,35 @@ Latents = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Step:
-    """State after evaluation ``index`` of ``total``; the next one starts from ``latents``."""
+    """State after evaluation ``index`` of ``total``; the next one starts from ``latents``.
+
+    Attributes
+    ----------
+    index, total : int
+        Of the evaluations, from 0.
+    timestep : float
+        What the model was told.
+    latents : ndarray, float32, shape [batch, channels, height, width]
+        x_{k+1}; after the last one x_0.
+    before, output : ndarray, float32, of the same shape
+        x_k and what the model, with guidance, made of it.
+    weights : (float, float)
+        Their parts in ``denoised``.
+    """
 
     index: int
     total: int
     timestep: float
     latents: Latents
+    before: Latents
+    output: Latents
+    weights: tuple[float, float]
+
+    @property
+    def denoised(self) -> Latents:
+        """x̂_0: the latents of the picture that the model sees behind the noise."""
+        first, second = (np.float32(weight) for weight in self.weights)
+        return first * self.before + second * self.output
 
 
 @dataclass(frozen=True)
@@ -81,11 +104,12 @@ def sample(
     for k, timestep in enumerate(table.timesteps):
         scale = np.float32(table.input_scale[k])
         scaled = latents if scale == 1 else latents * scale
-        predict(scaled, float(timestep), k, history[k + 1].reshape(start.shape))
+        before, output = latents, history[k + 1].reshape(start.shape)
+        predict(scaled, float(timestep), k, output)
         moved = rows[k + 1, : k + 2] @ history[: k + 2]
         if table.draws:
             moved += added[k + 1] @ drawn
         latents = moved.reshape(start.shape)
         if known is not None:
             latents = known.restored(latents, *levels[k + 1])
-        yield Step(k, total, float(timestep), latents)
+        yield Step(k, total, float(timestep), latents, before, output, tuple(table.denoised[k]))

@@ -83,3 +83,13 @@ class Executor(Protocol):
             The callback returned False.
         """
         ...
+
+    def decode(self, latents: NDArray[np.float32], seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Return pixels [images, height, width, 3] of latents, which may be any step's.
+
+        Raises
+        ------
+        NonFiniteError
+            The VAE decoder produced NaN or infinity.
+        """
+        ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,14 @@ class Memory(Protocol):
     def size(self) -> int:
         """Bytes."""
         ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes inside of an allocation, which has to outlive them."""
+
+    address: int
+    size: int
 
 
 class HostMemory(Memory, Protocol):

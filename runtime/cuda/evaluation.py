@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
-from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory
+from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, Part
 from bksdm.runtime.guidance import Guidance
 
 PARTS = 128
@@ -33,14 +32,6 @@ def kinds_of(guidance: Guidance | None, total: int) -> list[Kind]:
     if guidance.plain:
         return [both] * total
     return [both if guidance.at(index, total) else alone for index in range(total)]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Bytes inside of an allocation."""
-
-    address: int
-    size: int
 
 
 class Evaluations:
@@ -138,7 +129,7 @@ class Evaluations:
         """Enqueue the copy of the conditional embeddings, if that half is to run alone."""
         if self._conditional is not None and Kind(1, False) in kinds:
             size = self._conditional.size
-            source = _Part(self._embeddings.address + size, size)
+            source = Part(self._embeddings.address + size, size)
             self._device.copy(self._conditional, source, size)
 
     def _bind(self, rows: int, embeddings: int) -> BoundPlan:

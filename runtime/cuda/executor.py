@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,9 +21,8 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
-from bksdm.runtime.prompt_encoder import PLAIN
+from bksdm.runtime.prompt_encoder import PLAIN, PromptEncoder
 from bksdm.runtime.sampling import Step
-from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.work import Cancelled, Work
 
 KEPT_SESSIONS = 4
@@ -45,8 +44,8 @@ class CudaExecutor:
     ----------
     bundle : Bundle
         With plans that ``bksdm build`` made.
-    tokenizer : Tokenizer
-        Its tokenizer.
+    encode : PromptEncoder
+        Prompts to embeddings on the host, for those that are not plain.
     flavour : str
         ``tensorrt`` or ``tensorrt-rtx``.
     device : Device
@@ -58,9 +57,9 @@ class CudaExecutor:
         Nothing was built for this GPU, or what was built is stale or damaged.
     """
 
-    def __init__(self, bundle: Bundle, tokenizer: Tokenizer, flavour: str, device: Device) -> None:
+    def __init__(self, bundle: Bundle, encode: PromptEncoder, flavour: str, device: Device) -> None:
         self._bundle = bundle
-        self._tokenizer = tokenizer
+        self._encode = encode
         self._flavour = flavour
         self._device = device
         self._built = _find(bundle, flavour, device.target)
@@ -78,22 +77,27 @@ class CudaExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        if work.wording != PLAIN:
-            raise RequestError(
-                "prompt_weights, long_prompt and clip_skip are not on the GPU yet; "
-                "use the engine onnxruntime"
-            )
         start = time.perf_counter()
-        ids = self._tokenizer(list(work.texts))
-        seconds["tokenize"] = time.perf_counter() - start
-        session = self._session(work)
+        if work.wording == PLAIN:
+            text: NDArray[np.generic] = self._encode.tokenizer(list(work.texts))
+            seconds["tokenize"] = time.perf_counter() - start
+        else:
+            text = self._encode(work.texts, work.wording, seconds)
+        images, _, *side = work.start.shape
+        session = self._session(images, work.guidance is not None, side)
         start = time.perf_counter()
         try:
-            session.begin(ids, work)
+            session.begin(text, work)
+            before = work.start
             for index, timestep in enumerate(work.table.timesteps):
                 session.step()
                 if work.callback is not None:
-                    step = Step(index, len(work.table), float(timestep), session.latents())
+                    latents, output = session.latents(), session.output(index)
+                    step = Step(
+                        index, len(work.table), float(timestep), latents, before, output,
+                        tuple(work.table.denoised[index]),
+                    )  # fmt: skip
+                    before = latents
                     if work.callback(step) is False:
                         raise Cancelled(step)
             seconds["enqueue"] = time.perf_counter() - start
@@ -106,10 +110,20 @@ class CudaExecutor:
         session.keep_kernels()
         return pixels
 
-    def _session(self, work: Work) -> Session:
-        images, _, *side = work.start.shape
+    def decode(self, latents: NDArray[np.float32], seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Return the pixels of latents; a picture that is under way goes on afterwards."""
+        images, _, *side = latents.shape
+        start = time.perf_counter()
+        height, width = (pixels * self._bundle.vae_scale for pixels in side)
+        self.check(height, width, images)
+        guided = Shape(images, True, height, width) in self._sessions
+        pixels = self._session(images, guided, side).decode(latents)
+        seconds["vae_decoder"] = time.perf_counter() - start
+        return pixels
+
+    def _session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
         scale = self._bundle.vae_scale
-        shape = Shape(images, work.guidance is not None, side[0] * scale, side[1] * scale)
+        shape = Shape(images, guided, side[0] * scale, side[1] * scale)
         if shape not in self._sessions:
             built = next(b for b in self._built
                          if b.profile.covers(images, shape.height, shape.width))  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError, NonFiniteError
+from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt_context import Binding, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, as_array
@@ -99,6 +99,7 @@ class Session:
         self._ids_type = text["input_ids"].dtype
         self._size = images * channels * side[0] * side[1]
         self._embeddings_size = rows * tokens * width
+        self._embeddings_shape = (rows, tokens, width)
         self._start_shape = (images, channels, *side)
         self._ids_shape = (rows, tokens)
 
@@ -108,6 +109,8 @@ class Session:
         self._ids = allocate(rows * tokens * self._ids_type.itemsize)
         self._ids_host = host(self._ids.size)
         self._embeddings = allocate(2 * self._embeddings_size)
+        self._embeddings_host = host(self._embeddings.size)
+        self._encoded = False
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
         self._vae_input = allocate(2 * self._size)
@@ -141,21 +144,24 @@ class Session:
         self._steps: Iterator[Graph] = iter(())
         self._ran_first = True
 
-    def begin(self, ids: NDArray[np.integer], work: Work) -> None:
+    def begin(self, text: NDArray[np.generic], work: Work) -> None:
         """Enqueue the uploads and the text encoder; nothing else may be under way.
 
         Parameters
         ----------
-        ids : ndarray, int, shape [rows, 77]
-            Token ids of the UNet's batch.
+        text : ndarray, int, shape [rows, 77], or float32, shape [rows, 77, width]
+            Token ids of the UNet's batch, or embeddings that stand in for the text encoder.
         work : Work
             Of this session's shape; its texts and its callback are left alone.
 
         Raises
         ------
+        RequestError
+            The embeddings are of more tokens than the plans were built for.
         EngineError
             TensorRT cannot run a kind of step that is new here, or cannot record it.
         """
+        self._stage_text(text)
         steps, guidance = len(work.table), work.guidance
         self._table.stage(work.table, work.start, work.noises)
         self._known.stage(work.known)
@@ -166,7 +172,6 @@ class Session:
             guidance.rescale if guidance else 0.0, guidance.scale if guidance else 1.0,
             self._scaling_factor, *self._table.addresses, *self._known.addresses,
         )  # fmt: skip
-        as_array(self._ids_host, self._ids_type, self._ids_shape)[:] = ids
         self._kinds = kinds_of(guidance, steps)
         for kind in dict.fromkeys(self._kinds):
             if self._evaluations.prepare(kind):
@@ -186,6 +191,33 @@ class Session:
         self._device.synchronize()
         return as_array(self._latents_host, np.float32, self._start_shape).copy()
 
+    def output(self, index: int) -> NDArray[np.float32]:
+        """Wait, and return the guided noise prediction of a step that was run."""
+        source = self._table.output(index)
+        self._device.copy(self._latents_host, source, source.size)
+        self._device.synchronize()
+        return as_array(self._latents_host, np.float32, self._start_shape).copy()
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Wait, and return pixels [images, height, width, 3] of latents, which may be any step's.
+
+        What the loop works on is left as it is.
+
+        Raises
+        ------
+        NonFiniteError
+            The VAE decoder produced NaN or infinity.
+        """
+        device = self._device
+        # Of its own: uploading the loop's would begin it again.
+        control = device.allocate(CONTROL.itemsize)
+        as_array(self._control_out, CONTROL, (1,))[0] = 0
+        device.copy(control, self._control_out, CONTROL.itemsize)
+        staged = as_array(self._latents_host, np.float16, self._start_shape)
+        staged[:] = latents / np.float32(self._scaling_factor)
+        device.copy(self._vae_input, self._latents_host, staged.nbytes)
+        return self._pixels_of(control)
+
     def end(self) -> NDArray[np.uint8]:
         """Enqueue the VAE decoder, wait once, and return pixels [images, height, width, 3].
 
@@ -194,19 +226,23 @@ class Session:
         NonFiniteError
             A network produced NaN or infinity; names the first.
         """
-        device, shape = self._device, self._shape
         self._finish(
             self._size, self._control.address, self._latents.address, self._vae_input.address,
             self._size,
         )  # fmt: skip
+        return self._pixels_of(self._control)
+
+    def _pixels_of(self, control: Memory) -> NDArray[np.uint8]:
+        """Run the VAE decoder, wait once, and return its pixels unless a control block objects."""
+        device, shape = self._device, self._shape
         self._vae_decoder.enqueue(device.stream)
         area = shape.height * shape.width
         self._pixels(
-            shape.images * area, self._control.address, self._decoded.address,
+            shape.images * area, control.address, self._decoded.address,
             self._pixels_device.address, area, shape.images,
         )  # fmt: skip
         device.copy(self._pixels_host, self._pixels_device, self._pixels_host.size)
-        device.copy(self._control_out, self._control, CONTROL.itemsize)
+        device.copy(self._control_out, control, CONTROL.itemsize)
         device.synchronize()
         flags = as_array(self._control_out, CONTROL, (1,))[0]
         if flags["bad_embeddings"]:
@@ -218,6 +254,18 @@ class Session:
             raise NonFiniteError("pixels of the VAE decoder: NaN or infinity")
         pixels = as_array(self._pixels_host, np.uint8, (shape.images, shape.height, shape.width, 3))
         return pixels.copy()
+
+    def _stage_text(self, text: NDArray[np.generic]) -> None:
+        self._encoded = text.ndim == len(self._embeddings_shape)
+        if not self._encoded:
+            as_array(self._ids_host, self._ids_type, self._ids_shape)[:] = text
+            return
+        if text.shape != self._embeddings_shape:
+            raise RequestError(
+                f"the plans take {self._embeddings_shape[1]} tokens, not the {text.shape[1]} of a "
+                "long prompt; use the engine onnxruntime"
+            )
+        as_array(self._embeddings_host, np.float16, text.shape)[:] = text
 
     def keep_kernels(self) -> None:
         """Write what TensorRT compiled, if anything ran for the first time."""
@@ -232,8 +280,11 @@ class Session:
         self._table.upload()
         self._known.upload()
         device.copy(self._latents, self._table.history, self._latents.size)
-        device.copy(self._ids, self._ids_host, self._ids.size)
-        self._text_encoder.enqueue(device.stream)
+        if self._encoded:
+            device.copy(self._embeddings, self._embeddings_host, self._embeddings.size)
+        else:
+            device.copy(self._ids, self._ids_host, self._ids.size)
+            self._text_encoder.enqueue(device.stream)
         self._check(
             self._embeddings_size, self._control.address, self._embeddings.address,
             self._embeddings_size,

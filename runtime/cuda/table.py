@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bksdm.runtime.cuda.device import Device, as_array
+from bksdm.runtime.cuda.device import Device, Part, as_array
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import Latents
 
@@ -81,3 +81,9 @@ class DeviceTable:
         """Of timesteps, input_scale, rows, levels and history, as the control block has them."""
         first = self._memory.address
         return *(first + offset for offset in self._offsets[:-1]), self.history.address
+
+    def output(self, index: int) -> Part:
+        """Return where the noise prediction of a step is kept."""
+        assert self._holds is not None
+        size = 4 * self._size
+        return Part(self.history.address + (1 + self._holds.draws + index) * size, size)

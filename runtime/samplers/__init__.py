@@ -119,6 +119,7 @@ def step_table(
 @lru_cache(maxsize=64)
 def _compiled(config: str, steps: int, sampler: str | None, first: int) -> StepTable:
     fields = json.loads(config)
+    prediction_type = str(fields.get("prediction_type", "epsilon"))
     if sampler is None:
         class_name = fields.get("_class_name")
         known = isinstance(class_name, str) and class_name in DIFFUSERS_CLASSES
@@ -127,10 +128,11 @@ def _compiled(config: str, steps: int, sampler: str | None, first: int) -> StepT
                 f"scheduler config: _class_name {class_name!r} is not implemented; "
                 f"known: {', '.join(DIFFUSERS_CLASSES)}"
             )
-        return compile_solver(DIFFUSERS_CLASSES[str(class_name)](fields, steps), first)
+        solver = DIFFUSERS_CLASSES[str(class_name)](fields, steps)
+        return compile_solver(solver, first, prediction_type)
     if sampler not in SAMPLERS:
         raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-    return compile_solver(SAMPLERS[sampler](fields, steps), first)
+    return compile_solver(SAMPLERS[sampler](fields, steps), first, prediction_type)
 
 
 __all__ = ["NAMED", "SAMPLERS", "Solver", "StepTable", "compile_solver", "step_table"]

@@ -67,6 +67,9 @@ class StepTable:
     levels : ndarray, shape [N + 1, 2]
         α and σ of ``x_k = α x_0 + σ ε``, as a picture is brought to that noise level; 1 and 0 of
         the result.
+    denoised : ndarray, shape [N, 2]
+        What the model takes the picture for at evaluation k:
+        ``x̂_0 = denoised[k, 0] * x_k + denoised[k, 1] * ε_k``.
     """
 
     timesteps: Vector
@@ -75,6 +78,7 @@ class StepTable:
     init_noise_sigma: float
     noise: Vector
     levels: Vector
+    denoised: Vector
 
     @property
     def draws(self) -> int:
@@ -85,7 +89,28 @@ class StepTable:
         return len(self.timesteps)
 
 
-def compile_solver(solver: Solver, first: int = 0) -> StepTable:
+def denoising(levels: Vector, prediction_type: str) -> Vector:
+    """Return the coefficients of x and of the model's output in x̂_0, [N, 2].
+
+    With n² = α² + σ², which is 1 where a method keeps the variance: x/α − σ/α ε of predicted noise
+    ε, and α/n² x − σ/n v of a predicted velocity v = (α ε − σ x_0)/n (Salimans & Ho 2022, arXiv
+    2202.00512).
+
+    Parameters
+    ----------
+    levels : ndarray, shape [N, 2]
+        α and σ of x = α x_0 + σ ε.
+    prediction_type : str
+        ``epsilon`` or ``v_prediction``, as diffusers' schedulers name it.
+    """
+    alpha, sigma = levels.T
+    if prediction_type == "epsilon":
+        return np.stack([1 / alpha, -sigma / alpha], axis=1)
+    norm = np.hypot(alpha, sigma)
+    return np.stack([alpha / norm**2, -sigma / norm], axis=1)
+
+
+def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsilon") -> StepTable:
     """Run ``solver`` from its step ``first`` on basis vectors and read off its table."""
     timesteps: list[float] = []
     levels: list[Level] = []
@@ -123,7 +148,10 @@ def compile_solver(solver: Solver, first: int = 0) -> StepTable:
         float(solver.init_noise_sigma),
         np.ascontiguousarray(stacked[:, 1 + evaluations :]),
         np.array([*levels, (1.0, 0.0)]),
+        denoising(np.array(levels, np.float64).reshape(-1, 2), prediction_type),
     )
-    for array in (table.timesteps, table.input_scale, table.rows, table.noise, table.levels):
+    for array in (
+        table.timesteps, table.input_scale, table.rows, table.noise, table.levels, table.denoised
+    ):  # fmt: skip
         array.flags.writeable = False
     return table

@@ -16,7 +16,8 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
-from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.pipeline import TextToImage, _open_text_encoder
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
 
@@ -70,9 +71,8 @@ def load(device, monkeypatch):
         module = simulated_tensorrt(device, VERSION, engines)
         for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.executor"):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
-        tokenizer = Tokenizer.load(folder / "tokenizer")
         device.engines = engines
-        executor = CudaExecutor(bundle, tokenizer, "tensorrt-rtx", device)
+        executor = CudaExecutor(bundle, _encode(bundle), "tensorrt-rtx", device)
         return TextToImage(bundle, executor, _encoder(bundle))
 
     return open_on_device
@@ -82,11 +82,8 @@ def load(device, monkeypatch):
 def same_on_host(built):
     """The bundle with the loop on the host, around the networks of the simulated GPU."""
     bundle = Bundle.open(built)
-    engines = [
-        _Called(Engine(None, bundle.model(name), RECIPE.profile, name)) for name in COMPONENTS
-    ]
-    tokenizer = Tokenizer.load(built / "tokenizer")
-    executor = HostExecutor(tokenizer, *engines, bundle.scaling_factor)
+    networks = (_called(bundle, name) for name in ("unet", "vae_decoder"))
+    executor = HostExecutor(_encode(bundle), *networks, bundle.scaling_factor)
     return TextToImage(bundle, executor, _encoder(bundle))
 
 
@@ -100,6 +97,21 @@ class _Called:
 
     def __call__(self, feeds):
         return self._run(feeds)
+
+
+_on_host = partial(open_engine, "onnxruntime", threads=None, cache=None, side=8)
+
+
+def _called(bundle, name):
+    return _Called(Engine(None, bundle.model(name), RECIPE.profile, name))
+
+
+def _encode(bundle):
+    load = partial(_open_text_encoder, _on_host, bundle)
+    return PromptEncoder(
+        Tokenizer.load(bundle.path / "tokenizer"),
+        lambda skipped: load(skipped) if skipped else _called(bundle, "text_encoder"),
+    )
 
 
 def _encoder(bundle):

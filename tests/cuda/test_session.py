@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.errors import NonFiniteError, RequestError
 
 
 def picture():
@@ -34,6 +34,8 @@ CASES = {
     "rescaled": {"guidance_rescale": 0.7, "num_images_per_prompt": 3},
     "interval": {"guidance_interval": (0.2, 0.6), "num_images_per_prompt": 2},
     "never guided": {"guidance_interval": (0.9, 1.0), "num_inference_steps": 3},
+    "weighted": {"prompt": "a (lighthouse:1.5)", "prompt_weights": True},
+    "skipped layer": {"clip_skip": 1, "guidance_interval": (0.0, 0.5)},
     "everything": {**MASK, "sampler": "euler-a", "guidance_rescale": 0.7, "strength": 0.9,
                    "guidance_interval": (0.0, 0.6)},
 }  # fmt: skip
@@ -70,6 +72,41 @@ def test_strength_0_decodes_the_picture_at_once(load, built, same_on_host, devic
         assert np.abs(drawn(model, **arguments)[0] - expected).max() <= 1
     assert len(none) == device.counts["graph launches"] == 0
     assert np.abs(drawn(model)[0] - drawn(same_on_host)[0]).max() <= 1
+
+
+def test_what_the_model_sees_behind_the_noise(load, built, same_on_host):
+    """Decoding it between two steps changes nothing of the steps that follow."""
+    model, seen, expected = load(built), [], []
+    pixels = drawn(model, sampler="euler-a")[0]
+
+    def look(step):
+        seen.append((step.denoised, model.decode(step.denoised)))
+
+    result = model(callback_on_step_end=look, sampler="euler-a", **COMMON)
+    same_on_host(callback_on_step_end=lambda step: expected.append(step.denoised),
+                 sampler="euler-a", **COMMON)  # fmt: skip
+    for (latents, shown), wanted in zip(seen, expected, strict=True):
+        # As of the steps themselves, times the guidance scale.
+        np.testing.assert_allclose(latents, wanted, atol=2e-2 * np.abs(wanted).max())
+        assert np.abs(shown.astype(int) - same_on_host.decode(latents)).max() <= 1
+    np.testing.assert_array_equal(result.pixels, pixels)
+    # Without a picture under way, and of another number of images.
+    three = np.repeat(seen[-1][0], 3, axis=0)
+    np.testing.assert_array_equal(load(built).decode(three)[2], seen[-1][1][0])
+
+
+def test_latents_that_cannot_be_decoded_are_named(load, built):
+    model = load(built)
+    with pytest.raises(NonFiniteError, match="pixels of the VAE decoder"):
+        model.decode(np.full((1, 4, 8, 8), np.nan, np.float32))
+    assert drawn(model)[0].std() > 1
+    with pytest.raises(RequestError, match="outside of what was built"):
+        model.decode(np.zeros((1, 4, 64, 64), np.float32))
+
+
+def test_long_prompts_are_refused_by_what_was_built(load, built):
+    with pytest.raises(RequestError, match="take 77 tokens, not the 154"):
+        drawn(load(built), prompt="a " * 90, long_prompt=True)
 
 
 def test_no_picture_shows_in_the_next(load, built):

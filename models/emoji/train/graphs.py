@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from bksdm.export.exporter import export
 from bksdm.export.parity import format_table
 from bksdm.export.shared_weights import share_weights
+from bksdm.runtime.preview import PREVIEW_FILE
 
 _VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 _VAE_HALVES = {
@@ -52,6 +53,8 @@ def add_graphs(checkpoint: Path) -> None:
             # It is written for its owner alone.
             (folder / _SHARED[component]).chmod(0o644)
             shutil.copyfile(bundle / component / "config.json", folder / "config.json")
+        preview = Path("vae_decoder") / PREVIEW_FILE
+        shutil.copyfile(bundle / preview, checkpoint / preview)
         for component, weights in _SHARED.items():
             folder = checkpoint / component
             graph = folder / "model.onnx"
