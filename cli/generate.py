@@ -60,6 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="encode what is beyond 77 tokens too, not cut it off")  # fmt: skip
     parser.add_argument("--clip-skip", type=int, default=0, metavar="N",
                         help="leave out the text encoder's last N layers (default 0)")  # fmt: skip
+    parser.add_argument("--fast", type=int, default=0, metavar="LEVEL",
+                        help="1 to 3: less work for nearly the same picture (default 0: exact)"
+                        )  # fmt: skip
     parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
     parser.add_argument("--strength", type=float, metavar="PART",
                         help="how much of --image may change, 0 to 1 (default 0.8; 1 with --mask)"
@@ -121,6 +124,7 @@ def run(options: argparse.Namespace) -> int:
         "prompt_weights": options.prompt_weights,
         "long_prompt": options.long_prompt,
         "clip_skip": options.clip_skip,
+        "fast": options.fast,
     }
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     # A mistake is refused here rather than after gigabytes are loaded.
@@ -154,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
         "prompt_weights": str(options.prompt_weights),
         "long_prompt": str(options.long_prompt),
         "clip_skip": str(options.clip_skip),
+        "fast": str(options.fast),
         "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
         "eta": str(options.eta),
         **{

@@ -9,6 +9,8 @@ from bksdm.engines.protocol import Engine, GraphEdit
 
 ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
+CPU_ENGINES = ("onnxruntime",)
+"""Those of them that run on the CPU."""
 DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
 

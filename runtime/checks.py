@@ -56,7 +56,8 @@ def whole(name: str, value: Any, lowest: int, highest: int) -> int:
     """
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not integer or not lowest <= value <= highest:
-        raise RequestError(f"{name} must be a whole number from {lowest} on, not {value!r}")
+        wanted = f"to {highest}" if highest < 1000 else "on"
+        raise RequestError(f"{name} must be a whole number from {lowest} {wanted}, not {value!r}")
     return int(value)
 
 

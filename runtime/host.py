@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError, RequestError, SamplerError
 from bksdm.engines.protocol import Array, Engine
+from bksdm.engines.rewrite.feature_reuse import DEEP_FEATURES
+from bksdm.runtime.feature_reuse import ReusedFeatures
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
 from bksdm.runtime.prompt_encoder import PromptEncoder
@@ -31,6 +34,8 @@ class HostExecutor:
         The bundle's networks; names and shapes of their tensors are Optimum's.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
+    load_shallow : callable, optional
+        Returns what follows the UNet's deep features, if the UNet shows them.
     """
 
     def __init__(
@@ -39,11 +44,13 @@ class HostExecutor:
         unet: Engine,
         vae_decoder: Engine,
         scaling_factor: float,
+        load_shallow: Callable[[], Engine] | None = None,
     ) -> None:
         self._encode = encode
         self._unet = unet
         self._vae_decoder = vae_decoder
         self._scaling_factor = scaling_factor
+        self._load_shallow = None if load_shallow is None else cache(load_shallow)
 
     def check(self, height: int, width: int, images: int) -> None:
         """Accept every size."""
@@ -67,6 +74,8 @@ class HostExecutor:
         both = np.empty((halves, *work.start.shape), inputs["sample"].dtype)
         batch = both.reshape(-1, *work.start.shape[1:])
 
+        run = self._evaluation(work.reuse)
+
         def predict(
             x: NDArray[np.float32], timestep: float, index: int, out: NDArray[np.float32]
         ) -> None:
@@ -81,7 +90,7 @@ class HostExecutor:
                 "encoder_hidden_states": embeddings[first:],
             }
             start = time.perf_counter()
-            output = self._unet(feeds)["out_sample"].astype(np.float32, copy=False)
+            output = run(feeds, index).astype(np.float32, copy=False)
             seconds["unet"] += time.perf_counter() - start
             # NaN and infinity of either half are in their difference, which is half as much to see.
             with np.errstate(invalid="ignore"):
@@ -115,6 +124,20 @@ class HostExecutor:
         _require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):
             return to_uint8(decoded)
+
+    def _evaluation(self, every: int) -> Callable[[dict[str, Array], int], Array]:
+        """Return what runs the UNet, as a whole in every n-th evaluation.
+
+        Raises
+        ------
+        RequestError
+            This engine shows no deep features, so that none can be reused.
+        """
+        if every == 1:
+            return lambda feeds, index: self._unet(feeds)["out_sample"]
+        if self._load_shallow is None or DEEP_FEATURES not in self._unet.outputs:
+            raise RequestError("fast is for the engines onnxruntime and openvino, on the CPU")
+        return ReusedFeatures(self._unet, self._load_shallow(), every)
 
     def _timesteps(self, table: StepTable, rows: int) -> list[Array]:
         """Return what the UNet is told in each step, in the type and shape that it takes.

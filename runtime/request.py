@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.checks import is_part, part, side, texts, whole
+from bksdm.runtime.feature_reuse import LEVELS
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.noise import check_seeds
@@ -50,6 +51,8 @@ class Request:
         Whether no step is left out.
     wording
         How the prompts are read.
+    reuse
+        The whole UNet runs in every n-th evaluation.
     """
 
     prompts: tuple[str, ...]
@@ -63,6 +66,7 @@ class Request:
     image: InitImage | None
     complete: bool
     wording: Wording
+    reuse: int
 
     @classmethod
     def check(
@@ -88,6 +92,7 @@ class Request:
         prompt_weights: bool = False,
         long_prompt: bool = False,
         clip_skip: Any = 0,
+        fast: Any = 0,
     ) -> Request:
         """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
 
@@ -123,19 +128,21 @@ class Request:
         count = len(prompts) * per_prompt
         if init is not None and count % len(init):
             raise RequestError(f"image has {len(init)} entries, but {count} pictures are asked for")
+        level = LEVELS[whole("fast", fast, 0, len(LEVELS) - 1)]
         shape = (count, bundle.latent_channels, tall // bundle.vae_scale, wide // bundle.vae_scale)
         return cls(
             prompts,
             negatives,
             per_prompt,
             shape,
-            _guidance(guidance_scale, guidance_rescale, guidance_interval),
+            _guidance(guidance_scale, guidance_rescale, guidance_interval, level.guided),
             step_table({**bundle.scheduler, "eta": eta}, steps, sampler, first),
             None if seed is None else check_seeds(seed, count),
             None if latents is None else _latents(latents, shape),
             init,
             first == 0,
             Wording(prompt_weights, long_prompt, _clip_skip(bundle, clip_skip)),
+            level.every,
         )
 
     @property
@@ -172,7 +179,7 @@ def _clip_skip(bundle: Bundle, value: Any) -> int:
     return skipped
 
 
-def _guidance(scale: Any, rescale: Any, interval: Any) -> Guidance | None:
+def _guidance(scale: Any, rescale: Any, interval: Any, guided: float) -> Guidance | None:
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise RequestError(f"guidance_scale must be a number, not {scale!r}")
     if not math.isfinite(scale):
@@ -183,7 +190,10 @@ def _guidance(scale: Any, rescale: Any, interval: Any) -> Guidance | None:
         raise RequestError(
             f"guidance_interval must be two numbers from 0 to 1, ascending, not {interval!r}"
         )
-    return Guidance(float(scale), rescale, *(float(p) for p in interval)) if scale > 1 else None
+    start, end = (float(bound) for bound in interval)
+    if (start, end) == (0, 1):
+        end = guided
+    return Guidance(float(scale), rescale, start, end) if scale > 1 else None
 
 
 def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

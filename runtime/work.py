@@ -45,6 +45,8 @@ class Work:
         What of a picture stays as it was.
     wording : Wording
         How texts are read.
+    reuse : int
+        The whole UNet runs in every n-th evaluation.
     callback : callable, optional
         Called after every step; returning False stops.
     """
@@ -56,6 +58,7 @@ class Work:
     noises: NDArray[np.float32]
     known: Known | None = None
     wording: Wording = PLAIN
+    reuse: int = 1
     callback: StepCallback | None = None
 
 

@@ -77,6 +77,8 @@ class CudaExecutor:
 
     def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
+        if work.reuse > 1:
+            raise RequestError("fast is not on the GPU yet; use the engine onnxruntime")
         start = time.perf_counter()
         if work.wording == PLAIN:
             text: NDArray[np.generic] = self._encode.tokenizer(list(work.texts))
