@@ -30,8 +30,9 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.onnxruntime import WINOGRAD_BUDGET, OnnxRuntimeEngine
+    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+    from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, MadeFor
 
     budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
     provider = name.partition(":")[2] or "cpu"
-    return OnnxRuntimeEngine(model, provider, threads, cache, side, budget)
+    return OnnxRuntimeEngine(model, provider, threads, cache, MadeFor(side, budget))
