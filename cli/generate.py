@@ -57,7 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, metavar="FILE",
                         help="of --image only what is white here changes")  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
-                        help="onnxruntime, onnxruntime:cuda or onnxruntime:tensorrt")  # fmt: skip
+                        help="onnxruntime or openvino (CPU), onnxruntime:cuda, "
+                             "onnxruntime:tensorrt, or what `bksdm build` made")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Engine
 
-ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
+ENGINES = ("onnxruntime", "openvino", "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
 DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
@@ -30,9 +30,15 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
     from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, MadeFor
 
     budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
+    made_for = MadeFor(side, budget)
+    if name == "openvino":
+        from bksdm.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model, threads, made_for)
+    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+
     provider = name.partition(":")[2] or "cpu"
-    return OnnxRuntimeEngine(model, provider, threads, cache, MadeFor(side, budget))
+    return OnnxRuntimeEngine(model, provider, threads, cache, made_for)

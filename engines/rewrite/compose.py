@@ -54,6 +54,7 @@ RULES = {
     ),
     "onnxruntime:cuda": Rules(attention=True),
     "onnxruntime:tensorrt": Rules(attention=True),
+    "openvino": Rules(winograd=True),
 }
 
 
