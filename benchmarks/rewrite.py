@@ -15,11 +15,12 @@ import numpy as np
 from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.runtime.bundle import Bundle
 
 NETWORKS = ("unet", "vae_decoder")
 # Nothing is in strips of a graph made for one latent pixel.
-PLAIN_SIDE = 1
+PLAIN = MadeFor(1, winograd_budget=0)
 
 
 def measure_rewrite(
@@ -52,9 +53,10 @@ def measure_rewrite(
     networks = {}
     for name in NETWORKS:
         model, cache = bundle.model(name), bundle.path / "engines"
+        made_for = MadeFor(bundle.sample_size)
         engines = {
-            "plain": OnnxRuntimeEngine(model, "cpu", threads, None, PLAIN_SIDE, winograd_budget=0),
-            "rewritten": OnnxRuntimeEngine(model, "cpu", threads, cache, bundle.sample_size),
+            "plain": OnnxRuntimeEngine(model, "cpu", threads, None, PLAIN),
+            "rewritten": OnnxRuntimeEngine(model, "cpu", threads, cache, made_for),
         }
         feeds = network_feeds(engines["plain"].inputs, sizes)
         seconds: dict[str, list[float]] = {kind: [] for kind in engines}
@@ -72,7 +74,7 @@ def measure_rewrite(
         networks[name] = {
             **seconds,
             "relative_l2": float(error / np.linalg.norm(outputs["plain"])),
-            "operators": _operators(model, cache, bundle.sample_size, threads, feeds),
+            "operators": _operators(model, cache, made_for, threads, feeds),
         }
         progress()
     return {
@@ -85,11 +87,13 @@ def measure_rewrite(
 
 
 def _operators(
-    model: Path, cache: Path, side: int, threads: int, feeds: dict[str, Any]
+    model: Path, cache: Path, made_for: MadeFor, threads: int, feeds: dict[str, Any]
 ) -> dict[str, float]:
     """Return seconds by kind of operator in the second of two runs, most first."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = OnnxRuntimeEngine(model, "cpu", threads, cache, side, profile=Path(folder) / "run")
+        engine = OnnxRuntimeEngine(
+            model, "cpu", threads, cache, made_for, profile=Path(folder) / "run"
+        )
         engine(feeds)
         engine(feeds)
         events = json.loads(engine.end_profiling().read_text(encoding="utf-8"))

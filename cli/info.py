@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 def describe_bundle(path: Path) -> dict[str, Any]:
     """Return components, parameter counts, dtypes, scheduler, engines and digest of a bundle."""
     from bksdm.engines.graph import describe_graph
-    from bksdm.engines.onnxruntime import describe_rewrite
+    from bksdm.engines.rewrite.compose import MadeFor, describe_rewrite
     from bksdm.runtime.bundle import Bundle, read_json
 
     bundle = Bundle.open(path)
@@ -55,7 +55,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         "components": {
             name: {
                 **describe_graph(bundle.model(name)),
-                "on the CPU": describe_rewrite(bundle.model(name), bundle.sample_size),
+                "on the CPU": describe_rewrite(bundle.model(name), MadeFor(bundle.sample_size)),
             }
             for name in bundle.components
         },

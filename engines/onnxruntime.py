@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from bksdm.engines.arena import share_arena
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
+from bksdm.engines.rewrite.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -38,13 +39,6 @@ DTYPES = {
 }
 # Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
 CACHE_FROM_BYTES = 64 * 2**20
-# Metadata of a rewritten graph: the least height of its input.
-LEAST_ROWS = "bksdm.least_rows"
-# Raised with every change of what is rewritten before optimising: saved graphs are then stale.
-REWRITE = 5
-# Bytes that Winograd's filters may add to a network: those that save most time for their size, so
-# that full-size BK-SDM-Small still takes less memory than in PyTorch.
-WINOGRAD_BUDGET = 3 * 2**27
 
 
 class OnnxRuntimeEngine:
@@ -61,10 +55,8 @@ class OnnxRuntimeEngine:
     cache : Path, optional
         Folder for the optimised graph, so that later starts skip the optimisation. On the CPU
         only: elsewhere the provider compiles for itself.
-    side : int
-        Height and width that the CPU's graph is made fastest for; it takes any other too.
-    winograd_budget : int
-        Bytes that a float32 network may grow by for faster convolutions on the CPU.
+    made_for : MadeFor
+        What the CPU's graph is made fastest for.
     profile : Path, optional
         Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
     edit : GraphEdit, optional
@@ -82,8 +74,7 @@ class OnnxRuntimeEngine:
         provider: str = "cpu",
         threads: int | None = None,
         cache: Path | None = None,
-        side: int = 64,
-        winograd_budget: int = WINOGRAD_BUDGET,
+        made_for: MadeFor = USUAL,
         profile: Path | None = None,
         edit: GraphEdit | None = None,
     ) -> None:
@@ -102,13 +93,7 @@ class OnnxRuntimeEngine:
         if provider == "cpu":
             _share_memory(options)
         try:
-            self._session = _open(
-                source,
-                provider,
-                options,
-                cache,
-                (side, winograd_budget),
-            )
+            self._session = _open(source, provider, options, cache, made_for)
         except EngineError:
             raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
@@ -118,7 +103,7 @@ class OnnxRuntimeEngine:
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
         self._for_small = functools.partial(
-            OnnxRuntimeEngine, model, provider, threads, side=1, edit=edit
+            OnnxRuntimeEngine, model, provider, threads, None, replace(made_for, side=1), edit=edit
         )
         self._small: OnnxRuntimeEngine | None = None
         self.inputs = tensor_specs(self._session.get_inputs())
@@ -207,16 +192,14 @@ def _open(
     provider: str,
     options: ort.SessionOptions,
     cache: Path | None,
-    made_for: tuple[int, int],
+    made_for: MadeFor,
 ) -> ort.InferenceSession:
     model = source.model
     providers = [PROVIDERS[provider]]
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
-    if provider != "cpu":
-        return ort.InferenceSession(_rewritten(source), beside(options, model), providers=providers)
-    if cache is None or _size(model) < CACHE_FROM_BYTES:
-        graph = _rewritten(source, made_for)
+    if provider != "cpu" or cache is None or _size(model) < CACHE_FROM_BYTES:
+        graph = _rewritten(source, provider, made_for)
         return ort.InferenceSession(graph, beside(options, model), providers=providers)
     optimised = cache / _machine() / source.folder / "model.onnx"
     if not optimised.is_file() or _record(optimised) != _state(model, made_for):
@@ -224,7 +207,7 @@ def _open(
             _save_optimised(source, optimised, made_for)
         except OSError:
             # A read-only or full disk costs only the faster second start.
-            graph = _rewritten(source, made_for)
+            graph = _rewritten(source, provider, made_for)
             return ort.InferenceSession(graph, beside(options, model), providers=providers)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(optimised), options, providers=providers)
@@ -238,55 +221,10 @@ def beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
     return options
 
 
-def _rewritten(source: _Source, made_for: tuple[int, int] | None = None) -> bytes:
-    """Return the graph as a provider runs it fastest; the weights stay in their file.
-
-    ``made_for`` is side and budget of :class:`OnnxRuntimeEngine`, for the CPU only.
-    """
-    import onnx
-
-    from bksdm.engines.rewrite.attention import fuse_attention
-    from bksdm.engines.rewrite.feed_forward import split_feed_forward
-    from bksdm.engines.rewrite.group_norm import expand_group_norm
-    from bksdm.engines.rewrite.strips import apply_strips
-    from bksdm.engines.rewrite.winograd import apply_winograd, choose
-
-    model = source.model
-    try:
-        proto = onnx.load(str(model), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
-    if source.edit is not None:
-        source.edit.apply(proto)
-    fuse_attention(proto)
-    if made_for is not None:
-        side, budget = made_for
-        chosen = choose(proto, side, budget)
-        split_feed_forward(proto, side)
-        least_rows = apply_strips(proto, side, chosen)
-        onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
-        expand_group_norm(proto)
-        apply_winograd(proto, chosen)
-    graph: bytes = proto.SerializeToString()
+def _rewritten(source: _Source, provider: str, made_for: MadeFor) -> bytes:
+    name = "onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}"
+    graph: bytes = compose(source.model, name, made_for, source.edit).SerializeToString()
     return graph
-
-
-def describe_rewrite(model: Path, side: int, budget: int = WINOGRAD_BUDGET) -> str:
-    """Return in words how the CPU runs the convolutions of a graph."""
-    import onnx
-
-    from bksdm.engines.rewrite.strips import find_tail
-    from bksdm.engines.rewrite.winograd import choose, convolutions
-
-    proto = onnx.load(str(model), load_external_data=False)
-    chosen = choose(proto, side, budget)
-    tail = find_tail(proto, side)
-    added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
-    total = len(convolutions(proto, side))
-    text = f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
-    if tail is not None:
-        text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
-    return text
 
 
 def _files(model: Path) -> list[Path]:
@@ -303,7 +241,7 @@ def _machine() -> str:
     return f"onnxruntime-{ort.__version__}-cpu-{digest}"
 
 
-def _state(model: Path, made_for: tuple[int, int]) -> dict[str, Any]:
+def _state(model: Path, made_for: MadeFor) -> dict[str, Any]:
     """Return what tells that a graph or its weights have changed since they were optimised."""
     states = {path.name: path.stat() for path in _files(model)}
     return {
@@ -311,7 +249,7 @@ def _state(model: Path, made_for: tuple[int, int]) -> dict[str, Any]:
         "version": ort.__version__,
         "provider": "cpu",
         "rewrite": REWRITE,
-        "made_for": list(made_for),
+        "made_for": asdict(made_for),
         "source": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
     }
 
@@ -335,7 +273,7 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
-def _save_optimised(source: _Source, target: Path, made_for: tuple[int, int]) -> None:
+def _save_optimised(source: _Source, target: Path, made_for: MadeFor) -> None:
     """Optimise once and store graph and weights; written beside and renamed."""
     model = source.model
     target.parent.parent.mkdir(parents=True, exist_ok=True)
@@ -351,7 +289,8 @@ def _save_optimised(source: _Source, target: Path, made_for: tuple[int, int]) ->
         )
         # Nothing is run, so no weight needs a second copy in the order that kernels read.
         options.add_session_config_entry("session.disable_prepacking", "1")
-        ort.InferenceSession(_rewritten(source, made_for), options, providers=[PROVIDERS["cpu"]])
+        graph = _rewritten(source, "cpu", made_for)
+        ort.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
         (staging / "engine.json").write_text(json.dumps(_state(model, made_for), indent=2) + "\n")
         staging.chmod(0o755)
         # A folder cannot be renamed onto another; whoever wins a race made the same files.

@@ -7,9 +7,9 @@ from pathlib import Path
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Engine, GraphEdit
 
-ENGINES = ("onnxruntime", "onnxruntime:cuda", "onnxruntime:tensorrt")
+ENGINES = ("onnxruntime", "openvino", "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
-CPU_ENGINES = ("onnxruntime",)
+CPU_ENGINES = ("onnxruntime", "openvino")
 """Those of them that run on the CPU."""
 DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
@@ -33,8 +33,15 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.onnxruntime import WINOGRAD_BUDGET, OnnxRuntimeEngine
+    from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, MadeFor
 
     budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
+    made_for = MadeFor(side, budget)
+    if name == "openvino":
+        from bksdm.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model, threads, made_for, edit)
+    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+
     provider = name.partition(":")[2] or "cpu"
-    return OnnxRuntimeEngine(model, provider, threads, cache, side, budget, edit=edit)
+    return OnnxRuntimeEngine(model, provider, threads, cache, made_for, edit=edit)

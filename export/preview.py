@@ -12,6 +12,7 @@ from PIL import Image
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.protocol import Engine
+from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.files import write_text
 from bksdm.runtime.preview import PREVIEW_FILE
@@ -55,7 +56,7 @@ def fit_preview(bundle: Path, channels: int, factor: int, scaling: float) -> Fit
         The VAE's scaling factor.
     """
     encode, decode = (
-        OnnxRuntimeEngine(bundle / name / "model.onnx", side=side, winograd_budget=0)
+        OnnxRuntimeEngine(bundle / name / "model.onnx", made_for=MadeFor(side, 0))
         for name, side in (("vae_encoder", SIDE * factor), ("vae_decoder", SIDE))
     )
     inputs, colours = [], []

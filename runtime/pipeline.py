@@ -107,8 +107,9 @@ class TextToImage:
         path : str or Path
             The bundle's folder; by default the small model that comes with the package.
         engine : str
-            ``onnxruntime`` (on the CPU), ``onnxruntime:cuda`` or ``onnxruntime:tensorrt``, and
-            ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has made engines.
+            ``onnxruntime`` or ``openvino`` (on the CPU), ``onnxruntime:cuda`` or
+            ``onnxruntime:tensorrt``, and ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has
+            made engines.
         threads : int, optional
             CPU threads; by default one per physical core.
         winograd_budget : int, optional

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.rewrite import winograd
+from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.engines.rewrite.group_norm import expand_group_norm
 from bksdm.engines.rewrite.winograd import Convolution, apply_winograd, choose
 
@@ -203,7 +204,8 @@ def test_engine_runs_what_the_budget_allows(tmp_path, monkeypatch):
     cache = tmp_path / "engines"
     results = []
     for budget in (0, 2**20):
-        results.append(OnnxRuntimeEngine(path, cache=cache, winograd_budget=budget)({"x": x})["y"])
+        made_for = MadeFor(winograd_budget=budget)
+        results.append(OnnxRuntimeEngine(path, cache=cache, made_for=made_for)({"x": x})["y"])
         (saved,) = cache.rglob("model.onnx")
         kinds = {node.op_type for node in onnx.load(saved).graph.node}
         assert ("DepthToSpace" in kinds) == bool(budget)

@@ -10,6 +10,7 @@ import pytest
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.rewrite import strips, winograd
+from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.engines.rewrite.strips import apply_strips, find_tail
 from bksdm.engines.rewrite.winograd import choose
 from tests.engines.test_rewrite import run
@@ -76,7 +77,7 @@ def test_the_engine_runs_pictures_with_fewer_rows_than_strips(nano_bundle, tmp_p
     plain = graph_of(nano_bundle, "vae_decoder")
     # The second time from the stored graph.
     for _ in range(2):
-        engine = OnnxRuntimeEngine(path, cache=tmp_path, side=8)
+        engine = OnnxRuntimeEngine(path, cache=tmp_path, made_for=MadeFor(8))
         for rows in (1, 3, 4, 8):
             x = np.random.default_rng(rows).standard_normal((1, 4, rows, 8)).astype(np.float32)
             expected = run(plain, {"latent_sample": x}, path.parent)

@@ -1,0 +1,198 @@
+"""Run a network with OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
+from bksdm.engines.rewrite.compose import USUAL, MadeFor, compose
+
+# Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
+# full-size UNet), and each has a copy of the weights.
+LARGE = 128 * 2**20
+# Of a small network: with and without guidance, for two sizes.
+KEPT_SHAPES = 4
+
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class OpenVinoEngine:
+    """A network in OpenVINO, computed in float32 whatever the processor offers.
+
+    A large network is compiled once for every batch, height and width; a small one for each of
+    them when it first comes, which runs a fifth faster. Nothing is stored: compiling takes a second
+    or two, and a stored network of gigabytes would save one of them.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx``; its external data lies beside it.
+    threads : int, optional
+        CPU threads; by default one per physical core.
+    made_for : MadeFor
+        What the graph is made fastest for.
+    edit : GraphEdit, optional
+        What makes another network of the model's.
+
+    Raises
+    ------
+    EngineError
+        OpenVINO is not installed, or the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        threads: int | None = None,
+        made_for: MadeFor = USUAL,
+        edit: GraphEdit | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads must be at least 1, not {threads}")
+        self._name = f"{model.parent.name}/{model.name}"
+        self._core = _core()
+        proto = compose(model, "openvino", made_for, edit)
+        self.inputs = _tensor_specs(proto.graph.input)
+        self.outputs = _tensor_specs(proto.graph.output)
+        self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if threads is not None:
+            self._options["INFERENCE_NUM_THREADS"] = str(threads)
+        weights = _take_weights(proto, model)
+        size = proto.ByteSize() + sum(weight.nbytes for weight in weights.values())
+        self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
+        try:
+            self._network = self._core.read_model(proto.SerializeToString())
+            _give_weights(self._network, weights)
+            self._whole = self._compile() if size > LARGE else None
+        except Exception as error:  # OpenVINO raises RuntimeError for everything
+            raise EngineError(f"{self._name}: cannot be loaded ({_reason(error)})") from error
+
+    def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run the network; the results are copies, for the next run writes over OpenVINO's own."""
+        check_feeds(self._name, self.inputs, feeds)
+        try:
+            request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})
+            results = request.infer(dict(feeds), share_inputs=True)
+        except Exception as error:  # OpenVINO raises RuntimeError for everything
+            raise EngineError(f"{self._name}: failed to run ({_reason(error)})") from error
+        return {name: results[name] for name in self.outputs}
+
+    def _for(self, shapes: dict[str, tuple[int, ...]]) -> Any:
+        """Return the network compiled for some shapes, one of the last few or a new one."""
+        key = tuple(sorted(shapes.items()))
+        if key not in self._requests:
+            while len(self._requests) >= KEPT_SHAPES:
+                self._requests.popitem(last=False)
+            self._network.reshape({name: list(shape) for name, shape in shapes.items()})
+            self._requests[key] = self._compile()
+        self._requests.move_to_end(key)
+        return self._requests[key]
+
+    def _compile(self) -> Any:
+        return self._core.compile_model(self._network, "CPU", self._options).create_infer_request()
+
+
+@functools.cache
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise EngineError(
+            "openvino is not installed; run: pip install 'bksdm-runtime[openvino]'"
+        ) from error
+    return openvino.Core()
+
+
+def _tensor_specs(values: Any) -> Mapping[str, TensorSpec]:
+    """Return type and shape of a graph's inputs or outputs."""
+    specs = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
+        )
+        specs[value.name] = TensorSpec(helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+    return MappingProxyType(specs)
+
+
+def _take_weights(proto: onnx.ModelProto, model: Path) -> dict[str, Array]:
+    """Replace the weights outside a graph by inputs, and return them by name, mapped to memory.
+
+    OpenVINO finds such weights only for a graph that is a file beside them.
+
+    Raises
+    ------
+    EngineError
+        A weight lies outside its file, or the file outside the model's folder.
+    """
+    graph = proto.graph
+    inside = [w for w in graph.initializer if w.data_location != onnx.TensorProto.EXTERNAL]
+    files: dict[str, Array] = {}
+    weights: dict[str, Array] = {}
+    for weight in graph.initializer:
+        if weight.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        place = {entry.key: entry.value for entry in weight.external_data}
+        location, offset = place["location"], int(place.get("offset", 0))
+        dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
+        size = math.prod(weight.dims)
+        if location not in files:
+            files[location] = _map(model.parent, location)
+        if not 0 <= offset <= offset + size * dtype.itemsize <= len(files[location]):
+            raise EngineError(
+                f"{model.parent.name}/{location}: too short for {weight.name}; export it again"
+            )
+        flat = np.frombuffer(files[location], dtype, size, offset)
+        weights[weight.name] = flat.reshape(tuple(weight.dims))
+        graph.input.append(helper.make_tensor_value_info(
+            weight.name, weight.data_type, weight.dims
+        ))  # fmt: skip
+    del graph.initializer[:]
+    graph.initializer.extend(inside)
+    return weights
+
+
+def _map(folder: Path, location: str) -> Array:
+    """Map a file of weights to memory; OpenVINO wants it writable, so what is written is a copy."""
+    path = PurePosixPath(location)
+    if path.is_absolute() or ".." in path.parts:
+        raise EngineError(f"{folder.name}: weights at {location} are outside the model's folder")
+    try:
+        return np.memmap(folder / path, np.uint8, "c")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{folder.name}/{location}: cannot be read ({error})") from error
+
+
+def _give_weights(network: Any, weights: Mapping[str, Array]) -> None:
+    """Put constants in the place of inputs; they use the memory that they are given."""
+    from openvino.op import Constant
+
+    for source in list(network.inputs):
+        weight = weights.get(source.get_any_name())
+        if weight is None:
+            continue
+        constant = Constant(weight, shared_memory=True).output(0)
+        parameter = source.get_node()
+        for target in parameter.output(0).get_target_inputs():
+            target.replace_source_output(constant)
+        network.remove_parameter(parameter)
+    network.validate_nodes_and_infer_types()
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line that says more than where in OpenVINO's code something failed."""
+    text = str(error)
+    lines = (line.strip(" -") for line in (text.partition("Summary:")[2] or text).splitlines())
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return next(iter(said), repr(error))[:300]

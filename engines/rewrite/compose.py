@@ -1,0 +1,144 @@
+"""Apply to a graph every rule that the engine which runs it gains from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import GraphEdit
+from bksdm.engines.rewrite.attention import fuse_attention
+from bksdm.engines.rewrite.feed_forward import split_feed_forward
+from bksdm.engines.rewrite.group_norm import expand_group_norm
+from bksdm.engines.rewrite.strips import apply_strips, find_tail
+from bksdm.engines.rewrite.winograd import apply_winograd, choose, convolutions
+
+# Metadata of a rewritten graph: the least height of its input.
+LEAST_ROWS = "bksdm.least_rows"
+# Raised with every change of what is rewritten: saved graphs are then stale.
+REWRITE = 5
+# Bytes that Winograd's filters may add to a network: those that save most time for their size, so
+# that full-size BK-SDM-Small still takes less memory than in PyTorch.
+WINOGRAD_BUDGET = 3 * 2**27
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which rewritings an engine gains from; docs/cpu.md has the measurements.
+
+    Attributes
+    ----------
+    attention
+        As ONNX Runtime's own operator.
+    feed_forward
+        Gated feed-forward layers in strips of tokens.
+    strips
+        The end of a decoder in strips of rows.
+    group_norm
+        As instance normalisation.
+    winograd
+        3×3 convolutions as products of tiles.
+    """
+
+    attention: bool = False
+    feed_forward: bool = False
+    strips: bool = False
+    group_norm: bool = False
+    winograd: bool = False
+
+
+RULES = {
+    "onnxruntime": Rules(
+        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=True
+    ),
+    "onnxruntime:cuda": Rules(attention=True),
+    "onnxruntime:tensorrt": Rules(attention=True),
+    "openvino": Rules(winograd=True),
+}
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """What a graph is made fastest for; it takes other pictures too.
+
+    Attributes
+    ----------
+    side
+        Height and width of its input.
+    winograd_budget
+        Bytes that a float32 network may grow by for faster convolutions.
+    """
+
+    side: int = 64
+    winograd_budget: int = WINOGRAD_BUDGET
+
+
+USUAL = MadeFor()
+
+
+def compose(
+    model: Path, engine: str, made_for: MadeFor, edit: GraphEdit | None = None
+) -> onnx.ModelProto:
+    """Return the graph as an engine runs it fastest; the weights stay in their file.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx``.
+    engine : str
+        A key of :data:`RULES`.
+    made_for : MadeFor
+        Sizes and limits.
+    edit : GraphEdit, optional
+        What makes another network of the graph's, before all else.
+
+    Raises
+    ------
+    EngineError
+        The file is no ONNX graph.
+    """
+    proto, rules = load_graph(model), RULES[engine]
+    if edit is not None:
+        edit.apply(proto)
+    side = made_for.side
+    chosen = choose(proto, side, made_for.winograd_budget) if rules.winograd else []
+    if rules.attention:
+        fuse_attention(proto)
+    if rules.feed_forward:
+        split_feed_forward(proto, side)
+    if rules.strips:
+        least_rows = apply_strips(proto, side, chosen)
+        onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
+    if rules.group_norm:
+        expand_group_norm(proto)
+    apply_winograd(proto, chosen)
+    return proto
+
+
+def load_graph(model: Path) -> onnx.ModelProto:
+    """Read a graph without its weights.
+
+    Raises
+    ------
+    EngineError
+        The file is no ONNX graph.
+    """
+    try:
+        return onnx.load(str(model), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has no stable home
+        raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
+
+
+def describe_rewrite(model: Path, made_for: MadeFor) -> str:
+    """Return in words how the default engine runs the convolutions of a graph."""
+    proto = load_graph(model)
+    chosen = choose(proto, made_for.side, made_for.winograd_budget)
+    tail = find_tail(proto, made_for.side)
+    added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
+    total = len(convolutions(proto, made_for.side))
+    text = f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
+    if tail is not None:
+        text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
+    return text
