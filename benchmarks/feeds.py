@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bksdm.engines.profile import PROMPT_TOKENS
 from bksdm.engines.protocol import Array, TensorSpec
 
 
@@ -23,13 +24,14 @@ def network_feeds(inputs: Mapping[str, TensorSpec], sizes: tuple[int, int]) -> d
     batch = 2 if {"timestep", "input_ids"} & set(inputs) else 1
     feeds: dict[str, Array] = {}
     for name, spec in inputs.items():
-        fixed = tuple(size for size in spec.shape[1:] if isinstance(size, int))
-        shape = (batch, *fixed, *sizes) if len(spec.shape) == 4 else (batch, *fixed)
+        # Of four dimensions the last two are the picture's; of fewer, what is free is a text's.
+        free = iter(sizes if len(spec.shape) == 4 else (PROMPT_TOKENS,))
+        inner = (size if isinstance(size, int) else next(free) for size in spec.shape[1:])
+        shape = (batch, *inner)
         if name == "timestep":
             feeds[name] = np.full(batch, 500, spec.dtype)
         elif np.issubdtype(spec.dtype, np.integer):
-            # Ids of a text: every vocabulary has the first ones; 77 where the length is free.
-            shape = shape if len(shape) > 1 else (batch, 77)
+            # Ids of a text: every vocabulary has the first ones.
             feeds[name] = generator.integers(0, 100, shape).astype(spec.dtype)
         else:
             feeds[name] = generator.standard_normal(shape).astype(spec.dtype)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.benchmarks.guidance import measure_guidance
 from bksdm.benchmarks.latency import Settings, measure_latency
 from bksdm.benchmarks.plot import plot_latency, plot_peers, plot_throughput
 from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.roofline import measure_roofline
-from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers, write_record
+from bksdm.benchmarks.shortcuts import CHOICES, PROMPTS, measure_shortcuts
+from bksdm.benchmarks.side_by_side import EXACT, PEERS, STAGES, Task, measure_peers, write_record
 from bksdm.benchmarks.tables import conditions, tables
 from bksdm.benchmarks.throughput import measure_throughput
 from bksdm.engines.errors import BksdmError
@@ -66,12 +66,22 @@ def _bundle(model: str, work: Path) -> Path:
     return folder
 
 
-def _peers(model: str, side: int, steps: int, rounds: int, repeat: int) -> Entry:
+def _peers(
+    model: str,
+    side: int,
+    steps: int,
+    rounds: int,
+    repeat: int,
+    names: tuple[str, ...] = EXACT,
+    stages: tuple[str, ...] = STAGES,
+) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
-        task = Task(str(_checkpoint(model, work)), side, side, steps, rounds, repeat, threads)
-        return measure_peers(task, work, tuple(PEERS), report)
+        checkpoint = str(_checkpoint(model, work))
+        task = Task(checkpoint, side, side, steps, rounds, repeat, threads, stages)
+        return measure_peers(task, work, names, report)
 
-    return Entry(f"{model} beside other programs", measure)
+    what = "beside other programs" if names == EXACT else "with less work beside other programs"
+    return Entry(f"{model} {what}", measure)
 
 
 def _latency(model: str, steps: int, repeat: int) -> Entry:
@@ -96,11 +106,13 @@ def _rewrite(model: str, side: int) -> Entry:
     return Entry(f"{model}, what rewriting its graphs gains", measure)
 
 
-def _guidance(model: str, steps: int) -> Entry:
+def _shortcuts(model: str, steps: int, sampler: str, prompts: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
-        return measure_guidance(_bundle(model, work), steps, threads)
+        return measure_shortcuts(
+            _bundle(model, work), steps, threads, sampler, CHOICES, PROMPTS[:prompts]
+        )
 
-    return Entry(f"{model}, guidance for a part of the steps", measure)
+    return Entry(f"{model}, less work for nearly the same picture", measure)
 
 
 def _throughput(model: str, steps: int) -> Entry:
@@ -113,15 +125,26 @@ def _throughput(model: str, steps: int) -> Entry:
     return Entry(f"{model} under load", measure)
 
 
+FAST = tuple(name for name in PEERS if name not in EXACT)
 SET = {
     "small-peers": _peers("small", SIDE, 2, rounds=3, repeat=2),
+    "small-fast": _peers(
+        "small",
+        SIDE,
+        25,
+        rounds=1,
+        repeat=1,
+        stages=("picture",),
+        names=("diffusers-compiled", "bksdm", *FAST, "openvino"),
+    ),
+    "small-shortcuts": _shortcuts("small", 25, "ddim", 1),
     "small-rewrite": _rewrite("small", SIDE),
     "small-latency": _latency("small", 4, 3),
     "small-roofline": _roofline("small", SIDE),
     "emoji-peers": _peers("emoji", 128, 25, rounds=3, repeat=5),
     "emoji-latency": _latency("emoji", 25, 20),
     "emoji-throughput": _throughput("emoji", 25),
-    "emoji-guidance": _guidance("emoji", 25),
+    "emoji-shortcuts": _shortcuts("emoji", 25, "ddim", 4),
     "tiny-peers": _peers("tiny", SIDE, 2, rounds=1, repeat=2),
     "tiny-latency": _latency("tiny", 4, 3),
     "tiny-roofline": _roofline("tiny", SIDE),

@@ -48,6 +48,8 @@ class Peer:
         What it can do.
     source
         The peer whose converted model it starts from; None is the checkpoint.
+    model
+        The peer whose converted model it runs; None is its own.
     options
         Further arguments of its ``load``.
     """
@@ -55,19 +57,26 @@ class Peer:
     folder: str
     stages: tuple[str, ...] = STAGES
     source: str | None = None
+    model: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
 
 
 REFERENCE = "diffusers"
-PEERS = {
+PEERS: dict[str, Peer] = {
     REFERENCE: Peer("diffusers"),
     "diffusers-compiled": Peer("diffusers", options={"compiled": True}),
     "bksdm": Peer("bksdm"),
+    **{
+        f"bksdm-fast-{level}": Peer("bksdm", ("picture",), model="bksdm", options={"fast": level})
+        for level in (1, 2, 3)
+    },
     "optimum": Peer("optimum"),
     "openvino": Peer("openvino"),
     "mnn": Peer("mnn", ("unet", "vae_decoder"), source="optimum"),
     "stable-diffusion-cpp": Peer("stable-diffusion-cpp", ("picture",)),
 }
+EXACT = tuple(name for name, peer in PEERS.items() if "fast" not in peer.options)
+"""Those that all do the same work."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,8 @@ class Task:
         Runs of a network that count in each turn, after one that does not; pictures run once.
     threads
         CPU threads.
+    stages
+        What is measured, of :data:`STAGES`.
     """
 
     checkpoint: str
@@ -97,6 +108,7 @@ class Task:
     rounds: int
     repeat: int
     threads: int
+    stages: tuple[str, ...] = STAGES
 
 
 def prepare_checkpoint(checkpoint: Path, work: Path) -> Path:
@@ -130,6 +142,7 @@ def convert(name: str, python: Path, source: Path, work: Path) -> dict[str, floa
     PeerError
         The peer cannot convert it.
     """
+    name = PEERS[name].model or name
     folder = work / name / "model"
     record = work / name / "converted.json"
     if not record.exists():
@@ -184,14 +197,14 @@ def measure_peers(
             source = checkpoint if peer.source is None else models / peer.source / "model"
             peers[name] = {
                 "converted": convert(name, pythons[name], source, models),
-                "stages": {stage: {} for stage in peer.stages},
+                "stages": {stage: {} for stage in peer.stages if stage in task.stages},
             }
         except PeerError as error:
             if name == REFERENCE:
                 raise
             peers[name] = {"reason": str(error), "stages": {}}
     for number in range(task.rounds):
-        for stage in STAGES:
+        for stage in task.stages:
             for name in names:
                 entry = peers[name]["stages"].get(stage)
                 if entry is None or "reason" in entry:
@@ -247,9 +260,11 @@ def _turn(
 ) -> None:
     """Load one stage of one peer in a new process, run it, and add what it took."""
     output = models / name / f"{stage}.npy"
+    output.parent.mkdir(exist_ok=True)
+    model = models / (PEERS[name].model or name) / "model"
     with Runner(python, PEERS[name].folder) as runner:
         loaded = runner.ask(
-            "load", stage=stage, source=str(checkpoint), folder=str(models / name / "model"),
+            "load", stage=stage, source=str(checkpoint), folder=str(model),
             threads=task.threads, **PEERS[name].options,
         )  # fmt: skip
         first, *counted = (

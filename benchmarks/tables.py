@@ -176,24 +176,25 @@ def _rewrite(record: Record) -> list[Table]:
     ]  # fmt: skip
 
 
-def _guidance(record: Record) -> list[Table]:
-    full = record["intervals"][0]["seconds"]
+def _shortcuts(record: Record) -> list[Table]:
+    choices = record["choices"]
+    exact = next(iter(choices.values()))["seconds"]
     rows = []
-    for entry in record["intervals"]:
-        start, end = entry["interval"]
-        ratio = ratio_of_medians(full, entry["seconds"])
+    for name, entry in choices.items():
+        ratio = ratio_of_medians(exact, entry["seconds"])
         differing = [psnr for psnr in entry["psnr"] if psnr is not None]
         rows.append((
-            f"{start:g}:{end:g}", f"{Summary.of(entry['seconds']).median * 1e3:.0f}",
+            name, f"{Summary.of(entry['seconds']).median:.2f}",
             f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(len(entry["seconds"])),
             f"{Summary.of(differing).median:.1f}" if differing else "the same",
             f"{min(differing):.1f}" if differing else "the same",
         ))  # fmt: skip
+    settings = record["settings"]
     title = (
-        f"Guidance for a part of the steps, {record['model']['name']}, "
-        f"{record['settings']['steps']} steps; PSNR in dB against guidance in all of them"
+        f"Less work, {record['model']['name']}, {settings['steps']} steps of "
+        f"{settings['sampler']}; PSNR in dB against the exact picture"
     )
-    header = ("--guidance-interval", "median ms", "ratio", "n", "median PSNR", "least PSNR")
+    header = ("way", "median s", "ratio", "n", "median PSNR", "least PSNR")
     return [Table(title, header, tuple(rows))]
 
 
@@ -206,7 +207,11 @@ def _peers(record: Record) -> list[Table]:
         "picture": f"Picture, {task['steps']} steps of Euler with guidance, {work}",
     }
     return [
-        *(_peer_stage(record, stage, titles[stage]) for stage in STAGES),
+        *(
+            _peer_stage(record, stage, titles[stage])
+            for stage in STAGES
+            if any(stage in peer["stages"] for peer in record["peers"].values())
+        ),
         _peer_conversions(record, f"Conversion of {task['checkpoint']}"),
     ]
 
@@ -217,7 +222,11 @@ def _peer_stage(record: Record, stage: str, title: str) -> Table:
         for name, peer in record["peers"].items()
     }
     ran = {name: entry for name, entry in entries.items() if "samples" in entry}
-    others = {name: Summary.of(e["samples"]).median for name, e in ran.items() if name != "bksdm"}
+    others = {
+        name: Summary.of(e["samples"]).median
+        for name, e in ran.items()
+        if not name.startswith("bksdm")
+    }
     best = min(others, key=others.__getitem__)
     rows = []
     for name, entry in sorted(entries.items(), key=lambda item: _median(item[1])):
@@ -256,6 +265,9 @@ def _distance(name: str, found: Mapping[str, float], stage: str) -> str:
 def _peer_conversions(record: Record, title: str) -> Table:
     rows = []
     for name, peer in record["peers"].items():
+        if name.startswith("bksdm-"):
+            # It runs what bksdm converted.
+            continue
         if "converted" not in peer:
             rows.append((name, "–", "–", "–", peer["reason"]))
             continue
@@ -273,6 +285,6 @@ KINDS: dict[str, Callable[[Record], list[Table]]] = {
     "throughput": _throughput,
     "roofline": _roofline,
     "rewrite": _rewrite,
-    "guidance": _guidance,
+    "shortcuts": _shortcuts,
     "peers": _peers,
 }

@@ -186,13 +186,13 @@ def _roofline(options: argparse.Namespace) -> int:
 
 def _peers(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_peers
-    from bksdm.benchmarks.side_by_side import PEERS, Task, measure_peers
+    from bksdm.benchmarks.side_by_side import EXACT, PEERS, Task, measure_peers
     from bksdm.cli.extras import require
     from bksdm.cli.generate import parse_size
 
     require("diffusers", "export")
     _check_files(options)
-    names = tuple(PEERS) if options.peers is None else tuple(options.peers.split(","))
+    names = EXACT if options.peers is None else tuple(options.peers.split(","))
     _check_names("--peers", names, PEERS)
     if min(options.rounds, options.repeat, options.steps) < 1:
         raise RequestError("--rounds, --repeat and --steps must be at least 1")

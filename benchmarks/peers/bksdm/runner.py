@@ -17,7 +17,7 @@ def convert(source: str, folder: str) -> None:
     export(source, Path(folder))
 
 
-def load(stage: str, source: str, folder: str, threads: int) -> Run:
+def load(stage: str, source: str, folder: str, threads: int, fast: int = 0) -> Run:
     """Load one network as the pipeline loads it, or the pipeline."""
     if stage == "picture":
         from bksdm.runtime.pipeline import TextToImage
@@ -29,7 +29,7 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
             height, width = int(feeds["height"]), int(feeds["width"])
             drawn = model(
                 str(feeds["prompt"]), height=height, width=width,
-                num_inference_steps=int(feeds["steps"]), latents=noise,
+                num_inference_steps=int(feeds["steps"]), latents=noise, fast=fast,
             )  # fmt: skip
             return drawn.pixels, drawn.seconds
 
