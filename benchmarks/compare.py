@@ -56,7 +56,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{field}: {before} → {after}")
     if old.get("model") != new.get("model"):
         found.append(f"model: {old.get('model')} → {new.get('model')}")
-    for field in ("engine", "threads"):
+    for field in ("engine", "threads", "sampler", "fast"):
         before, after = (record["settings"].get(field) for record in (old, new))
         if before != after:
             found.append(f"{field}: {before} → {after}")

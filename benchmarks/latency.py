@@ -29,7 +29,7 @@ class Settings:
     engine
         As in ``TextToImage.load``.
     steps
-        Inference steps of the bundle's own sampler.
+        Inference steps.
     height, width
         In pixels; None is the model's size.
     batch
@@ -40,6 +40,10 @@ class Settings:
         CPU threads; None is one per physical core.
     guidance_scale
         At 1 the UNet's batch is half as large.
+    sampler
+        Its name; None is the bundle's own.
+    fast
+        As in ``TextToImage``.
     """
 
     engine: str = "onnxruntime"
@@ -51,6 +55,8 @@ class Settings:
     warmup: int = 1
     threads: int | None = None
     guidance_scale: float = 7.5
+    sampler: str | None = None
+    fast: int = 0
 
 
 def measure_latency(
@@ -121,6 +127,8 @@ def _one(model: TextToImage, settings: Settings, number: int) -> dict[str, float
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
         num_images_per_prompt=settings.batch,
+        sampler=settings.sampler,
+        fast=settings.fast,
         seed=number,
     )
     made = time.perf_counter()

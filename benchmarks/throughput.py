@@ -74,6 +74,7 @@ def measure_throughput(
     requests: int,
     threads: int | None = None,
     progress: Callable[[], object] = lambda: None,
+    sampler: str | None = None,
 ) -> dict[str, Any]:
     """Measure batches one after another, then single requests at several arrival rates.
 
@@ -98,13 +99,15 @@ def measure_throughput(
         CPU threads.
     progress : callable
         Called after every request.
+    sampler : str, optional
+        By default the bundle's own.
     """
     model = TextToImage.load(bundle, engine, threads)
 
     def make(number: int, batch: int = 1) -> None:
         model(
             PROMPT.format(number), num_inference_steps=steps, seed=number,
-            num_images_per_prompt=batch,
+            num_images_per_prompt=batch, sampler=sampler,
         )  # fmt: skip
 
     by_batch = []
@@ -142,7 +145,13 @@ def measure_throughput(
         "kind": "throughput",
         "machine": describe_machine(),
         "model": {"name": bundle.resolve().name, "digest": model.bundle.digest()},
-        "settings": {"engine": engine, "steps": steps, "requests": requests, "threads": threads},
+        "settings": {
+            "engine": engine,
+            "steps": steps,
+            "sampler": sampler,
+            "requests": requests,
+            "threads": threads,
+        },
         "batches": by_batch,
         "rates": measured,
     }

@@ -33,6 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
                          help="the built-in model by default")  # fmt: skip
     latency.add_argument("--engine", default="onnxruntime")
     latency.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
+    latency.add_argument("--sampler", help="the bundle's own by default")
+    latency.add_argument("--fast", type=int, default=0, help="as of generate (default 0)")
     latency.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
     latency.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
     latency.add_argument("--repeat", type=int, default=5, help="pictures that count (default 5)")
@@ -67,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
     throughput.add_argument("--engine", default="onnxruntime")
     throughput.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
+    throughput.add_argument("--sampler", help="the bundle's own by default")
     throughput.add_argument("--batches", default="1,2,4", help="batch sizes (default 1,2,4)")
     throughput.add_argument("--load", default="0.3,0.6,0.9",
                             help="arrival rates as parts of what one after another can serve "
@@ -124,7 +127,7 @@ def _latency(options: argparse.Namespace) -> int:
     width, height = (None, None) if options.size is None else parse_size(options.size)
     settings = Settings(
         options.engine, options.steps, height, width, options.batch, options.repeat,
-        options.warmup, options.threads,
+        options.warmup, options.threads, sampler=options.sampler, fast=options.fast,
     )  # fmt: skip
     with tqdm(total=options.warmup + options.repeat, unit="picture", leave=False, delay=0.5) as bar:
         record = measure_latency(options.bundle, settings, bar.update)
@@ -294,7 +297,7 @@ def _throughput(options: argparse.Namespace) -> int:
     with tqdm(total=total, unit="request", leave=False, delay=0.5) as bar:
         record = measure_throughput(
             options.bundle, options.engine, options.steps, batches, loads, rates, options.requests,
-            options.threads, bar.update,
+            options.threads, bar.update, options.sampler,
         )  # fmt: skip
     _show(options, record, lambda path: plot_throughput(record, path))
     return 0

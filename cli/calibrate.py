@@ -27,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", type=Path, metavar="BUNDLE16", help="its float16 counterpart")
     parser.add_argument("--prompt", default="a red apple", help="what to draw")
     parser.add_argument("--steps", type=int, default=10, help="inference steps (default 10)")
+    parser.add_argument("--sampler", help="the bundle's own by default")
     parser.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every tensor's magnitude")
 
@@ -42,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     half = None if options.half is None else Bundle.open(options.half)
     width, height = (None, None) if options.size is None else parse_size(options.size)
     report: dict[str, Any] = {}
-    for name, engine in _run(bundle, options.prompt, options.steps, width, height).items():
+    for name, engine in _run(bundle, options, width, height).items():
         largest = engine.largest
         beyond = [tensor for tensor, value in largest.items() if not value <= LARGEST]
         report[name] = {"largest": largest, "beyond_float16": beyond}
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(
-    bundle: Any, prompt: str, steps: int, width: int | None, height: int | None
+    bundle: Any, options: argparse.Namespace, width: int | None, height: int | None
 ) -> dict[str, Any]:
     """Draw a picture and encode it again; return the engines that watched."""
     import numpy as np
@@ -88,8 +89,8 @@ def _run(
             bar.update()
 
         pixels = TextToImage(bundle, executor)(
-            prompt, height=height, width=width, num_inference_steps=steps, seed=SEED,
-            callback_on_step_end=show,
+            options.prompt, height=height, width=width, num_inference_steps=options.steps,
+            seed=SEED, sampler=options.sampler, callback_on_step_end=show,
         ).pixels  # fmt: skip
     if "vae_encoder" in engines:
         picture = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1

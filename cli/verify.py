@@ -21,6 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="SOURCE", help="diffusers checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--steps", type=int, default=2, help="steps of the pictures (default 2)")
+    parser.add_argument("--sampler", help="of the pictures; the checkpoint's own by default")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]",
+                        help="what the bundle was exported with; may be repeated")  # fmt: skip
     parser.add_argument("--all", action="store_true",
                         help="in place of a bundle: every sampler and way to start, on a small "
                         "random model and on the built-in one")  # fmt: skip
@@ -37,9 +40,13 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError("verify takes BUNDLE and --against, or --all alone")
     if options.all:
         return _run_all(options.output)
+    from bksdm.export.lora import split_scale
     from bksdm.export.verify import verify
 
-    report, passed = verify(options.bundle, options.against, options.revision, options.steps)
+    report, passed = verify(
+        options.bundle, options.against, options.revision, options.steps, options.sampler,
+        [split_scale(text) for text in options.lora],
+    )  # fmt: skip
     print(report)
     return 0 if passed else 1
 

@@ -25,10 +25,7 @@ def describe_graph(model: Path) -> dict[str, Any]:
     BundleError
         The file is no ONNX graph.
     """
-    try:
-        proto = onnx.load(str(model), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise BundleError(f"{model}: not an ONNX file") from error
+    proto = _load(model)
     weights = [w for w in proto.graph.initializer if w.data_type in FLOATS and _is_weight(w.name)]
     counts: dict[str, int] = {}
     for weight in weights:
@@ -41,6 +38,27 @@ def describe_graph(model: Path) -> dict[str, Any]:
         "opset": opsets.get("ai.onnx", 0),
         "nodes": len(proto.graph.node),
     }
+
+
+def graph_inputs(model: Path) -> dict[str, list[int | str]]:
+    """Return the shape of every input; what is free in it is a name.
+
+    Raises
+    ------
+    BundleError
+        The file is no ONNX graph.
+    """
+    return {
+        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+        for value in _load(model).graph.input
+    }
+
+
+def _load(model: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(model), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has no stable home
+        raise BundleError(f"{model}: not an ONNX file") from error
 
 
 def _is_weight(name: str) -> bool:

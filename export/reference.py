@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import ExportError
+from bksdm.engines.errors import ExportError, SamplerError
 from bksdm.export.quiet import quiet
+from bksdm.runtime.samplers import NAMED
 
 
 def open_pipeline(checkpoint: Path) -> Any:
@@ -42,3 +43,27 @@ def draw(pipeline: Any, prompt: str, seed: int, steps: int, **arguments: Any) ->
             prompt, num_inference_steps=steps, generator=generator, output_type="np", **arguments
         ).images
     return np.asarray((images * 255).round(), np.uint8)
+
+
+def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
+    """Return diffusers' scheduler for one of our samplers.
+
+    Parameters
+    ----------
+    config : dict
+        Of the checkpoint's own scheduler.
+    sampler : str
+        A name of :data:`bksdm.runtime.samplers.NAMED`.
+
+    Raises
+    ------
+    SamplerError
+        There is no sampler of that name.
+    """
+    import diffusers
+
+    if sampler not in NAMED:
+        raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(NAMED)}")
+    class_name, fields = NAMED[sampler]
+    with quiet():
+        return getattr(diffusers, class_name).from_config({**config, **fields})

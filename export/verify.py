@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bksdm.engines.graph import describe_graph
-from bksdm.export.networks import NETWORKS, load_network
-from bksdm.export.parity import compare, format_table, references
+from bksdm.engines.graph import describe_graph, graph_inputs
+from bksdm.export.lora import read_lora
+from bksdm.export.merge import merge
+from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
+from bksdm.export.parity import CASES, compare, format_table, references
 from bksdm.export.quiet import quiet
-from bksdm.export.reference import draw, open_pipeline
+from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.export.source import resolve
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.pipeline import TextToImage
@@ -20,7 +24,12 @@ SEED = 0
 
 
 def verify(
-    bundle: Path, source: str | Path, revision: str | None = None, steps: int = 2
+    bundle: Path,
+    source: str | Path,
+    revision: str | None = None,
+    steps: int = 2,
+    sampler: str | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> tuple[str, bool]:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -33,7 +42,11 @@ def verify(
     revision : str, optional
         Of a hub id.
     steps : int
-        Inference steps of the picture, with the checkpoint's own scheduler.
+        Inference steps of the picture.
+    sampler : str, optional
+        A name of :data:`bksdm.runtime.samplers.NAMED`; by default the checkpoint's own.
+    loras : sequence of (Path, float)
+        Files and scales that the bundle was exported with.
 
     Returns
     -------
@@ -47,19 +60,34 @@ def verify(
         The source or the bundle cannot be read.
     """
     opened = Bundle.open(bundle)
+    read = [read_lora(path, scale) for path, scale in loras]
     checkpoint = resolve(source, revision)
+    tokens = graph_inputs(opened.model("unet"))["encoder_hidden_states"][1]
+    # A graph of one length, as Optimum writes it, is compared at that length.
+    cases = [case if tokens == "tokens" else replace(case, tokens=int(tokens)) for case in CASES]
     dtype = str(describe_graph(opened.model("unet"))["dtype"])
     rows = []
-    for kind in NETWORKS:
-        if kind.component not in opened.components:
+    kinds: tuple[type[Network], ...] = (*NETWORKS, SafetyChecker)
+    for kind in kinds:
+        if not opened.model(kind.component).is_file():
             continue
         with quiet():
             network = load_network(kind, checkpoint)
-            truth = references(network, dtype == "float16")
+            for lora in read:
+                if lora.of(kind.component):
+                    merge(lora, kind.component, network.model)
+            truth = references(network, dtype == "float16", cases)
         del network
         rows.append(compare(opened.model(kind.component), kind.component, dtype, truth))
-    ours = TextToImage.load(bundle)(PROMPT, num_inference_steps=steps, seed=SEED).pixels
-    expected = draw(open_pipeline(checkpoint), PROMPT, SEED, steps)
+    model = TextToImage.load(bundle, safety_checker=False)
+    ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
+    pipeline = open_pipeline(checkpoint)
+    for lora in read:
+        merge(lora, "unet", pipeline.unet)
+        merge(lora, "text_encoder", pipeline.text_encoder)
+    if sampler is not None:
+        pipeline.scheduler = scheduler_of(dict(pipeline.scheduler.config), sampler)
+    expected = draw(pipeline, PROMPT, SEED, steps)
     difference = np.abs(ours.astype(int) - expected.astype(int))
     near = float((difference <= 1).mean())
     mean_square = float(np.mean(difference.astype(float) ** 2))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bksdm.engines.errors import SamplerError
 from bksdm.export.quiet import quiet
-from bksdm.export.reference import draw, open_pipeline
+from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.samplers import NAMED
 
@@ -79,7 +79,7 @@ def measure(
             pipeline = pipelines[task]
             try:
                 found = ours(PROMPT, num_inference_steps=count, sampler=sampler, seed=SEED, **mine)
-                pipeline.scheduler = _scheduler(dict(ours.bundle.scheduler), sampler)
+                pipeline.scheduler = scheduler_of(dict(ours.bundle.scheduler), sampler)
                 expected = draw(pipeline, PROMPT, SEED, count, **theirs)
             except (SamplerError, ValueError, IndexError) as error:
                 yield Cell(name, sampler, task, count, None, str(error))
@@ -152,11 +152,3 @@ def _arguments(task: str, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
     mask = Image.new("L", (side, side))
     mask.paste(255, (side // 4, side // 4, side, side // 2))
     return {**both, "mask": mask}, {**both, "mask_image": mask, "height": side, "width": side}
-
-
-def _scheduler(config: dict[str, Any], sampler: str) -> Any:
-    import diffusers
-
-    class_name, fields = NAMED[sampler]
-    with quiet():
-        return getattr(diffusers, class_name).from_config({**config, **fields})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 
+import onnx
 import pytest
 
 from bksdm.cli import main
@@ -21,6 +23,24 @@ def test_a_bundle_fails_against_other_weights(nano_bundle, tmp_path, capsys):
     create_dummy("nano", other, seed=1)
     assert main(["verify", str(nano_bundle), "--against", str(other)]) == 1
     assert "missed" in capsys.readouterr().out
+
+
+def test_a_bundle_of_fixed_length_passes_with_any_sampler(
+    nano_bundle, nano_checkpoint, tmp_path, capsys
+):
+    """As Optimum exports it, and versions of ours before prompts could be long."""
+    folder = tmp_path / "fixed"
+    shutil.copytree(nano_bundle, folder)
+    path = folder / "unet" / "model.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    (states,) = (i for i in graph.graph.input if i.name == "encoder_hidden_states")
+    states.type.tensor_type.shape.dim[1].dim_value = 77
+    path.write_bytes(graph.SerializeToString())
+    command = ["verify", str(folder), "--against", str(nano_checkpoint), "--sampler"]
+    assert main([*command, "dpm++2m-karras", "--steps", "3"]) == 0
+    assert "picture, 3 steps" in capsys.readouterr().out
+    assert main([*command, "dpm"]) == 2
+    assert "unknown sampler 'dpm'" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

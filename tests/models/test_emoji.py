@@ -28,9 +28,9 @@ def judge():
     return Judge(CHECKPOINT / "classifier")
 
 
-def draw(model, prompts, seed, guidance=GUIDANCE, steps=STEPS):
+def draw(model, prompts, seed, guidance=GUIDANCE, steps=STEPS, fast=0):
     return model(
-        list(prompts), num_inference_steps=steps, guidance_scale=guidance,
+        list(prompts), num_inference_steps=steps, guidance_scale=guidance, fast=fast,
         seed=[1000 * seed + i for i in range(len(prompts))],
     ).pixels  # fmt: skip
 
@@ -84,6 +84,20 @@ def test_guidance_makes_pictures_clearer(model, drawn, judge, concepts):
     with_guidance = judge.margins(drawn[:half], concepts[:half]).mean()
     print(f"\nmean margin: {without:.3f} at guidance 1, {with_guidance:.3f} at {GUIDANCE:g}")
     assert with_guidance > without
+
+
+@pytest.mark.parametrize("fast", [1, 2, 3])
+def test_less_work_is_recognised_as_well(model, drawn, judge, concepts, fast):
+    """Reused features, and with the last level less guidance, leave the objects what they are."""
+    prompts = [entry["prompt"] for entry in EVALUATION]
+    half = len(prompts)
+    pixels = draw(model, prompts, SEEDS[0], fast=fast)
+    exact, found = (judge.recognised(p, concepts[:half]).sum() for p in (drawn[:half], pixels))
+    errors = np.mean((pixels.astype(float) - drawn[:half]) ** 2, axis=(1, 2, 3))
+    psnr = np.median(10 * np.log10(255**2 / errors))
+    print(f"\n--fast {fast}: {found} of {half} recognised, median PSNR {psnr:.1f} dB")
+    assert found >= exact
+    assert 25 < psnr < 70
 
 
 def test_every_step_count_draws_the_object(model, judge):
