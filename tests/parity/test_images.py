@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler, StableDiffusionPipeline
 
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.samplers import NAMED
 
 from .pictures import assert_same_pictures, pictures
 
@@ -122,3 +125,19 @@ def test_float16_bundle_is_near_float32(nano_bundle, nano_bundle_fp16):
     print(f"float16 against float32: {psnr:.1f} dB")
     # Half precision carries 11 bits: ten steps of rounding errors of 2^-11 stay above 40 dB.
     assert psnr > 40
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_as_many_steps_as_training_steps(nano_checkpoint, nano_bundle, name):
+    """A thousand evaluations, of the least picture that there is."""
+    class_name, fields = NAMED[name]
+    reference = StableDiffusionPipeline.from_pretrained(nano_checkpoint, torch_dtype=torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    config = {**reference.scheduler.config, "steps_offset": 0}
+    reference.scheduler = getattr(diffusers, class_name).from_config({**config, **fields})
+    ours = TextToImage.load(nano_bundle)
+    ours.bundle = replace(ours.bundle, scheduler={**ours.bundle.scheduler, "steps_offset": 0})
+    size = {"height": 8, "width": 8, "num_inference_steps": 1000, "guidance_scale": 1.0}
+    found = ours("a red apple", seed=1, sampler=name, **size)
+    assert found.steps == 1000
+    assert_same_pictures(found.pixels, pictures(reference, "a red apple", seed=1, **size))
