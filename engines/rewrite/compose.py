@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,19 @@ from bksdm.engines.rewrite.attention import fuse_attention
 from bksdm.engines.rewrite.feed_forward import split_feed_forward
 from bksdm.engines.rewrite.group_norm import expand_group_norm
 from bksdm.engines.rewrite.strips import apply_strips, find_tail
-from bksdm.engines.rewrite.winograd import apply_winograd, choose, convolutions
+from bksdm.engines.rewrite.winograd import (
+    TILES,
+    Choice,
+    CostModel,
+    apply_winograd,
+    choose,
+    convolutions,
+)
 
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 5
+REWRITE = 6
 # Bytes that Winograd's filters may add to a network: those that save most time for their size, so
 # that full-size BK-SDM-Small still takes less memory than in PyTorch.
 WINOGRAD_BUDGET = 3 * 2**27
@@ -38,23 +46,23 @@ class Rules:
     group_norm
         As instance normalisation.
     winograd
-        3×3 convolutions as products of tiles.
+        3×3 convolutions as products of tiles: what the model of their costs is.
     """
 
     attention: bool = False
     feed_forward: bool = False
     strips: bool = False
     group_norm: bool = False
-    winograd: bool = False
+    winograd: CostModel | None = None
 
 
 RULES = {
     "onnxruntime": Rules(
-        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=True
+        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=CostModel()
     ),
     "onnxruntime:cuda": Rules(attention=True),
     "onnxruntime:tensorrt": Rules(attention=True),
-    "openvino": Rules(winograd=True),
+    "openvino": Rules(winograd=CostModel(0.9, 25, 4)),
 }
 
 
@@ -96,7 +104,9 @@ def compose(model: Path, engine: str, made_for: MadeFor) -> onnx.ModelProto:
     """
     proto, rules = load_graph(model), RULES[engine]
     side = made_for.side
-    chosen = choose(proto, side, made_for.winograd_budget) if rules.winograd else []
+    chosen: list[Choice] = []
+    if rules.winograd is not None:
+        chosen = choose(proto, side, made_for.winograd_budget, rules.winograd)
     if rules.attention:
         fuse_attention(proto)
     if rules.feed_forward:
@@ -129,9 +139,13 @@ def describe_rewrite(model: Path, made_for: MadeFor) -> str:
     proto = load_graph(model)
     chosen = choose(proto, made_for.side, made_for.winograd_budget)
     tail = find_tail(proto, made_for.side)
-    added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
+    added = {c.convolution.node.input[1]: c.convolution.added_bytes(c.tile) for c in chosen}
+    forms = Counter(choice.tile for choice in chosen)
     total = len(convolutions(proto, made_for.side))
-    text = f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
+    text = "".join(f"{forms[t]} by Winograd's F({t.size}x{t.size}), " for t in TILES if forms[t])
+    text += f"{total - len(chosen)} of {total} 3x3 convolutions direct"
+    if added:
+        text += f", {sum(added.values()) / 1e6:.0f} MB more"
     if tail is not None:
         text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
     return text
