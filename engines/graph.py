@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from bksdm.engines.errors import BundleError
+from bksdm.engines.protocol import TensorSpec
 
 FLOATS = {
     onnx.TensorProto.FLOAT: "float32",
@@ -41,6 +45,18 @@ def describe_graph(model: Path) -> dict[str, Any]:
         "opset": opsets.get("ai.onnx", 0),
         "nodes": len(proto.graph.node),
     }
+
+
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> Mapping[str, TensorSpec]:
+    """Return type and shape of a graph's inputs or outputs."""
+    specs = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
+        )
+        specs[value.name] = TensorSpec(helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+    return MappingProxyType(specs)
 
 
 def _is_weight(name: str) -> bool:

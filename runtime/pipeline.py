@@ -91,14 +91,15 @@ class TextToImage:
         path : str or Path
             The bundle's folder; by default the small model that comes with the package.
         engine : str
-            ``onnxruntime`` or ``openvino`` (on the CPU), ``onnxruntime:cuda`` or
+            ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
+            network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda`` or
             ``onnxruntime:tensorrt``, and ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has
             made engines.
         threads : int, optional
             CPU threads; by default one per physical core.
         winograd_budget : int, optional
             Bytes that each network may grow by for faster convolutions on the CPU; by default
-            384 MiB. At 0 they are direct.
+            384 MiB, or what ``bksdm build --tune`` found. At 0 they are direct.
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.

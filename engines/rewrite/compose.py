@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -16,7 +18,10 @@ from bksdm.engines.rewrite.strips import apply_strips, find_tail
 from bksdm.engines.rewrite.winograd import (
     TILES,
     Choice,
+    Cost,
     CostModel,
+    MeasuredCost,
+    Timing,
     apply_winograd,
     choose,
     convolutions,
@@ -76,10 +81,33 @@ class MadeFor:
         Height and width of its input.
     winograd_budget
         Bytes that a float32 network may grow by for faster convolutions.
+    measured
+        Seconds of convolutions where they were measured; the model of costs otherwise.
     """
 
     side: int = 64
     winograd_budget: int = WINOGRAD_BUDGET
+    measured: tuple[Timing, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a record says of it."""
+        return {
+            "side": self.side,
+            "winograd_budget": self.winograd_budget,
+            "measured": [timing.fields() for timing in self.measured],
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> MadeFor:
+        """Return what :meth:`fields` described.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            It is damaged.
+        """
+        measured = tuple(Timing.read(entry) for entry in fields["measured"])
+        return cls(int(fields["side"]), int(fields["winograd_budget"]), measured)
 
 
 USUAL = MadeFor()
@@ -104,9 +132,7 @@ def compose(model: Path, engine: str, made_for: MadeFor) -> onnx.ModelProto:
     """
     proto, rules = load_graph(model), RULES[engine]
     side = made_for.side
-    chosen: list[Choice] = []
-    if rules.winograd is not None:
-        chosen = choose(proto, side, made_for.winograd_budget, rules.winograd)
+    chosen = choose_forms(proto, engine, made_for)
     if rules.attention:
         fuse_attention(proto)
     if rules.feed_forward:
@@ -118,6 +144,16 @@ def compose(model: Path, engine: str, made_for: MadeFor) -> onnx.ModelProto:
         expand_group_norm(proto)
     apply_winograd(proto, chosen)
     return proto
+
+
+def choose_forms(proto: onnx.ModelProto, engine: str, made_for: MadeFor) -> list[Choice]:
+    """Return which convolutions of a graph an engine computes by Winograd's forms."""
+    cost: Cost | None = RULES[engine].winograd
+    if cost is None:
+        return []
+    if made_for.measured:
+        cost = MeasuredCost(made_for.measured)
+    return choose(proto, made_for.side, made_for.winograd_budget, cost)
 
 
 def load_graph(model: Path) -> onnx.ModelProto:
@@ -134,11 +170,11 @@ def load_graph(model: Path) -> onnx.ModelProto:
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
 
 
-def describe_rewrite(model: Path, made_for: MadeFor) -> str:
-    """Return in words how the default engine runs the convolutions of a graph."""
+def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:
+    """Return in words how an engine runs the convolutions of a graph."""
     proto = load_graph(model)
-    chosen = choose(proto, made_for.side, made_for.winograd_budget)
-    tail = find_tail(proto, made_for.side)
+    chosen = choose_forms(proto, engine, made_for)
+    tail = find_tail(proto, made_for.side) if RULES[engine].strips else None
     added = {c.convolution.node.input[1]: c.convolution.added_bytes(c.tile) for c in chosen}
     forms = Counter(choice.tile for choice in chosen)
     total = len(convolutions(proto, made_for.side))

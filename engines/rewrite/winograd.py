@@ -12,8 +12,10 @@ large as the stored ones, from which the backend folds them when it loads the gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -129,6 +131,57 @@ class CostModel:
 
 
 USUAL_COST = CostModel()
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of the convolutions of one size, direct and in the forms of :data:`TILES`."""
+
+    channels_in: int
+    channels_out: int
+    side: int
+    direct: float
+    transformed: tuple[float, ...]
+
+    def fields(self) -> list[float]:
+        """Return what a record says of it."""
+        sizes = [self.channels_in, self.channels_out, self.side]
+        return [*sizes, self.direct, *self.transformed]
+
+    @classmethod
+    def read(cls, fields: Sequence[Any]) -> Timing:
+        """Return what :meth:`fields` described.
+
+        Raises
+        ------
+        ValueError, TypeError
+            It is damaged.
+        """
+        into, out, side, direct, *transformed = fields
+        if len(transformed) != len(TILES):
+            raise ValueError(f"times for {len(transformed)} forms")
+        times = tuple(float(seconds) for seconds in transformed)
+        return cls(int(into), int(out), int(side), float(direct), times)
+
+
+class MeasuredCost:
+    """What convolutions took; those of other sizes stay direct.
+
+    Parameters
+    ----------
+    timings : iterable of Timing
+        One for each size.
+    """
+
+    def __init__(self, timings: Iterable[Timing]) -> None:
+        self._by_size = {(t.channels_in, t.channels_out, t.side): t for t in timings}
+
+    def __call__(self, found: Convolution, tile: Tile | None) -> float:
+        """Return seconds."""
+        timing = self._by_size.get((found.channels_in, found.channels_out, found.side))
+        if timing is None:
+            return 0.0 if tile is None else math.inf
+        return timing.direct if tile is None else timing.transformed[TILES.index(tile)]
 
 
 @dataclass(frozen=True)
