@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from bksdm.engines.processor import processor_name
+
 PACKAGES = (
     "bksdm-runtime", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",
     "torch", "diffusers", "openvino",
@@ -20,7 +22,7 @@ PACKAGES = (
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores, memory, GPUs, system and the versions of what is installed."""
     return {
-        "processor": _processor(),
+        "processor": processor_name(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
@@ -65,15 +67,6 @@ def _nvidia_smi(what: str, fields: str) -> list[list[str]]:
     )  # fmt: skip
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [[field.strip() for field in line.split(",")] for line in lines if line.strip()]
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from bksdm.engines.errors import BksdmError
 COMMANDS = {
     "generate": "make pictures from a prompt",
     "export": "turn a diffusers checkpoint into a bundle",
-    "build": "compile a float16 bundle for a GPU",
+    "build": "compile a bundle for a GPU, or tune it to this CPU",
     "info": "show what a bundle, or a picture made here, holds",
     "verify": "compare a bundle with diffusers",
     "samplers": "list the samplers",

@@ -1,60 +1,158 @@
-"""``bksdm build``: compile a bundle for a GPU."""
+"""``bksdm build``: compile a bundle for a GPU, or measure what a CPU runs it fastest with."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.registry import AUTO, CPU_ENGINES
+
+if TYPE_CHECKING:
+    from bksdm.runtime.bundle import Bundle
 
 EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt-rtx --target sm89,sm120
   bksdm build bundle-fp16/ --engine tensorrt --batch 1:1:4 --size 384x384:512x512:768x768
+  bksdm build bundle/ --tune
+  bksdm build bundle/ --engine onnxruntime --tune --budget 1GiB
   bksdm build bundle-fp16/ --list
 """
+UNITS = {"": 1, "MiB": 2**20, "GiB": 2**30}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="float16 bundle")
-    parser.add_argument("--engine", default="tensorrt-rtx",
-                        help="tensorrt-rtx (RTX GPUs, builds without one) or tensorrt (the GPU "
-                             "present)")  # fmt: skip
-    parser.add_argument("--target", default="", metavar="SM[,SM…]",
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE",
+                        help="float16 bundle, or float32 with --tune")  # fmt: skip
+    parser.add_argument("--engine",
+                        help="tensorrt-rtx (RTX GPUs, builds without one; the default), tensorrt "
+                             "(the GPU present); with --tune onnxruntime or openvino, by default "
+                             "those that are installed")  # fmt: skip
+    parser.add_argument("--target", metavar="SM[,SM…]",
                         help="tensorrt-rtx: compute capabilities, e.g. sm89,sm120")  # fmt: skip
-    parser.add_argument("--batch", default="1", help="images: N or smallest:typical:largest")
+    parser.add_argument("--batch", help="images: N or smallest:typical:largest (default 1)")
     parser.add_argument("--size", metavar="WxH[:WxH:WxH]", help="pixels; the model's by default")
+    parser.add_argument("--tune", action="store_true",
+                        help="measure on this CPU what `generate` then runs fastest")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="--tune: CPU threads (default: physical cores)")
+    parser.add_argument("--budget", metavar="BYTES|MiB|GiB",
+                        help="--tune: what a network may grow by (default 384MiB)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show what is built")
     parser.add_argument("--remove", metavar="NAME", help="remove what --list shows")
 
 
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
-    from bksdm.engines.plans import list_plans, remove_plans
+    from bksdm.engines.plans import list_built, remove_built
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:
-        print(*list_plans(engines), sep="\n")
+        print(*list_built(engines), sep="\n")
         return 0
     if options.remove is not None:
-        remove_plans(engines, [options.remove])
+        remove_built(engines, [options.remove])
         return 0
+    if options.tune:
+        for name in ("target", "batch", "size"):
+            if getattr(options, name) is not None:
+                raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
+        tune_bundle(bundle, options.engine, options.threads, parse_bytes(options.budget))
+        return 0
+    for name in ("threads", "budget"):
+        if getattr(options, name) is not None:
+            raise EngineError(f"--{name} is for --tune")
+    if options.engine in CPU_ENGINES:
+        raise EngineError(f"{options.engine} needs no building; --tune makes it faster")
     side = bundle.sample_size * bundle.vae_scale
-    targets = tuple(part for part in options.target.split(",") if part)
+    targets = tuple(part for part in (options.target or "").split(",") if part)
     build_bundle(
         bundle.path,
         {name: bundle.model(name) for name in bundle.components},
-        options.engine,
+        options.engine or "tensorrt-rtx",
         targets,
-        options.batch,
+        options.batch or "1",
         options.size or f"{side}x{side}",
     )
     return 0
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """Return bytes of ``1073741824``, ``1024MiB`` or ``1GiB``.
+
+    Raises
+    ------
+    EngineError
+        The text has another form.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,15})(MiB|GiB|)", text)
+    if match is None:
+        raise EngineError(f"--budget must look like 384MiB or 1GiB, not {text!r}")
+    return int(match[1]) * UNITS[match[2]]
+
+
+def tune_bundle(
+    bundle: Bundle, engine: str | None, threads: int | None, budget: int | None
+) -> None:
+    """Measure every network, and print and store what was fastest.
+
+    Raises
+    ------
+    EngineError
+        The bundle is not float32, an engine is none of a CPU or not installed, or nothing can be
+        written.
+    """
+    from tqdm import tqdm
+
+    from bksdm.benchmarks.feeds import network_feeds
+    from bksdm.engines.graph import tensor_specs
+    from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, describe_rewrite, load_graph
+    from bksdm.engines.tune import ROUNDS, tune
+    from bksdm.engines.tuned import write_tuned
+
+    if engine in (None, AUTO):
+        names: tuple[str, ...] = tuple(name for name in CPU_ENGINES if find_spec(name) is not None)
+    elif engine in CPU_ENGINES:
+        names = (str(engine),)
+    else:
+        raise EngineError(f"--tune is for {' and '.join(CPU_ENGINES)}, not {engine}")
+    budget = WINOGRAD_BUDGET if budget is None else budget
+    models = {name: bundle.model(name) for name in bundle.components}
+    inputs = {name: tensor_specs(load_graph(model).graph.input) for name, model in models.items()}
+    if inputs["unet"]["sample"].dtype != np.float32:
+        raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
+    measured, sizes = {}, {}
+    for component, model in models.items():
+        scale = bundle.vae_scale if component == "vae_encoder" else 1
+        side = bundle.sample_size * scale
+        feeds = network_feeds(inputs[component], (side, side))
+        sizes[component] = {name: list(array.shape) for name, array in feeds.items()}
+        with tqdm(desc=component, leave=False, delay=0.5, disable=None,
+                  bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:  # fmt: skip
+
+            def show(phase: str, done: int, total: int, bar: tqdm[None] = bar) -> None:
+                bar.total, bar.n = total, done
+                bar.set_postfix_str(phase)
+
+            found = tune(model, names, side, budget, threads, feeds, show)
+        measured[component] = found
+        for name, tuned in sorted(found.items(), key=lambda entry: entry[1].seconds):
+            forms = describe_rewrite(model, tuned.made_for, name)
+            print(f"{component:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
+    settings = {"threads": threads, "rounds": ROUNDS, "budget": budget, "sizes": sizes}
+    print(write_tuned(bundle.path / "engines", models, measured, settings))
 
 
 def build_bundle(

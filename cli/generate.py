@@ -82,8 +82,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-safety-checker", action="store_true",
                         help="do not check the pictures, where the model could")  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
-                        help="onnxruntime or openvino (CPU), onnxruntime:cuda, "
-                             "onnxruntime:tensorrt, or what `bksdm build` made")  # fmt: skip
+                        help="onnxruntime or openvino (CPU), auto (the faster, once `bksdm build "
+                             "--tune` has measured), onnxruntime:cuda, onnxruntime:tensorrt, or "
+                             "what `bksdm build` made")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
 
 

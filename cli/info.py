@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bksdm.engines.errors import BksdmError
+
+if TYPE_CHECKING:
+    from bksdm.runtime.bundle import Bundle
 
 EXAMPLES = """examples:
   bksdm info bundle/
@@ -41,8 +44,6 @@ def run(options: argparse.Namespace) -> int:
 
 def describe_bundle(path: Path) -> dict[str, Any]:
     """Return components, parameter counts, dtypes, scheduler, engines and digest of a bundle."""
-    from bksdm.engines.graph import describe_graph
-    from bksdm.engines.rewrite.compose import MadeFor, describe_rewrite
     from bksdm.runtime.bundle import Bundle, read_json
 
     bundle = Bundle.open(path)
@@ -52,13 +53,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     scheduler = bundle.scheduler
     return {
         "bundle": str(path),
-        "components": {
-            name: {
-                **describe_graph(bundle.model(name)),
-                "on the CPU": describe_rewrite(bundle.model(name), MadeFor(bundle.sample_size)),
-            }
-            for name in bundle.components
-        },
+        "components": {name: _component(bundle, name) for name in bundle.components},
         "safety_checker": bundle.has_safety_checker,
         "scheduler": str(scheduler.get("_class_name")),
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
@@ -67,6 +62,22 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         **({"merged LoRAs": merged} if merged else {}),
         "digest": bundle.digest(),
     }
+
+
+def _component(bundle: Bundle, name: str) -> dict[str, Any]:
+    from bksdm.engines.graph import describe_graph
+    from bksdm.engines.rewrite.compose import MadeFor, describe_rewrite
+    from bksdm.engines.tuned import read_tuned
+
+    model = bundle.model(name)
+    side = bundle.sample_size * (bundle.vae_scale if name == "vae_encoder" else 1)
+    tuned = read_tuned(bundle.path / "engines", model)
+    made_for = tuned["onnxruntime"].made_for if "onnxruntime" in tuned else MadeFor(side)
+    described = {**describe_graph(model), "on the CPU": describe_rewrite(model, made_for)}
+    if tuned:
+        times = sorted((entry.seconds, engine) for engine, entry in tuned.items())
+        described["tuned"] = ", ".join(f"{engine} {seconds:.3g} s" for seconds, engine in times)
+    return described
 
 
 def _print(value: dict[str, Any], indent: str) -> None:

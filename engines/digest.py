@@ -1,4 +1,4 @@
-"""SHA-256 of large files, computed once for as long as a file stays as it is."""
+"""What tells whether files have changed: states, and SHA-256 computed once per state."""
 
 from __future__ import annotations
 
@@ -44,6 +44,13 @@ def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
         with contextlib.suppress(OSError):
             _write(record, current)
     return total.hexdigest()
+
+
+def file_states(model: Path) -> dict[str, list[int]]:
+    """Return size and time of change of a graph's file and those of its weights, by name."""
+    files = sorted(path for path in model.parent.glob(f"{model.name}*") if path.is_file())
+    states = {path.name: path.stat() for path in files}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
 
 
 def sha256_of(file: Path) -> str:

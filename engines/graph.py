@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
+from onnx import helper
 
 from bksdm.engines.errors import BundleError
+from bksdm.engines.protocol import TensorSpec
 
 FLOATS = {
     onnx.TensorProto.FLOAT: "float32",
@@ -40,18 +44,27 @@ def describe_graph(model: Path) -> dict[str, Any]:
     }
 
 
-def graph_inputs(model: Path) -> dict[str, list[int | str]]:
-    """Return the shape of every input; what is free in it is a name.
+def graph_inputs(model: Path) -> Mapping[str, TensorSpec]:
+    """Return type and shape of every input of a graph.
 
     Raises
     ------
     BundleError
         The file is no ONNX graph.
     """
-    return {
-        value.name: [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
-        for value in _load(model).graph.input
-    }
+    return tensor_specs(_load(model).graph.input)
+
+
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> Mapping[str, TensorSpec]:
+    """Return type and shape of a graph's inputs or outputs."""
+    specs = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
+        )
+        specs[value.name] = TensorSpec(helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
+    return MappingProxyType(specs)
 
 
 def _load(model: Path) -> onnx.ModelProto:

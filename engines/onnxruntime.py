@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,8 +19,10 @@ import numpy as np
 import onnxruntime as ort
 
 from bksdm.engines.arena import share_arena
+from bksdm.engines.digest import file_states
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime_binding import BoundSession
+from bksdm.engines.processor import vector_extensions
 from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
 from bksdm.engines.rewrite.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
 
@@ -198,7 +200,11 @@ def _open(
     providers = [PROVIDERS[provider]]
     if provider == "tensorrt":
         providers.append(PROVIDERS["cuda"])
-    if provider != "cpu" or cache is None or _size(model) < CACHE_FROM_BYTES:
+    if (
+        provider != "cpu"
+        or cache is None
+        or sum(size for size, _ in file_states(model).values()) < CACHE_FROM_BYTES
+    ):
         graph = _rewritten(source, provider, made_for)
         return ort.InferenceSession(graph, beside(options, model), providers=providers)
     optimised = cache / _machine() / source.folder / "model.onnx"
@@ -227,30 +233,21 @@ def _rewritten(source: _Source, provider: str, made_for: MadeFor) -> bytes:
     return graph
 
 
-def _files(model: Path) -> list[Path]:
-    return sorted(path for path in model.parent.glob(f"{model.name}*") if path.is_file())
-
-
-def _size(model: Path) -> int:
-    return sum(path.stat().st_size for path in _files(model))
-
-
 def _machine() -> str:
     """Name a folder of optimised graphs after what lays out their weights."""
-    digest = hashlib.sha256(_processor().encode()).hexdigest()[:8]
+    digest = hashlib.sha256(vector_extensions().encode()).hexdigest()[:8]
     return f"onnxruntime-{ort.__version__}-cpu-{digest}"
 
 
 def _state(model: Path, made_for: MadeFor) -> dict[str, Any]:
     """Return what tells that a graph or its weights have changed since they were optimised."""
-    states = {path.name: path.stat() for path in _files(model)}
     return {
         "backend": "onnxruntime",
         "version": ort.__version__,
         "provider": "cpu",
         "rewrite": REWRITE,
-        "made_for": asdict(made_for),
-        "source": {name: [s.st_size, s.st_mtime_ns] for name, s in states.items()},
+        "made_for": made_for.fields(),
+        "source": file_states(model),
     }
 
 
@@ -260,17 +257,6 @@ def _record(optimised: Path) -> Any:
         return json.loads((optimised.parent / "engine.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _processor() -> str:
-    """Return what decides ONNX Runtime's weight layout: the processor's vector extensions."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
-    import platform
-
-    return f"{platform.machine()} {platform.processor()}"
 
 
 def _save_optimised(source: _Source, target: Path, made_for: MadeFor) -> None:

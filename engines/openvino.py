@@ -7,7 +7,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ import onnx
 from onnx import helper
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
+from bksdm.engines.graph import tensor_specs
+from bksdm.engines.protocol import Array, GraphEdit, check_feeds
 from bksdm.engines.rewrite.compose import USUAL, MadeFor, compose
 
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
@@ -63,8 +63,8 @@ class OpenVinoEngine:
         self._name = f"{model.parent.name}/{model.name}"
         self._core = _core()
         proto = compose(model, "openvino", made_for, edit)
-        self.inputs = _tensor_specs(proto.graph.input)
-        self.outputs = _tensor_specs(proto.graph.output)
+        self.inputs = tensor_specs(proto.graph.input)
+        self.outputs = tensor_specs(proto.graph.output)
         self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
@@ -112,18 +112,6 @@ def _core() -> Any:
             "openvino is not installed; run: pip install 'bksdm-runtime[openvino]'"
         ) from error
     return openvino.Core()
-
-
-def _tensor_specs(values: Any) -> Mapping[str, TensorSpec]:
-    """Return type and shape of a graph's inputs or outputs."""
-    specs = {}
-    for value in values:
-        tensor = value.type.tensor_type
-        shape = tuple(
-            d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim
-        )
-        specs[value.name] = TensorSpec(helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
-    return MappingProxyType(specs)
 
 
 def _take_weights(proto: onnx.ModelProto, model: Path) -> dict[str, Array]:

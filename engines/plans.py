@@ -17,6 +17,8 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 
 RECORD = "engine.json"
+# Names of folders that hold measurements, not plans, begin so.
+TUNED = "tuned-"
 
 
 @dataclass(frozen=True)
@@ -179,19 +181,24 @@ def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None
 
 
 def list_plans(engines: Path) -> list[str]:
-    """Return the names of what was built into a bundle."""
+    """Return the names of the plans in a bundle."""
+    return [name for name in list_built(engines) if not name.startswith(TUNED)]
+
+
+def list_built(engines: Path) -> list[str]:
+    """Return the names of plans and measurements."""
     return sorted(path.parent.name for path in engines.glob(f"*/{RECORD}"))
 
 
-def remove_plans(engines: Path, names: Iterable[str]) -> None:
-    """Remove built plans.
+def remove_built(engines: Path, names: Iterable[str]) -> None:
+    """Remove plans or measurements.
 
     Raises
     ------
     EngineError
-        A name is none of :func:`list_plans`.
+        A name is none of :func:`list_built`.
     """
-    known = list_plans(engines)
+    known = list_built(engines)
     for name in names:
         if name not in known:
             raise EngineError(f"{name!r} is not built; built: {', '.join(known) or 'nothing'}")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Engine, GraphEdit
 
-ENGINES = ("onnxruntime", "openvino", "onnxruntime:cuda", "onnxruntime:tensorrt")
+if TYPE_CHECKING:
+    from bksdm.engines.rewrite.compose import MadeFor
+
+CPU_ENGINES = ("onnxruntime", "openvino")
+"""Engines that run networks on the CPU, the default first."""
+AUTO = "auto"
+"""Of these, for each network the one that was faster when ``bksdm build --tune`` measured."""
+ENGINES = (*CPU_ENGINES, AUTO, "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
 CPU_ENGINES = ("onnxruntime", "openvino")
 """Those of them that run on the CPU."""
@@ -26,6 +34,8 @@ def open_engine(
 ) -> Engine:
     """Load one network with the engine of that name; see its class for the arguments.
 
+    What was measured for the network, and is found in ``cache``, decides where nothing else does.
+
     Raises
     ------
     EngineError
@@ -33,10 +43,36 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, MadeFor
+    from bksdm.engines.rewrite.compose import MadeFor
+    from bksdm.engines.tuned import read_tuned
 
-    budget = WINOGRAD_BUDGET if winograd_budget is None else winograd_budget
-    made_for = MadeFor(side, budget)
+    tuned = {} if cache is None else read_tuned(cache, model)
+    if name == AUTO:
+        name = min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
+    if winograd_budget is not None:
+        made_for = MadeFor(side, winograd_budget)
+    elif name in tuned:
+        made_for = tuned[name].made_for
+    else:
+        made_for = MadeFor(side)
+    return make_engine(name, model, threads, cache, made_for, edit)
+
+
+def make_engine(
+    name: str,
+    model: Path,
+    threads: int | None,
+    cache: Path | None,
+    made_for: MadeFor,
+    edit: GraphEdit | None = None,
+) -> Engine:
+    """Load one network with an engine, made for what is said.
+
+    Raises
+    ------
+    EngineError
+        The backend is not installed or the model cannot be loaded.
+    """
     if name == "openvino":
         from bksdm.engines.openvino import OpenVinoEngine
 

@@ -62,7 +62,7 @@ def verify(
     opened = Bundle.open(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
     checkpoint = resolve(source, revision)
-    tokens = graph_inputs(opened.model("unet"))["encoder_hidden_states"][1]
+    tokens = graph_inputs(opened.model("unet"))["encoder_hidden_states"].shape[1]
     # A graph of one length, as Optimum writes it, is compared at that length.
     cases = [case if tokens == "tokens" else replace(case, tokens=int(tokens)) for case in CASES]
     dtype = str(describe_graph(opened.model("unet"))["dtype"])

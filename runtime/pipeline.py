@@ -107,14 +107,15 @@ class TextToImage:
         path : str or Path
             The bundle's folder; by default the small model that comes with the package.
         engine : str
-            ``onnxruntime`` or ``openvino`` (on the CPU), ``onnxruntime:cuda`` or
+            ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
+            network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda`` or
             ``onnxruntime:tensorrt``, and ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has
             made engines.
         threads : int, optional
             CPU threads; by default one per physical core.
         winograd_budget : int, optional
             Bytes that each network may grow by for faster convolutions on the CPU; by default
-            384 MiB. At 0 they are direct.
+            384 MiB, or what ``bksdm build --tune`` found. At 0 they are direct.
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
@@ -126,7 +127,7 @@ class TextToImage:
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
-        from bksdm.engines.registry import CPU_ENGINES, DEVICE_ENGINES, ENGINES, open_engine
+        from bksdm.engines.registry import AUTO, CPU_ENGINES, DEVICE_ENGINES, ENGINES, open_engine
         from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
 
         if engine not in (*ENGINES, *DEVICE_ENGINES):
@@ -157,7 +158,7 @@ class TextToImage:
             return cls(bundle, cuda, encoder, checker)
         encode.load(0)
         # A second output would be copied from a GPU in every step.
-        deep = GraphEdit("deep", show_deep_features) if engine in CPU_ENGINES else None
+        deep = GraphEdit("deep", show_deep_features) if engine in (AUTO, *CPU_ENGINES) else None
         graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
         executor = HostExecutor(
             encode, open_part(graph, edit=deep), open_part(bundle.model("vae_decoder")),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -13,12 +16,22 @@ from bksdm.engines.rewrite.attention import fuse_attention
 from bksdm.engines.rewrite.feed_forward import split_feed_forward
 from bksdm.engines.rewrite.group_norm import expand_group_norm
 from bksdm.engines.rewrite.strips import apply_strips, find_tail
-from bksdm.engines.rewrite.winograd import apply_winograd, choose, convolutions
+from bksdm.engines.rewrite.winograd import (
+    TILES,
+    Choice,
+    Cost,
+    CostModel,
+    MeasuredCost,
+    Timing,
+    apply_winograd,
+    choose,
+    convolutions,
+)
 
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 5
+REWRITE = 6
 # Bytes that Winograd's filters may add to a network: those that save most time for their size, so
 # that full-size BK-SDM-Small still takes less memory than in PyTorch.
 WINOGRAD_BUDGET = 3 * 2**27
@@ -39,23 +52,23 @@ class Rules:
     group_norm
         As instance normalisation.
     winograd
-        3×3 convolutions as products of tiles.
+        3×3 convolutions as products of tiles: what the model of their costs is.
     """
 
     attention: bool = False
     feed_forward: bool = False
     strips: bool = False
     group_norm: bool = False
-    winograd: bool = False
+    winograd: CostModel | None = None
 
 
 RULES = {
     "onnxruntime": Rules(
-        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=True
+        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=CostModel()
     ),
     "onnxruntime:cuda": Rules(attention=True),
     "onnxruntime:tensorrt": Rules(attention=True),
-    "openvino": Rules(winograd=True),
+    "openvino": Rules(winograd=CostModel(0.9, 25, 4)),
 }
 
 
@@ -69,10 +82,33 @@ class MadeFor:
         Height and width of its input.
     winograd_budget
         Bytes that a float32 network may grow by for faster convolutions.
+    measured
+        Seconds of convolutions where they were measured; the model of costs otherwise.
     """
 
     side: int = 64
     winograd_budget: int = WINOGRAD_BUDGET
+    measured: tuple[Timing, ...] = ()
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a record says of it."""
+        return {
+            "side": self.side,
+            "winograd_budget": self.winograd_budget,
+            "measured": [timing.fields() for timing in self.measured],
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> MadeFor:
+        """Return what :meth:`fields` described.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            It is damaged.
+        """
+        measured = tuple(Timing.read(entry) for entry in fields["measured"])
+        return cls(int(fields["side"]), int(fields["winograd_budget"]), measured)
 
 
 USUAL = MadeFor()
@@ -103,7 +139,7 @@ def compose(
     if edit is not None:
         edit.apply(proto)
     side = made_for.side
-    chosen = choose(proto, side, made_for.winograd_budget) if rules.winograd else []
+    chosen = choose_forms(proto, engine, made_for)
     if rules.attention:
         fuse_attention(proto)
     if rules.feed_forward:
@@ -115,6 +151,16 @@ def compose(
         expand_group_norm(proto)
     apply_winograd(proto, chosen)
     return proto
+
+
+def choose_forms(proto: onnx.ModelProto, engine: str, made_for: MadeFor) -> list[Choice]:
+    """Return which convolutions of a graph an engine computes by Winograd's forms."""
+    cost: Cost | None = RULES[engine].winograd
+    if cost is None:
+        return []
+    if made_for.measured:
+        cost = MeasuredCost(made_for.measured)
+    return choose(proto, made_for.side, made_for.winograd_budget, cost)
 
 
 def load_graph(model: Path) -> onnx.ModelProto:
@@ -131,14 +177,18 @@ def load_graph(model: Path) -> onnx.ModelProto:
         raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
 
 
-def describe_rewrite(model: Path, made_for: MadeFor) -> str:
-    """Return in words how the default engine runs the convolutions of a graph."""
+def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:
+    """Return in words how an engine runs the convolutions of a graph."""
     proto = load_graph(model)
-    chosen = choose(proto, made_for.side, made_for.winograd_budget)
-    tail = find_tail(proto, made_for.side)
-    added = sum({c.node.input[1]: c.added_bytes for c in chosen}.values())
+    chosen = choose_forms(proto, engine, made_for)
+    tail = find_tail(proto, made_for.side) if RULES[engine].strips else None
+    added = {c.convolution.node.input[1]: c.convolution.added_bytes(c.tile) for c in chosen}
+    forms = Counter(choice.tile for choice in chosen)
     total = len(convolutions(proto, made_for.side))
-    text = f"{len(chosen)} of {total} 3x3 convolutions by Winograd, {added / 1e6:.0f} MB more"
+    text = "".join(f"{forms[t]} by Winograd's F({t.size}x{t.size}), " for t in TILES if forms[t])
+    text += f"{total - len(chosen)} of {total} 3x3 convolutions direct"
+    if added:
+        text += f", {sum(added.values()) / 1e6:.0f} MB more"
     if tail is not None:
         text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
     return text

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bksdm.engines.rewrite.winograd import Convolution, convolutions, write_tiles
+from bksdm.engines.rewrite.winograd import Choice, convolutions, write_tiles
 from bksdm.engines.rewrite.writer import Writer
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
@@ -106,7 +106,7 @@ def _doubles(node: onnx.NodeProto) -> bool:
     )
 
 
-def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Convolution]) -> int:
+def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Choice]) -> int:
     """Rewrite the end of a graph in place, some of its convolutions by Winograd.
 
     Parameters
@@ -115,7 +115,7 @@ def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Convolution
         Any batch, height and width can be run afterwards, if the height is enough.
     side : int
         Height and width of its input that the choice is made for.
-    chosen : sequence of Convolution
+    chosen : sequence of Choice
         What :func:`~bksdm.engines.rewrite.winograd.choose` returned for the graph.
 
     Returns
@@ -129,7 +129,7 @@ def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Convolution
     graph = model.graph
     nodes = list(graph.node)
     weights = {weight.name: weight for weight in graph.initializer}
-    strips = _Strips(tail.count, weights, {found.node.output[0]: found for found in chosen})
+    strips = _Strips(tail.count, weights, {choice.output: choice for choice in chosen})
     strips.writer.nodes.extend(nodes[: tail.start])
     strips.split(nodes[tail.start].input[0])
     for node in nodes[tail.start :]:
@@ -145,7 +145,7 @@ class _Strips:
 
     count: int
     weights: dict[str, onnx.TensorProto]
-    chosen: dict[str, Convolution]
+    chosen: dict[str, Choice]
     writer: Writer = field(default_factory=Writer)
     strips: dict[str, list[str]] = field(default_factory=dict)
     # How often the sides of a tensor were doubled since it was split.
@@ -215,9 +215,8 @@ class _Strips:
             joined = w.add("Concat", f"{name}:joined", *parts, axis=2)
         top, bottom = int(first), int(last)
         if node.output[0] in self.chosen:
-            found = self.chosen[node.output[0]]
-            return write_tiles(w, name, joined, node.input[1], node.input[2], found.channels_out,
-                           found.channels_in, [0, top, 1, 0, bottom, 1])  # fmt: skip
+            choice = self.chosen[node.output[0]]
+            return write_tiles(w, name, joined, choice, [0, top, 1, 0, bottom, 1])
         return w.add("Conv", name, joined, *node.input[1:], kernel_shape=[3, 3],
                      pads=[top, 1, bottom, 1])  # fmt: skip
 

@@ -18,7 +18,7 @@ from bksdm.engines.plans import (
     list_plans,
     model_digest,
     read_plan,
-    remove_plans,
+    remove_built,
     staged,
     write_plan,
     write_record,
@@ -159,8 +159,8 @@ def test_two_builds_of_one_recipe_take_turns(tmp_path):
 
 def test_removing(folder):
     with pytest.raises(EngineError, match=r"'nothing' is not built; built: tensorrt-rtx-1\.7\.1"):
-        remove_plans(folder.parent, ["nothing"])
+        remove_built(folder.parent, ["nothing"])
     with pytest.raises(EngineError):
-        remove_plans(folder.parent, [f"..{os.sep}unet"])
-    remove_plans(folder.parent, [RECIPE.name])
+        remove_built(folder.parent, [f"..{os.sep}unet"])
+    remove_built(folder.parent, [RECIPE.name])
     assert not folder.exists()

@@ -19,12 +19,15 @@ from bksdm.runtime.feature_reuse import LEVELS, ReusedFeatures
 from bksdm.runtime.pipeline import TextToImage
 
 
-@pytest.fixture(scope="module", params=["nano", "emoji"])
+@pytest.fixture(scope="module", params=["nano onnxruntime", "emoji onnxruntime", "emoji openvino"])
 def parts(request):
     """The whole UNet as it is, with its deep features, and what follows them."""
-    bundle = EMOJI if request.param == "emoji" else request.getfixturevalue("nano_bundle")
+    model, engine = request.param.split()
+    if engine == "openvino":
+        pytest.importorskip("openvino")
+    bundle = EMOJI if model == "emoji" else request.getfixturevalue("nano_bundle")
     load = partial(
-        open_engine, "onnxruntime", bundle / "unet" / "model.onnx", threads=None, cache=None, side=8
+        open_engine, engine, bundle / "unet" / "model.onnx", threads=None, cache=None, side=8
     )
     return load(), *(load(edit=GraphEdit(edit.__name__, edit))
                      for edit in (show_deep_features, keep_shallow))  # fmt: skip
@@ -40,16 +43,20 @@ def feeds_of(engine, batch, height, width, tokens=77):
     }
 
 
+def assert_near(found, expected):
+    """The same operators on the same numbers; only how kernels share them may differ."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("size", [(1, 8, 8, 77), (2, 16, 8, 77), (3, 9, 12, 154)])
 def test_both_parts_together_are_the_whole(parts, size):
     plain, whole, shallow = parts
     feeds = feeds_of(plain, *size)
     expected = plain(feeds)["out_sample"]
     outputs = whole(feeds)
-    np.testing.assert_array_equal(outputs["out_sample"], expected)
+    assert_near(outputs["out_sample"], expected)
     found = shallow({**feeds, DEEP_FEATURES: outputs[DEEP_FEATURES]})["out_sample"]
-    # The same operators on the same numbers; only how kernels share them may differ.
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert_near(found, expected)
 
 
 def test_the_shallow_part_is_small(parts):

@@ -1,0 +1,94 @@
+"""How long an engine takes for each convolution of a network, in each of its forms."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bksdm.engines.protocol import Engine
+from bksdm.engines.rewrite.winograd import TILES, Choice, Convolution, Tile, Timing, apply_winograd
+
+ROUNDS = 5
+FORMS: tuple[Tile | None, ...] = (None, *TILES)
+
+
+def time_convolution(
+    found: Convolution,
+    batch: int,
+    strips: int,
+    load: Callable[[Path], Engine],
+    clock: Callable[[], float],
+) -> Timing:
+    """Time one convolution, direct and in every form of Winograd's.
+
+    The forms run in turns, after a run each that does not count; medians.
+
+    Parameters
+    ----------
+    found : Convolution
+        Its sizes.
+    batch : int
+        Pictures.
+    strips : int
+        How many strips it is computed in: one is timed.
+    load : callable
+        Returns the engine for a graph that is not to be rewritten further.
+    clock : callable
+        Returns seconds.
+    """
+    shape = (batch, found.channels_in, -(-found.side // strips), found.side)
+    generator = np.random.default_rng(0)
+    feeds = {"x": generator.standard_normal(shape, np.float32)}
+    seconds: list[list[float]] = [[] for _ in FORMS]
+    with tempfile.TemporaryDirectory() as folder:
+        engines = []
+        for index, tile in enumerate(FORMS):
+            path = Path(folder) / str(index) / "model.onnx"
+            path.parent.mkdir()
+            path.write_bytes(_graph(found, tile, generator).SerializeToString())
+            engines.append(load(path))
+            path.unlink()
+        for number in range(ROUNDS + 1):
+            for engine, taken in zip(engines, seconds, strict=True):
+                start = clock()
+                engine(feeds)
+                if number > 0:
+                    taken.append(clock() - start)
+    direct, *transformed = (strips * float(np.median(taken)) for taken in seconds)
+    return Timing(found.channels_in, found.channels_out, found.side, direct, tuple(transformed))
+
+
+def _graph(
+    found: Convolution, tile: Tile | None, generator: np.random.Generator
+) -> onnx.ModelProto:
+    """Return a graph of nothing but the convolution, with weights made up."""
+    node = helper.make_node(
+        "Conv", ["x", "weight", "bias"], ["y"], kernel_shape=[3, 3], pads=[1] * 4
+    )
+    into, out = found.channels_in, found.channels_out
+    weights = {
+        "weight": generator.standard_normal((out, into, 3, 3), np.float32) / np.float32(into),
+        "bias": generator.standard_normal(out, np.float32),
+    }
+    shapes: dict[str, list[str | int | None]] = {
+        "x": ["batch", into, "height", "width"],
+        "y": ["batch", out, "height", "width"],
+    }
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    )
+    graph = helper.make_graph(
+        [node], "convolution", [x], [y], [numpy_helper.from_array(w, n) for n, w in weights.items()]
+    )
+    opset = helper.make_opsetid("", 23)
+    model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    if tile is not None:
+        alone = Convolution(model.graph.node[0], into, out, found.side)
+        apply_winograd(model, [Choice(alone, tile)])
+    return model

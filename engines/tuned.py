@@ -1,0 +1,145 @@
+"""What ``bksdm build --tune`` measured on a machine, on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.digest import file_states
+from bksdm.engines.errors import EngineError
+from bksdm.engines.plans import RECORD, TUNED
+from bksdm.engines.processor import processor_name, vector_extensions
+from bksdm.engines.rewrite.compose import REWRITE, MadeFor
+
+PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A network on an engine.
+
+    Attributes
+    ----------
+    seconds
+        Of one run.
+    made_for
+        What its graph was made for.
+    """
+
+    seconds: float
+    made_for: MadeFor
+
+
+def tuned_folder(engines: Path) -> Path:
+    """Return the folder of what was measured on this machine, in a bundle's ``engines``."""
+    digest = hashlib.sha256(json.dumps(_machine()).encode()).hexdigest()[:8]
+    return engines / f"{TUNED}{digest}"
+
+
+def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
+    """Return what was measured for a network, by engine.
+
+    Left out is what another machine, another version of an engine or other rules of rewriting
+    measured, or the same graph before it changed.
+    """
+    entry = _components(tuned_folder(engines)).get(model.parent.name)
+    try:
+        if entry is None or entry["source"] != file_states(model):
+            return {}
+        return {
+            name: Tuned(float(found["seconds"]), MadeFor.read(found["made_for"]))
+            for name, found in entry["engines"].items()
+            if found["version"] == _version(name)
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        # As if it had not been measured: it only costs time.
+        return {}
+
+
+def write_tuned(
+    engines: Path,
+    models: Mapping[str, Path],
+    measured: Mapping[str, Mapping[str, Tuned]],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Add measurements to those of this machine that still hold, and return their folder.
+
+    Parameters
+    ----------
+    engines : Path
+        A bundle's ``engines``.
+    models : mapping
+        Graphs by component.
+    measured : mapping
+        By component and engine.
+    settings : mapping
+        What was measured: sizes, threads, rounds.
+
+    Raises
+    ------
+    EngineError
+        The folder cannot be written.
+    """
+    folder = tuned_folder(engines)
+    components = {}
+    for name, model in models.items():
+        found = {**read_tuned(engines, model), **measured.get(name, {})}
+        components[name] = {
+            "source": file_states(model),
+            "engines": {
+                engine: {
+                    "version": _version(engine),
+                    "seconds": tuned.seconds,
+                    "made_for": tuned.made_for.fields(),
+                }
+                for engine, tuned in found.items()
+            },
+        }
+    record = {
+        "machine": _machine(), "rewrite": REWRITE, "settings": dict(settings),
+        "components": components,
+    }  # fmt: skip
+    beside = folder / f".partial-{RECORD}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, folder / RECORD)
+    except OSError as error:
+        raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _components(folder: Path) -> dict[str, Any]:
+    """Return what a record says of every component; nothing where it is missing or stale."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        fits = record["machine"] == _machine() and record["rewrite"] == REWRITE
+        return dict(record["components"]) if fits else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": processor_name(),
+        "extensions": hashlib.sha256(vector_extensions().encode()).hexdigest()[:8],
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _version(engine: str) -> str | None:
+    """Return an engine's version; None where it is not installed."""
+    for package in PACKAGES[engine]:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    return None

@@ -1,0 +1,276 @@
+"""Tuning: what is measured, stored, used, and when it no longer holds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from bksdm.benchmarks.feeds import network_feeds
+from bksdm.cli import build
+from bksdm.cli import main as bksdm
+from bksdm.engines import onnxruntime, registry, tune, tuned
+from bksdm.engines.errors import EngineError
+from bksdm.engines.graph import tensor_specs
+from bksdm.engines.rewrite.compose import MadeFor, choose_forms, load_graph
+from bksdm.engines.rewrite.winograd import F2, F4, Timing
+from bksdm.engines.tuned import Tuned, read_tuned, tuned_folder, write_tuned
+from bksdm.runtime.pipeline import TextToImage
+
+SMALLEST = Timing(32, 32, 8, 3.0, (1.0, 2.0))
+
+
+@pytest.fixture
+def bundle(nano_bundle, tmp_path):
+    folder = tmp_path / "bundle"
+    shutil.copytree(nano_bundle, folder)
+    shutil.rmtree(folder / "engines", ignore_errors=True)
+    return folder
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Record which engine is made, and what for."""
+    made = []
+    real = registry.make_engine
+
+    def make(name, model, threads, cache, made_for):
+        made.append((model.parent.name, name, made_for))
+        return real(name, model, threads, cache, made_for)
+
+    monkeypatch.setattr(registry, "make_engine", make)
+    return made
+
+
+def store(bundle, **seconds):
+    """Write measurements of the UNet."""
+    model = bundle / "unet" / "model.onnx"
+    made_for = MadeFor(8, 2**20, (SMALLEST,))
+    found = {name: Tuned(taken, made_for) for name, taken in seconds.items()}
+    return write_tuned(bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1})
+
+
+class Stopwatch:
+    """A clock that engines move: each run takes what its graph is worth."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def stopwatch(monkeypatch):
+    """Let Winograd's forms take 0.5 and 0.25 of a direct convolution, in graphs of one."""
+    watch = Stopwatch()
+    real = onnxruntime.OnnxRuntimeEngine.__call__
+
+    def run(self, feeds):
+        watch.now += len(self.outputs) * self.cost
+        return real(self, feeds)
+
+    def make(name, model, threads, cache, made_for):
+        engine = onnxruntime.OnnxRuntimeEngine(model, "cpu", threads, cache, made_for)
+        proto = load_graph(model)
+        sizes = {d for node in proto.graph.node if node.op_type == "DepthToSpace"
+                 for d in (a.i for a in node.attribute if a.name == "blocksize")}  # fmt: skip
+        forms = choose_forms(proto, "onnxruntime", made_for)
+        # A network is the faster the more of it is rewritten.
+        engine.cost = {0: 1.0, 2: 0.5, 4: 0.25}[max(sizes, default=0)] / (1 + len(forms))
+        return engine
+
+    monkeypatch.setattr(onnxruntime.OnnxRuntimeEngine, "__call__", run)
+    monkeypatch.setattr(tune, "make_engine", make)
+    monkeypatch.setattr(tune, "LEAST_EXPECTED", 0.1)
+    return watch
+
+
+@pytest.mark.parametrize("component", ["unet", "vae_decoder"])
+def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
+    model = nano_bundle / component / "model.onnx"
+    feeds = network_feeds(tensor_specs(load_graph(model).graph.input), (8, 8))
+    told = []
+    found = tune.tune(
+        model, ["onnxruntime"], 8, 2**30, 1, feeds, lambda *step: told.append(step), stopwatch
+    )
+    made_for = found["onnxruntime"].made_for
+    assert made_for.winograd_budget == 2**30
+    assert all(t.direct == 1 and t.transformed == (0.5, 0.25) for t in made_for.measured)
+    forms = choose_forms(load_graph(model), "onnxruntime", made_for)
+    assert {choice.tile for choice in forms} == {F4}
+    assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
+    assert all(0 <= done < total for _, done, total in told)
+    assert {phase.partition(",")[0] for phase, _, _ in told} == {"onnxruntime"}
+
+
+def test_a_budget_bounds_what_tuning_chooses(nano_bundle, stopwatch):
+    model = nano_bundle / "unet" / "model.onnx"
+    feeds = network_feeds(tensor_specs(load_graph(model).graph.input), (8, 8))
+    found = tune.tune(model, ["onnxruntime"], 8, 10**5, 1, feeds, clock=stopwatch)
+    forms = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
+    assert 0 < sum(c.convolution.added_bytes(c.tile) for c in forms) <= 10**5
+    found = tune.tune(model, ["onnxruntime"], 8, 0, 1, feeds, clock=stopwatch)
+    assert not choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
+
+
+def test_what_is_stored_is_read_back(bundle):
+    folder = store(bundle, onnxruntime=2.0)
+    assert folder == tuned_folder(bundle / "engines")
+    model = bundle / "unet" / "model.onnx"
+    found = {"onnxruntime": Tuned(2.0, MadeFor(8, 2**20, (SMALLEST,)))}
+    assert read_tuned(bundle / "engines", model) == found
+    record = json.loads((folder / "engine.json").read_text())
+    assert record["machine"]["cores"] > 0
+    assert record["settings"] == {"threads": 1}
+    # The measured times choose: F(2x2) for what they cover, and nothing else.
+    forms = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
+    assert {choice.tile for choice in forms} == {F2}
+
+
+def test_a_second_engine_is_added(bundle):
+    store(bundle, onnxruntime=2.0)
+    pytest.importorskip("openvino")
+    store(bundle, openvino=3.0)
+    found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx")
+    assert {name: entry.seconds for name, entry in found.items()} == {
+        "onnxruntime": 2.0, "openvino": 3.0,
+    }  # fmt: skip
+
+
+def another_machine(bundle, monkeypatch):
+    monkeypatch.setattr(tuned, "processor_name", lambda: "Abacus")
+
+
+def another_version(bundle, monkeypatch):
+    monkeypatch.setattr(tuned, "version", lambda name: "0.0")
+
+
+def other_rules(bundle, monkeypatch):
+    monkeypatch.setattr(tuned, "REWRITE", -1)
+
+
+def changed_graph(bundle, monkeypatch):
+    (bundle / "unet" / "model.onnx").touch()
+
+
+def damaged(bundle, monkeypatch):
+    record = next(bundle.glob("engines/*/engine.json"))
+    record.write_text(record.read_text().replace("8,", "[],", 1).replace('"side"', '"edge"'))
+
+
+def no_json(bundle, monkeypatch):
+    next(bundle.glob("engines/*/engine.json")).write_text("{")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [another_machine, another_version, other_rules, changed_graph, damaged, no_json],
+    ids=lambda change: change.__name__,
+)
+def test_what_no_longer_holds_is_ignored(bundle, opened, monkeypatch, change):
+    store(bundle, onnxruntime=2.0)
+    change(bundle, monkeypatch)
+    assert read_tuned(bundle / "engines", bundle / "unet" / "model.onnx") == {}
+    TextToImage.load(bundle, "auto", threads=1)
+    assert [(name, made_for) for _, name, made_for in opened] == [("onnxruntime", MadeFor(8))] * 3
+
+
+@pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
+def test_an_engine_runs_as_it_was_tuned(bundle, opened, engine):
+    plain = TextToImage.load(bundle, threads=1)
+    store(bundle, onnxruntime=2.0)
+    del opened[:]
+    model = TextToImage.load(bundle, engine, threads=1)
+    by_component = {component: made_for for component, _, made_for in opened}
+    assert by_component["unet"].measured == (SMALLEST,)
+    assert by_component["vae_decoder"] == MadeFor(8)
+    results = [m("a red apple", num_inference_steps=1, seed=0).pixels for m in (plain, model)]
+    # Another order of sums: rounding to 8 bits may fall to either side.
+    assert np.abs(np.subtract(*results, dtype=int)).max() <= 1
+    # What is asked for comes before what was measured.
+    del opened[:]
+    TextToImage.load(bundle, engine, threads=1, winograd_budget=7)
+    assert {made_for for _, _, made_for in opened} == {MadeFor(8, 7)}
+
+
+@pytest.mark.parametrize("faster", ["onnxruntime", "openvino"])
+def test_auto_takes_the_faster(bundle, opened, faster):
+    pytest.importorskip("openvino")
+    store(bundle, **{name: 1.0 if name == faster else 2.0 for name in registry.CPU_ENGINES})
+    TextToImage.load(bundle, "auto", threads=1)
+    assert {component: name for component, name, _ in opened}["unet"] == faster
+    del opened[:]
+    TextToImage.load(bundle, "openvino", threads=1)
+    assert {name for _, name, _ in opened} == {"openvino"}
+
+
+def test_the_command_tunes_lists_and_removes(bundle, capsys):
+    command = ["build", str(bundle)]
+    assert bksdm([*command, "--engine", "onnxruntime", "--tune", "--threads", "1"]) == 0
+    *lines, folder = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        [name, "onnxruntime"] for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+    ]
+    assert folder == str(tuned_folder(bundle / "engines"))
+    assert not list((bundle / "engines").rglob(".partial*"))
+    assert set(read_tuned(bundle / "engines", bundle / "unet" / "model.onnx")) == {"onnxruntime"}
+    assert bksdm(["info", str(bundle)]) == 0
+    assert "tuned: onnxruntime" in capsys.readouterr().out
+    assert bksdm([*command, "--list"]) == 0
+    (name,) = capsys.readouterr().out.split()
+    assert bksdm([*command, "--remove", name]) == 0
+    assert list((bundle / "engines").iterdir()) == []
+
+
+def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
+    store(bundle, onnxruntime=2.0)
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tune, "race", interrupt)
+    assert bksdm(["build", str(bundle), "--engine", "onnxruntime", "--tune"]) == 130
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--tune", "--engine", "tensorrt"], "--tune is for onnxruntime and openvino"),
+        (["--tune", "--engine", "onnxruntime:cuda"], "--tune is for onnxruntime and openvino"),
+        (["--tune", "--target", "sm89"], "--target is for GPUs"),
+        (["--tune", "--batch", "2"], "--batch is for GPUs"),
+        (["--tune", "--size", "64x64"], "--size is for GPUs"),
+        (["--tune", "--budget", "much"], "--budget must look like"),
+        (["--tune", "--threads", "0"], "threads must be at least 1"),
+        (["--budget", "1GiB"], "--budget is for --tune"),
+        (["--engine", "openvino"], "openvino needs no building"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(nano_bundle, capsys, arguments, named):
+    assert bksdm(["build", str(nano_bundle), *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert named in error
+    assert len(error.splitlines()) == 1
+    assert not list(nano_bundle.glob("engines/tuned-*"))
+
+
+def test_float16_is_refused(nano_bundle_fp16, capsys):
+    assert bksdm(["build", str(nano_bundle_fp16), "--tune"]) == 2
+    assert "is float16" in capsys.readouterr().err
+
+
+def test_a_budget_is_read_in_bytes():
+    assert [build.parse_bytes(t) for t in (None, "7", "384MiB", "1GiB")] == [
+        None, 7, 384 * 2**20, 2**30,
+    ]  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_written_is_named(bundle):
+    (bundle / "engines").write_text("in the way")
+    with pytest.raises(EngineError, match="cannot write"):
+        store(bundle, onnxruntime=1.0)
