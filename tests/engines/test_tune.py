@@ -36,9 +36,9 @@ def opened(monkeypatch):
     made = []
     real = registry.make_engine
 
-    def make(name, model, threads, cache, made_for):
+    def make(name, model, threads, cache, made_for, edit=None):
         made.append((model.parent.name, name, made_for))
-        return real(name, model, threads, cache, made_for)
+        return real(name, model, threads, cache, made_for, edit)
 
     monkeypatch.setattr(registry, "make_engine", make)
     return made
@@ -72,7 +72,7 @@ def stopwatch(monkeypatch):
         watch.now += len(self.outputs) * self.cost
         return real(self, feeds)
 
-    def make(name, model, threads, cache, made_for):
+    def make(name, model, threads, cache, made_for, edit=None):
         engine = onnxruntime.OnnxRuntimeEngine(model, "cpu", threads, cache, made_for)
         proto = load_graph(model)
         sizes = {d for node in proto.graph.node if node.op_type == "DepthToSpace"
