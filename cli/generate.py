@@ -90,7 +90,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures and print their paths."""
-    width, height = (None, None) if options.size is None else parse_size(options.size)
     folder = options.output.resolve().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK) or options.output.is_dir():
         raise RequestError(f"cannot write {options.output}: no writable folder {folder}")
@@ -99,35 +98,13 @@ def run(options: argparse.Namespace) -> int:
 
     from bksdm.cli.step_pictures import StepPictures, numbered
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.images import open_picture, save_png
+    from bksdm.runtime.images import save_png
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.request import Request
     from bksdm.runtime.sampling import Step
 
     bundle = Bundle.open(options.model)
-    image, mask = (
-        None if path is None else open_picture(path) for path in (options.image, options.mask)
-    )
-    arguments: dict[str, Any] = {
-        "negative_prompt": options.negative,
-        "height": height,
-        "width": width,
-        "num_inference_steps": options.steps,
-        "guidance_scale": options.guidance,
-        "num_images_per_prompt": options.count,
-        "seed": options.seed,
-        "sampler": options.sampler,
-        "eta": options.eta,
-        "guidance_rescale": options.guidance_rescale,
-        "guidance_interval": parse_interval(options.guidance_interval),
-        "image": image,
-        "strength": options.strength,
-        "mask": mask,
-        "prompt_weights": options.prompt_weights,
-        "long_prompt": options.long_prompt,
-        "clip_skip": options.clip_skip,
-        "fast": options.fast,
-    }
+    arguments = _arguments(options)
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     # A mistake is refused here rather than after gigabytes are loaded.
     Request.check(bundle, options.prompt, **arguments)
@@ -148,37 +125,9 @@ def run(options: argparse.Namespace) -> int:
 
         result = model(options.prompt, **arguments, callback_on_step_end=show)
         images = result.images
-        animations = steps.finish(images)
-    parameters = {
-        "prompt": options.prompt,
-        "negative_prompt": options.negative,
-        "seed": str(result.seed),
-        "steps": str(options.steps),
-        "guidance_scale": str(options.guidance),
-        "guidance_rescale": str(options.guidance_rescale),
-        "guidance_interval": options.guidance_interval,
-        "prompt_weights": str(options.prompt_weights),
-        "long_prompt": str(options.long_prompt),
-        "clip_skip": str(options.clip_skip),
-        "fast": str(options.fast),
-        "sampler": options.sampler or str(model.bundle.scheduler.get("_class_name")),
-        "eta": str(options.eta),
-        **{
-            name: str(value)
-            for name, value in (
-                ("image", options.image and options.image.name),
-                ("strength", options.strength),
-                ("mask", options.mask and options.mask.name),
-            )
-            if value is not None
-        },
-        "safety_checker": _checked(bundle, result),
-        "engine": options.engine,
-        "model": model.bundle.path.resolve().name,
-        "model_digest": model.bundle.digest(),
-        "version": version("bksdm-runtime"),
-    }
-    unfit = result.nsfw_content_detected or [False] * len(images)
+        unfit = result.nsfw_content_detected or [False] * len(images)
+        animations = steps.finish(images, unfit)
+    parameters = _parameters(options, bundle, result)
     for index, image in enumerate(images):
         path = numbered(options.output, index)
         if unfit[index]:
@@ -192,6 +141,64 @@ def run(options: argparse.Namespace) -> int:
         print(path)
     print(*animations, sep="\n", end="\n" if animations else "")
     return 1 if all(unfit) else 0
+
+
+def _arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the pipeline is told beside the prompt."""
+    from bksdm.runtime.images import open_picture
+
+    width, height = (None, None) if options.size is None else parse_size(options.size)
+    image, mask = (
+        None if path is None else open_picture(path) for path in (options.image, options.mask)
+    )
+    return {
+        "negative_prompt": options.negative,
+        "height": height,
+        "width": width,
+        "num_inference_steps": options.steps,
+        "guidance_scale": options.guidance,
+        "num_images_per_prompt": options.count,
+        "seed": options.seed,
+        "sampler": options.sampler,
+        "eta": options.eta,
+        "guidance_rescale": options.guidance_rescale,
+        "guidance_interval": parse_interval(options.guidance_interval),
+        "image": image,
+        "strength": options.strength,
+        "mask": mask,
+        "prompt_weights": options.prompt_weights,
+        "long_prompt": options.long_prompt,
+        "clip_skip": options.clip_skip,
+        "fast": options.fast,
+    }
+
+
+def _parameters(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
+    """Return what a picture carries, so that it can be made again."""
+    stated = {
+        "prompt": options.prompt,
+        "negative_prompt": options.negative,
+        "seed": result.seed,
+        "steps": options.steps,
+        "guidance_scale": options.guidance,
+        "guidance_rescale": options.guidance_rescale,
+        "guidance_interval": options.guidance_interval,
+        "prompt_weights": options.prompt_weights,
+        "long_prompt": options.long_prompt,
+        "clip_skip": options.clip_skip,
+        "fast": options.fast,
+        "sampler": options.sampler or bundle.scheduler.get("_class_name"),
+        "eta": options.eta,
+        "image": options.image and options.image.name,
+        "strength": options.strength,
+        "mask": options.mask and options.mask.name,
+        "safety_checker": _checked(bundle, result),
+        "engine": options.engine,
+        "model": bundle.path.resolve().name,
+        "model_digest": bundle.digest(),
+        "version": version("bksdm-runtime"),
+    }
+    return {name: str(value) for name, value in stated.items() if value is not None}
 
 
 def _checked(bundle: Bundle, result: Result) -> str:

@@ -79,15 +79,20 @@ class StepPictures:
         if self._animation is not None:
             self._frames.append(pictures)
 
-    def finish(self, images: list[Image.Image]) -> list[Path]:
-        """Show and append the finished images, and return the animations that were written."""
-        if self._terminal is not None and images:
+    def finish(self, images: list[Image.Image], unfit: list[bool]) -> list[Path]:
+        """Show and append the finished images, and return the animations that were written.
+
+        Those of images that the safety checker found unfit are not.
+        """
+        if self._terminal is not None:
             self._terminal.show(images[0])
         self.close()
         if self._animation is None:
             return []
         paths = []
         for index, (*frames, last) in enumerate(zip(*self._frames, images, strict=True)):
+            if unfit[index]:
+                continue
             path = numbered(self._animation, index)
             _save_animation([*frames, last], path)
             paths.append(path)

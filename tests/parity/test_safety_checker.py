@@ -122,7 +122,9 @@ def test_an_unfit_picture_is_not_written(reference, bundle, tmp_path, capsys):
     command = ["generate", "a cat", "--model", str(bundle), "--steps", "2"]
     for flag in (True, False):
         seed, path = str(found.index(flag)), tmp_path / f"{flag}.png"
-        code = main([*command, "--seed", seed, "-o", str(path)])
+        film = path.with_suffix(".webp")
+        code = main([*command, "--seed", seed, "-o", str(path), "--animate", str(film)])
+        assert film.exists() == path.exists()
         assert (code, path.exists()) == ((1, False) if flag else (0, True))
         assert ("the safety checker found the picture unfit" in capsys.readouterr().err) == flag
         assert main([*command, "--seed", seed, "-o", str(path), "--no-safety-checker"]) == 0
