@@ -17,8 +17,8 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.files import write_text
 from bksdm.runtime.preview import PREVIEW_FILE
 
-# Latents along each side of a picture, and how many pictures: 4 of them only measure the error.
-SIDE, PICTURES, HELD_OUT = 16, 16, 4
+# Latents along each side of a picture, and how many pictures: 8 of them only measure the error.
+SIDE, PICTURES, HELD_OUT = 8, 32, 8
 
 
 @dataclass(frozen=True)
