@@ -105,9 +105,9 @@ def run(options: argparse.Namespace) -> int:
 
     bundle = Bundle.open(options.model)
     arguments = _arguments(options)
-    steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     # A mistake is refused here rather than after gigabytes are loaded.
     Request.check(bundle, options.prompt, **arguments)
+    steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     model = TextToImage.load(
         options.model, options.engine, options.threads,
         safety_checker=not options.no_safety_checker,
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
         result = model(options.prompt, **arguments, callback_on_step_end=show)
         images = result.images
         unfit = result.nsfw_content_detected or [False] * len(images)
-        animations = steps.finish(images, unfit)
+        steps.finish(images, unfit)
     parameters = _parameters(options, bundle, result)
     for index, image in enumerate(images):
         path = numbered(options.output, index)
@@ -139,7 +139,8 @@ def run(options: argparse.Namespace) -> int:
             continue
         save_png(image, path, {**parameters, "index": str(index)})
         print(path)
-    print(*animations, sep="\n", end="\n" if animations else "")
+    for path in steps.animate(images, unfit):
+        print(path)
     return 1 if all(unfit) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class StepPictures:
                                f"not {animation}")  # fmt: skip
         if animation is not None and not features.check("webp"):
             raise RequestError("--animate needs a Pillow that was built with WebP")
+        if animation is not None and not os.access(animation.resolve().parent, os.W_OK):
+            raise RequestError(f"cannot write {animation}: no writable folder")
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,7 @@ class StepPictures:
         self._animation = animation
         self._terminal = TerminalPicture(sys.stderr) if show else None
         self._frames: list[list[Image.Image]] = []
+        self._saved: list[list[Path]] = []
 
     @property
     def wanted(self) -> bool:
@@ -72,21 +76,29 @@ class StepPictures:
             self._terminal.show(pictures[0])
         if self._folder is not None:
             digits = len(str(step.total))
+            self._saved = self._saved or [[] for _ in pictures]
             for index, picture in enumerate(pictures):
                 name = numbered(Path(f"step-{step.index + 1:0{digits}}.png"), index)
                 told = {"step": f"{step.index + 1} of {step.total}", "exact": str(self._exact)}
                 save_png(picture, self._folder / name, told)
+                self._saved[index].append(self._folder / name)
         if self._animation is not None:
             self._frames.append(pictures)
 
-    def finish(self, images: list[Image.Image], unfit: list[bool]) -> list[Path]:
-        """Show and append the finished images, and return the animations that were written.
+    def finish(self, images: list[Image.Image], unfit: list[bool]) -> None:
+        """Show the first of the finished images.
 
-        Those of images that the safety checker found unfit are not.
+        What was saved of those that the safety checker found unfit is removed: the last step is
+        the picture itself.
         """
-        if self._terminal is not None:
+        if self._terminal is not None and not unfit[0]:
             self._terminal.show(images[0])
-        self.close()
+        for index, paths in enumerate(self._saved):
+            for path in paths if unfit[index] else ():
+                path.unlink(missing_ok=True)
+
+    def animate(self, images: list[Image.Image], unfit: list[bool]) -> list[Path]:
+        """Write the animations, the finished images at their ends, and return their paths."""
         if self._animation is None:
             return []
         paths = []

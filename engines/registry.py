@@ -17,8 +17,6 @@ AUTO = "auto"
 """Of these, for each network the one that was faster when ``bksdm build --tune`` measured."""
 ENGINES = (*CPU_ENGINES, AUTO, "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
-CPU_ENGINES = ("onnxruntime", "openvino")
-"""Those of them that run on the CPU."""
 DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
 

@@ -88,8 +88,6 @@ def export(
     kinds: list[type[Network]] = list(NETWORKS)
     if safety_checker and has_safety_checker(checkpoint):
         kinds.append(SafetyChecker)
-    elif safety_checker:
-        report("safety_checker: the checkpoint has none")
     if read:
         with quiet():
             models = weightless(checkpoint)
@@ -101,6 +99,8 @@ def export(
     except OSError as error:
         raise ExportError(f"cannot write {bundle}: {error.strerror}") from error
     try:
+        if safety_checker and SafetyChecker not in kinds:
+            report("safety_checker: the checkpoint has none")
         _copy_small_files(checkpoint, staging, read)
         rows = [_export_network(kind, checkpoint, read, staging, dtype, report) for kind in kinds]
         if SafetyChecker in kinds:

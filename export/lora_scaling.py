@@ -14,6 +14,9 @@ from bksdm.engines.errors import ExportError
 _HEADER = "lora_adapter_metadata"
 # peft's ways to start a training that change the network's own weights as well.
 _CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq")
+# Without groups no pattern takes longer than the square of a name's length or so.
+_PATTERN = re.compile(r"[\w.\\^$*+?|\[\]-]{1,200}")
+_LARGEST = 1e30
 
 
 def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
@@ -79,12 +82,19 @@ def scaling_of(path: Path, config: Mapping[str, Any], prefix: str, module: str, 
     patterns = config.get(f"{prefix}alpha_pattern") or {}
     try:
         for pattern, value in patterns.items():
+            if not _PATTERN.fullmatch(pattern):
+                raise ExportError(
+                    f"{path}: {prefix}alpha_pattern in its header has {pattern[:80]!r}, no pattern "
+                    "of module names without groups"
+                )
             if re.match(rf"(.*\.)?({pattern})$", module):
                 field, alpha = f"{prefix}alpha_pattern", value
                 break
-    except (AttributeError, re.error) as error:
+    except (AttributeError, TypeError, re.error) as error:
         raise ExportError(f"{path}: {prefix}alpha_pattern in its header is not valid") from error
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise ExportError(f"{path}: {field} in its header is {alpha!r}, not a finite number")
+    number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+    if not number or not -_LARGEST <= alpha <= _LARGEST:
+        shown = repr(alpha)[:80]
+        raise ExportError(f"{path}: {field} in its header is {shown}, not a finite number")
     stabilised = config.get(f"{prefix}use_rslora")
-    return alpha / (math.sqrt(rank) if stabilised else rank)
+    return float(alpha) / (math.sqrt(rank) if stabilised else rank)

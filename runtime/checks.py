@@ -27,6 +27,19 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
+def flag(name: str, value: Any) -> bool:
+    """Return True or False.
+
+    Raises
+    ------
+    RequestError
+        It is neither.
+    """
+    if not isinstance(value, bool):
+        raise RequestError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 def is_part(value: Any) -> bool:
     """Whether a value is a number from 0 to 1."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)

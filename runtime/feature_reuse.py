@@ -61,4 +61,6 @@ class ReusedFeatures:
             outputs = self._whole(feeds)
             self._features = outputs[DEEP_FEATURES]
             return outputs["out_sample"]
-        return self._shallow({**feeds, DEEP_FEATURES: known[len(known) - rows :]})["out_sample"]
+        fed = {**feeds, DEEP_FEATURES: known[len(known) - rows :]}
+        # The last layer need not attend to the text.
+        return self._shallow({name: fed[name] for name in self._shallow.inputs})["out_sample"]

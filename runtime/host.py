@@ -131,12 +131,14 @@ class HostExecutor:
         Raises
         ------
         RequestError
-            This engine shows no deep features, so that none can be reused.
+            The UNet shows no deep features on this engine, so that none can be reused.
         """
         if every == 1:
             return lambda feeds, index: self._unet(feeds)["out_sample"]
         if self._load_shallow is None or DEEP_FEATURES not in self._unet.outputs:
-            raise RequestError("fast is for the engines onnxruntime and openvino, on the CPU")
+            raise RequestError(
+                "fast is for the engines onnxruntime and openvino, and for UNets that join features"
+            )
         return ReusedFeatures(self._unet, self._load_shallow(), every)
 
     def _timesteps(self, table: StepTable, rows: int) -> list[Array]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.protocol import Engine, GraphEdit
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
@@ -45,8 +45,8 @@ class Result:
         Of each image, whether the safety checker found it unfit; such an image is black, as in
         diffusers. None where nothing was checked: the bundle has no checker, or it is off.
     seconds : dict
-        Wall time by stage: tokenize, text_encoder, unet, loop (between UNet calls), vae_decoder,
-        to_uint8; vae_encoder where a picture is started from, and safety_checker.
+        Wall time by stage that ran: tokenize, text_encoder, unet, loop (between UNet calls),
+        vae_decoder, to_uint8; vae_encoder where a picture is started from, and safety_checker.
     steps : int
         Number of UNet evaluations.
     """
@@ -120,7 +120,8 @@ class TextToImage:
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
         safety_checker : bool
-            Whether pictures are checked, if the bundle has what it takes; on the CPU.
+            Whether pictures are checked, if the bundle has what it takes; the loop on the GPU
+            leaves that to the CPU.
 
         Raises
         ------
@@ -186,7 +187,7 @@ class TextToImage:
         mask: Image | Sequence[Image] | None = None,
         prompt_weights: bool = False,
         long_prompt: bool = False,
-        clip_skip: int = 0,
+        clip_skip: int | None = None,
         fast: int = 0,
         callback_on_step_end: StepCallback | None = None,
     ) -> Result:
@@ -232,7 +233,7 @@ class TextToImage:
         long_prompt : bool
             Whether what lies beyond 77 tokens is encoded in further parts of as many, rather than
             cut off with a warning.
-        clip_skip : int
+        clip_skip : int, optional
             How many of the text encoder's last layers are left out.
         fast : int
             Another picture, nearly the same, for less work: 1, 2 and 3 run the UNet as a whole in
@@ -326,9 +327,16 @@ class TextToImage:
 
         Raises
         ------
+        RequestError
+            The latents have another shape, or a size that was not built.
         NonFiniteError
             The decoder produced NaN or infinity.
         """
+        channels = self.bundle.latent_channels
+        if latents.ndim != 4 or latents.shape[1] != channels or not latents.size:
+            raise RequestError(
+                f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"
+            )
         return self._executor.decode(latents, {})
 
 

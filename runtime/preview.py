@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import BundleError
+from bksdm.engines.errors import BundleError, RequestError
 from bksdm.runtime.bundle import read_json
 
 PREVIEW_FILE = "preview.json"
@@ -48,16 +48,29 @@ class Preview:
             )
         fields = read_json(path)
         try:
-            weights = np.array(fields["weights"], np.float32).reshape(3, channels)
-            bias = np.array(fields["bias"], np.float32).reshape(3)
+            weights = np.array(fields["weights"], np.float64).reshape(3, channels)
+            bias = np.array(fields["bias"], np.float64).reshape(3)
             error = float(fields["rms_error"])
-        except (KeyError, TypeError, ValueError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError) as problem:
             raise BundleError(f"{path}: damaged ({problem!r}); export the bundle anew") from problem
-        if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        # Beyond any map to colours; in float32 far larger numbers would be infinite.
+        largest = np.max([np.abs(weights).max(), np.abs(bias).max(), error])
+        if not largest < 1e6:
             raise BundleError(f"{path}: damaged (NaN or infinity); export the bundle anew")
-        return cls(weights, bias, error)
+        return cls(weights.astype(np.float32), bias.astype(np.float32), error)
 
     def __call__(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return pixels [images, h, w, 3] of latents [images, channels, h, w], one for each."""
+        """Return pixels [images, h, w, 3] of latents [images, channels, h, w], one for each.
+
+        Raises
+        ------
+        RequestError
+            The latents have another shape.
+        """
+        channels = self.weights.shape[1]
+        if latents.ndim != 4 or latents.shape[1] != channels:
+            raise RequestError(
+                f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"
+            )
         colours = np.einsum("kc,nchw->nhwk", self.weights, latents) + self.bias
         return np.asarray((colours.clip(-1, 1) * 127.5 + 127.5).round(), np.uint8)

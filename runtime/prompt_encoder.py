@@ -83,8 +83,10 @@ class PromptEncoder:
         if len(self._known) + len(wanted) > MAX_CACHED_PROMPTS:
             self._known.clear()
         new = [text for text in wanted if (text, wording) not in self._known]
+        # All of them, so that what is cut off is said each time.
+        parts = self._tokenize(wanted, wording, seconds)
         if new:
-            self._encode(new, wording, seconds)
+            self._encode({text: parts[text] for text in new}, wording, seconds)
         found = [self._known[text, wording] for text in texts]
         longest = max(map(len, found))
         if any(len(embedding) < longest for embedding in found):
@@ -92,26 +94,40 @@ class PromptEncoder:
             found = [np.concatenate([part, empty[len(part) :]]) for part in found]
         return np.stack(found)
 
-    def _encode(self, texts: list[str], wording: Wording, seconds: dict[str, float]) -> None:
-        begun = time.perf_counter()
-        parsed = [parse_weights(text) if wording.weighted else (text, None) for text in texts]
+    def _tokenize(
+        self, texts: list[str], wording: Wording, seconds: dict[str, float]
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return token ids by text, [parts, 77] each."""
+        start = time.perf_counter()
+        plain = [_plain(text, wording) for text in texts]
         if wording.long:
-            parts = [self.tokenizer.parts(text) for text, _ in parsed]
+            rows = [self.tokenizer.parts(text) for text in plain]
         else:
-            parts = list(self.tokenizer([text for text, _ in parsed])[:, None])
+            rows = list(self.tokenizer(plain)[:, None])
+        seconds["tokenize"] = time.perf_counter() - start
+        return dict(zip(texts, rows, strict=True))
+
+    def _encode(
+        self, parts: dict[str, NDArray[np.int64]], wording: Wording, seconds: dict[str, float]
+    ) -> None:
         encoder = self.load(wording.clip_skip)
-        tokenized = time.perf_counter()
-        ids = np.concatenate(parts).astype(encoder.inputs["input_ids"].dtype, copy=False)
+        start = time.perf_counter()
+        ids = np.concatenate(list(parts.values()))
+        ids = ids.astype(encoder.inputs["input_ids"].dtype, copy=False)
         hidden = encoder({"input_ids": ids})["last_hidden_state"].astype(np.float32, copy=False)
         if not np.isfinite(hidden).all():
             raise NonFiniteError("embeddings of the text encoder: NaN or infinity")
-        split = np.split(hidden, np.cumsum([len(part) for part in parts])[:-1])
-        for original, (text, weights), part in zip(texts, parsed, split, strict=True):
+        ends = np.cumsum([len(rows) for rows in parts.values()])
+        for text, part in zip(parts, np.split(hidden, ends[:-1]), strict=True):
             embedding = part.reshape(-1, part.shape[-1])
-            if weights is not None:
-                by_token = self.tokenizer.weights(text, weights, len(part))
+            if wording.weighted:
+                plain, weights = parse_weights(text)
+                by_token = self.tokenizer.weights(plain, weights, len(part))
                 embedding = apply_weights(embedding, by_token)
-            self._known[original, wording] = embedding
-        for stage, spent in (("tokenize", tokenized - begun),
-                             ("text_encoder", time.perf_counter() - tokenized)):  # fmt: skip
-            seconds[stage] = seconds.get(stage, 0.0) + spent
+            self._known[text, wording] = embedding
+        seconds["text_encoder"] = time.perf_counter() - start
+
+
+def _plain(text: str, wording: Wording) -> str:
+    """Return a prompt without its marks."""
+    return parse_weights(text)[0] if wording.weighted else text

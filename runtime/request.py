@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import is_part, part, side, texts, whole
+from bksdm.runtime.checks import flag, is_part, part, side, texts, whole
 from bksdm.runtime.feature_reuse import LEVELS
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
@@ -89,9 +89,9 @@ class Request:
         image: Any = None,
         strength: Any = None,
         mask: Any = None,
-        prompt_weights: bool = False,
-        long_prompt: bool = False,
-        clip_skip: Any = 0,
+        prompt_weights: Any = False,
+        long_prompt: Any = False,
+        clip_skip: Any = None,
         fast: Any = 0,
     ) -> Request:
         """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
@@ -109,7 +109,8 @@ class Request:
             raise RequestError(
                 f"negative_prompt has {len(negatives)} entries, but prompt has {len(prompts)}"
             )
-        if prompt_weights:
+        weighted = flag("prompt_weights", prompt_weights)
+        if weighted:
             for text in (*prompts, *negatives):
                 parse_weights(text)
         per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
@@ -141,7 +142,7 @@ class Request:
             None if latents is None else _latents(latents, shape),
             init,
             first == 0,
-            Wording(prompt_weights, long_prompt, _clip_skip(bundle, clip_skip)),
+            Wording(weighted, flag("long_prompt", long_prompt), _clip_skip(bundle, clip_skip)),
             level.every,
         )
 
@@ -171,7 +172,7 @@ def _first_step(steps: int, strength: Any) -> int:
 
 
 def _clip_skip(bundle: Bundle, value: Any) -> int:
-    skipped = whole("clip_skip", value, 0, 2**31)
+    skipped = 0 if value is None else whole("clip_skip", value, 0, 2**31)
     if skipped and skipped >= bundle.text_layers:
         raise RequestError(
             f"clip_skip must be below the text encoder's {bundle.text_layers} layers, not {skipped}"

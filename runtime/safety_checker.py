@@ -16,6 +16,11 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 """In the checker's folder: transformers' settings of the checkpoint's feature extractor."""
 SPECIAL_CARE = 3
 """How many of the scores are of concepts that make the checker stricter about the others."""
+SUPPORTED = {
+    "resample": int(Image.Resampling.BICUBIC), "do_resize": True, "do_center_crop": True,
+    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+}  # fmt: skip
+"""What the settings have to say where they say anything."""
 STRICTER = np.float32(0.01)
 
 
@@ -39,14 +44,20 @@ class SafetyChecker:
         self._engine = engine
         path = folder / PREPROCESSOR_FILE
         fields = read_json(path)
-        if fields.get("resample", 3) != Image.Resampling.BICUBIC:
-            raise BundleError(f"{path}: resample is {fields['resample']!r}, supported is 3")
+        for name, supported in SUPPORTED.items():
+            if fields.get(name, supported) != supported:
+                raise BundleError(f"{path}: {name} is {fields[name]!r}, supported is {supported}")
         try:
             self._edge = _side(fields["size"], "shortest_edge")
             self._crop = _side(fields["crop_size"], "height")
             self._mean = np.array(fields["image_mean"], np.float32).reshape(3)
             self._deviation = np.array(fields["image_std"], np.float32).reshape(3)
-        except (KeyError, TypeError, ValueError) as error:
+            side = engine.inputs["clip_input"].shape[2]
+            if self._crop != side or self._edge < self._crop:
+                raise ValueError(f"{self._crop} of {self._edge} pixels, the network takes {side}")
+            if not np.isfinite(self._mean).all() or not (self._deviation > 0).all():
+                raise ValueError("image_mean and image_std are no mean and deviation")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise BundleError(f"{path}: damaged ({error!r}); export the bundle anew") from error
 
     def __call__(self, pixels: NDArray[np.uint8]) -> list[bool]:
@@ -100,7 +111,10 @@ def unfit(scores: NDArray[np.float32]) -> bool:
 
 def _side(value: object, name: str) -> int:
     """Read a size, which old settings give as a number alone."""
-    side = value[name] if isinstance(value, dict) else value
-    if not isinstance(side, int) or not 1 <= side <= 4096:
+    sides = set(value.values()) if isinstance(value, dict) else {value}
+    if (isinstance(value, dict) and name not in value) or len(sides) > 1:
+        raise ValueError(f"{name} is not all of {value!r}")
+    (side,) = sides
+    if not isinstance(side, int) or not 1 <= side <= 1024:
         raise ValueError(f"{name} is {side!r}")
     return side

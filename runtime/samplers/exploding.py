@@ -93,7 +93,7 @@ class Levels:
         ``known`` is the level that a picture is brought to beside x, by default σ.
         """
         shrink = (sigma**2 + 1) ** -0.5
-        output = predict(x, timestep, (1.0, sigma if known is None else known), shrink)
+        output = predict(x, timestep, (1.0, sigma), shrink, None if known is None else (1.0, known))
         if self.prediction_type == "epsilon":
             return output
         denoised = -sigma * shrink * output + shrink**2 * x

@@ -22,10 +22,18 @@ Level = tuple[float, float]
 class Predict(Protocol):
     """The model as a sampler sees it."""
 
-    def __call__(self, x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
+    def __call__(
+        self,
+        x: Vector,
+        timestep: float,
+        level: Level,
+        scale: float = 1.0,
+        known: Level | None = None,
+    ) -> Vector:
         """Return the model's output for the input ``x · scale`` at ``timestep``.
 
-        ``level`` is α and σ of x = α x_0 + σ ε.
+        ``level`` is α and σ of x = α x_0 + σ ε, and ``known`` those that a picture is brought to
+        beside x, where diffusers takes others.
         """
         ...
 
@@ -114,12 +122,16 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
     """Run ``solver`` from its step ``first`` on basis vectors and read off its table."""
     timesteps: list[float] = []
     levels: list[Level] = []
+    own_levels: list[Level] = []
     scales: list[float] = []
     drawn = 0
 
-    def count(x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
+    def count(
+        x: Vector, timestep: float, level: Level, scale: float = 1.0, known: Level | None = None
+    ) -> Vector:
         timesteps.append(timestep)
-        levels.append(level)
+        own_levels.append(level)
+        levels.append(level if known is None else known)
         scales.append(scale)
         return x
 
@@ -135,7 +147,9 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
     noises = iter(basis[1 + evaluations :])
     found: list[Vector] = []
 
-    def record(x: Vector, timestep: float, level: Level, scale: float = 1.0) -> Vector:
+    def record(
+        x: Vector, timestep: float, level: Level, scale: float = 1.0, known: Level | None = None
+    ) -> Vector:
         found.append(x)
         return next(outputs)
 
@@ -148,7 +162,7 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
         float(solver.init_noise_sigma),
         np.ascontiguousarray(stacked[:, 1 + evaluations :]),
         np.array([*levels, (1.0, 0.0)]),
-        denoising(np.array(levels, np.float64).reshape(-1, 2), prediction_type),
+        denoising(np.array(own_levels, np.float64).reshape(-1, 2), prediction_type),
     )
     for array in (
         table.timesteps, table.input_scale, table.rows, table.noise, table.levels, table.denoised

@@ -58,16 +58,20 @@ def test_steps_and_an_animation_are_written(tmp_path, capsys):
 
 
 def test_the_quick_map_enlarges_to_the_picture(tmp_path):
-    main(["generate", "a red apple", "--steps", "2", "--seed", "0", "-o", str(tmp_path / "a.png"),
-          "--save-steps", str(tmp_path)])  # fmt: skip
-    sizes = {Image.open(path).size for path in tmp_path.glob("*.png")}
-    assert sizes == {Image.open(tmp_path / "a.png").size}
+    steps = tmp_path / "steps"
+    code = main(["generate", "a red apple", "--steps", "2", "--sampler", "ddim", "--seed", "0",
+                 "-o", str(tmp_path / "a.png"), "--save-steps", str(steps)])  # fmt: skip
+    assert code == 0
+    assert sorted(path.name for path in steps.iterdir()) == ["step-1.png", "step-2.png"]
+    with Image.open(tmp_path / "a.png") as final:
+        assert all(Image.open(path).size == final.size for path in steps.iterdir())
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["--animate", "a.gif"], "ends in .webp"),
+        (["--animate", "{file}/none/a.webp"], "no writable folder"),
         (["--preview"], "needs a terminal"),
         (["--save-steps", "{file}/x"], "cannot make"),
     ],

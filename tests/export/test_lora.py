@@ -24,6 +24,7 @@ from bksdm.export import exporter
 from bksdm.export.lora import read_lora, split_scale
 from bksdm.export.merge import merge
 from bksdm.export.networks import TextEncoder, Unet, load_network
+from bksdm.export.preview import Fit
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
 from bksdm.runtime.pipeline import TextToImage
@@ -237,6 +238,7 @@ def test_the_bundle_draws_what_the_fused_pipeline_draws(
     shutil.copy(plain, odd)
     # Only what a LoRA changes; tracing is what takes the time.
     monkeypatch.setattr(exporter, "NETWORKS", (TextEncoder, Unet))
+    monkeypatch.setattr(exporter, "write_preview", lambda folder: Fit([[]], [], 0.0, 0.0))
     command = ["export", str(nano_checkpoint), "-o", str(bundle)]
     assert main([*command, "--lora", f"{plain}:0.3", "--lora", str(odd)]) == 0
     shutil.copytree(nano_bundle / "vae_decoder", bundle / "vae_decoder")
@@ -301,9 +303,14 @@ HEADERS = {
     "alpha": ('{"unet.lora_alpha": "8"}', "unet.lora_alpha in its header is '8', not a finite"),
     "NaN": ('{"unet.lora_alpha": NaN}', "unet.lora_alpha in its header is nan"),
     "pattern": (
-        '{"unet.alpha_pattern": {"(": 1}}',
+        '{"unet.alpha_pattern": {"[": 1}}',
         "unet.alpha_pattern in its header is not valid",
     ),
+    "endless": (
+        '{"unet.alpha_pattern": {"(([a-z]+)+)!": 1}}',
+        "no pattern of module names without groups",
+    ),
+    "huge alpha": ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "not a finite number"),
     "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern in its header is not valid"),
     "DoRA": ('{"unet.use_dora": true}', "only plain LoRA can be merged"),
     "PiSSA": ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the network's own weights"),

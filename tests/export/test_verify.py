@@ -28,7 +28,7 @@ def test_a_bundle_fails_against_other_weights(nano_bundle, tmp_path, capsys):
 def test_a_bundle_of_fixed_length_passes_with_any_sampler(
     nano_bundle, nano_checkpoint, tmp_path, capsys
 ):
-    """As Optimum exports it, and versions of ours before prompts could be long."""
+    """As versions of ours exported it before prompts could be long."""
     folder = tmp_path / "fixed"
     shutil.copytree(nano_bundle, folder)
     path = folder / "unet" / "model.onnx"

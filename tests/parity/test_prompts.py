@@ -127,7 +127,7 @@ def test_skipped_layers_equal_diffusers(pair):
 
 
 def test_a_bundle_of_fixed_length_refuses_long_prompts(nano_bundle, tmp_path):
-    """As Optimum, and versions of ours before this one, export it."""
+    """As versions of ours exported it before prompts could be long."""
     import shutil
 
     folder = tmp_path / "fixed"

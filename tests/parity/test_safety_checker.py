@@ -123,8 +123,10 @@ def test_an_unfit_picture_is_not_written(reference, bundle, tmp_path, capsys):
     for flag in (True, False):
         seed, path = str(found.index(flag)), tmp_path / f"{flag}.png"
         film = path.with_suffix(".webp")
-        code = main([*command, "--seed", seed, "-o", str(path), "--animate", str(film)])
-        assert film.exists() == path.exists()
+        steps = tmp_path / f"{flag}"
+        code = main([*command, "--seed", seed, "-o", str(path), "--animate", str(film),
+                     "--save-steps", str(steps)])  # fmt: skip
+        assert film.exists() == path.exists() == any(steps.iterdir())
         assert (code, path.exists()) == ((1, False) if flag else (0, True))
         assert ("the safety checker found the picture unfit" in capsys.readouterr().err) == flag
         assert main([*command, "--seed", seed, "-o", str(path), "--no-safety-checker"]) == 0
@@ -138,17 +140,17 @@ def test_what_is_shown_equals_transformers(tmp_path, size):
     """Both divide and subtract in float32, in another order: a few units in the last place."""
     extractor = CLIPImageProcessor()
     extractor.save_pretrained(tmp_path)
-    checker = SafetyChecker(engine_of(None), tmp_path)
+    checker = SafetyChecker(engine_of(None, 224), tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
     expected = extractor(Image.fromarray(pixels), return_tensors="np").pixel_values[0]
     np.testing.assert_allclose(checker.prepare(pixels), expected, rtol=0, atol=2e-6)
 
 
-def engine_of(scores):
+def engine_of(scores, side=SIDE):
     def run(feeds):
         return {"scores": np.asarray(scores, np.float32)[None]}
 
-    run.inputs = {"clip_input": TensorSpec(np.dtype(np.float32), ("batch", 3, 224, 224))}
+    run.inputs = {"clip_input": TensorSpec(np.dtype(np.float32), ("batch", 3, side, side))}
     return run
 
 
@@ -182,6 +184,12 @@ def test_damage_is_named(checkpoint, tmp_path):
         ({"image_mean": [1]}, "damaged"),
         ({"size": {"height": 3}}, "damaged"),
         ({"size": 0}, "damaged"),
+        ({"do_normalize": False}, "do_normalize is False, supported is True"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0"),
+        ({"crop_size": {"height": SIDE, "width": 8}}, "damaged"),
+        ({"crop_size": 16, "size": 16}, f"the network takes {SIDE}"),
+        ({"image_std": [0, 0, 0]}, "no mean and deviation"),
+        ({"image_mean": [10**400] * 3}, "damaged"),
     ):
         path.write_text(json.dumps(settings | change))
         with pytest.raises(BundleError, match=named):

@@ -73,6 +73,7 @@ def test_the_shallow_part_is_small(parts):
 class Stub:
     def __init__(self, name, calls):
         self._name, self._calls = name, calls
+        self.inputs = ("sample", DEEP_FEATURES)
 
     def __call__(self, feeds):
         rows = len(feeds["sample"])

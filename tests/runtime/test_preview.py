@@ -24,7 +24,11 @@ CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", ["ddim", "euler", "euler-karras", "lms"])
+@pytest.mark.parametrize(
+    "name",
+    ["ddim", "ddpm", "euler", "euler-karras", "euler-a", "lms", "heun", "kdpm2", "kdpm2-beta",
+     "kdpm2-a"],
+)  # fmt: skip
 def test_the_predicted_original_is_that_of_diffusers(name, prediction_type):
     """In float64; diffusers rounds its levels to float32, and what it makes of them once more."""
     class_name, fields = NAMED[name]
@@ -135,6 +139,9 @@ def test_random_pictures_have_colours_and_every_scale():
         ({"weights": [[1, 2, 3, 4]] * 2, "bias": [0, 0, 0], "rms_error": 1}, "damaged"),
         ({"weights": [[1, 2, 3, 4]] * 3, "bias": [0, 0, 0]}, "damaged"),
         ({"weights": [[1, 2, 3, float("nan")]] * 3, "bias": [0] * 3, "rms_error": 1}, "NaN"),
+        ({"weights": [[1, 2, 3, 4]] * 3, "bias": [1e39] * 3, "rms_error": 1}, "NaN"),
+        ({"weights": [[1, 2, 3, 10**400]] * 3, "bias": [0] * 3, "rms_error": 1}, "damaged"),
+        ({"weights": [[1, 2, 3, 4]] * 3, "bias": [0] * 3, "rms_error": float("nan")}, "NaN"),
     ],
 )
 def test_a_missing_or_damaged_preview_is_named(tmp_path, content, named):
