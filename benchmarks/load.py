@@ -6,6 +6,7 @@ python -m bksdm.benchmarks.load BUNDLE ENGINE THREADS CACHE
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.plans import TUNED
 
 ROUNDS = 3
 
@@ -20,8 +22,8 @@ ROUNDS = 3
 def measure_loads(bundle: Path, engine: str, threads: int | None) -> dict[str, list[float]]:
     """Return seconds of loading, each in a new process, imports included.
 
-    ``cold`` is the first start on a machine, which optimises the graphs; ``warm`` are starts that
-    find them stored. Files may be in the system's page cache in both.
+    ``cold`` is the first start on a machine, which optimises the graphs, tuned where the bundle
+    is; ``warm`` are starts that find them stored. Files may be in the system's page cache in both.
 
     Raises
     ------
@@ -29,6 +31,8 @@ def measure_loads(bundle: Path, engine: str, threads: int | None) -> dict[str, l
         The model cannot be loaded.
     """
     with tempfile.TemporaryDirectory() as cache:
+        for folder in (bundle / "engines").glob(f"{TUNED}*"):
+            shutil.copytree(folder, Path(cache) / folder.name)
         command = [sys.executable, "-m", "bksdm.benchmarks.load", str(bundle), engine,
                    str(threads or 0), cache]  # fmt: skip
         taken = []

@@ -32,7 +32,7 @@ class OpenVinoEngine:
 
     A large network is compiled once for every batch, height and width; a small one for each of
     them when it first comes, which runs a fifth faster. Nothing is stored: compiling takes a second
-    or two, and a stored network of gigabytes would save one of them.
+    or two, and a stored network of gigabytes would save one of them. One run at a time.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def _take_weights(proto: onnx.ModelProto, model: Path) -> dict[str, Array]:
         if weight.data_location != onnx.TensorProto.EXTERNAL:
             continue
         place = {entry.key: entry.value for entry in weight.external_data}
-        location, offset = place["location"], int(place.get("offset", 0))
+        location, offset = place.get("location", ""), int(place.get("offset", 0))
         dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
         size = math.prod(weight.dims)
         if location not in files:
