@@ -58,7 +58,7 @@ def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
             for name, found in entry["engines"].items()
             if found["version"] == _version(name)
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         # As if it had not been measured: it only costs time.
         return {}
 
@@ -122,7 +122,7 @@ def _components(folder: Path) -> dict[str, Any]:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         fits = record["machine"] == _machine() and record["rewrite"] == REWRITE
         return dict(record["components"]) if fits else {}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
 
 
