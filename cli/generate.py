@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -23,13 +25,14 @@ EXAMPLES = """examples:
   bksdm generate "a lighthouse at dusk" --model bundle/ --steps 25 --seed 7 --size 512x512
   bksdm generate "a green apple" --image apple.png --strength 0.6 -o green.png
   bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.png
+  bksdm generate "a dog" "a fox" --seed 1,2 -o animals.png
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("prompt", help="what to draw")
+    parser.add_argument("prompt", nargs="+", help="what to draw; several are drawn in one batch")
     parser.add_argument("--model", type=Path, default=EMOJI, metavar="BUNDLE",
                         help="bundle folder; by default the built-in model of a few dozen objects"
                         )  # fmt: skip
@@ -44,7 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-interval", default="0:1", metavar="FROM:TO",
                         help="guidance in this part of the steps only, which is faster, e.g. 0:0.8"
                         )  # fmt: skip
-    parser.add_argument("--seed", type=int, help="0 to 2^64-1; random by default, and printed")
+    parser.add_argument("--seed", metavar="N[,N…]",
+                        help="0 to 2^64-1, one for all images or one for each; random by default"
+                        )  # fmt: skip
     parser.add_argument(
         "--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default"
     )
@@ -137,7 +142,8 @@ def run(options: argparse.Namespace) -> int:
                 stacklevel=1,
             )
             continue
-        save_png(image, path, {**parameters, "index": str(index)})
+        prompt = options.prompt[index // options.count]
+        save_png(image, path, {"prompt": prompt, **parameters, "index": str(index)})
         print(path)
     for path in steps.animate(images, unfit):
         print(path)
@@ -159,7 +165,7 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
         "num_inference_steps": options.steps,
         "guidance_scale": options.guidance,
         "num_images_per_prompt": options.count,
-        "seed": options.seed,
+        "seed": None if options.seed is None else parse_seed(options.seed),
         "sampler": options.sampler,
         "eta": options.eta,
         "guidance_rescale": options.guidance_rescale,
@@ -177,9 +183,10 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 def _parameters(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
     """Return what a picture carries, so that it can be made again."""
     stated = {
-        "prompt": options.prompt,
+        # Which noise an image has depends on those beside it.
+        "batch": json.dumps(options.prompt) if len(options.prompt) > 1 else None,
         "negative_prompt": options.negative,
-        "seed": result.seed,
+        "seed": result.seed if isinstance(result.seed, int) else _listed(result.seed),
         "steps": options.steps,
         "guidance_scale": options.guidance,
         "guidance_rescale": options.guidance_rescale,
@@ -207,6 +214,24 @@ def _checked(bundle: Bundle, result: Result) -> str:
     if result.nsfw_content_detected is not None:
         return "passed"
     return "off" if bundle.has_safety_checker else "the model has none"
+
+
+def _listed(seeds: Sequence[int] | None) -> str:
+    return ",".join(map(str, seeds or ()))
+
+
+def parse_seed(text: str) -> int | list[int]:
+    """Return the number, or the numbers of ``N,N``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    if re.fullmatch(r"[0-9]{1,20}(,[0-9]{1,20})*", text) is None:
+        raise RequestError(f"--seed must look like 7 or 7,8,9, not {text!r}")
+    first, *others = (int(part) for part in text.split(","))
+    return [first, *others] if others else first
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -160,6 +160,9 @@ def _options(threads: int | None, profile: Path | None = None) -> ort.SessionOpt
     # 1.5 GB at the peak of a full-size VAE decoder at 512×512, against 1.8 GB in the default order.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
+    # Threads that go on looking for work after a run take the cores from the next network: pictures
+    # of the built-in model by two networks in turns took 0.34 s in place of 0.19 s.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     return options

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from bksdm.cli import main
+from bksdm.runtime.images import read_parameters
 
 
 def test_pictures_carry_what_repeats_them(nano_bundle, tmp_path, capsys):
@@ -29,6 +31,27 @@ def test_pictures_carry_what_repeats_them(nano_bundle, tmp_path, capsys):
         with Image.open(tmp_path / one) as x, Image.open(tmp_path / other) as y:
             assert x.size == (72, 64)
             assert x.tobytes() == y.tobytes()
+
+
+def test_prompts_and_seeds_of_one_batch(nano_bundle, tmp_path, capsys):
+    """With a seed each, every picture is the one that it is alone."""
+    command = ["generate", "--model", str(nano_bundle), "--steps", "2"]
+    output = tmp_path / "a.png"
+    assert main([*command, "a dog", "a fox", "--seed", "7,8", "-o", str(output)]) == 0
+    paths = [output, tmp_path / "a-2.png"]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
+    for path, prompt, seed in zip(paths, ("a dog", "a fox"), ("7", "8"), strict=True):
+        found = read_parameters(path)
+        assert (found["prompt"], found["seed"]) == (prompt, "7,8")
+        assert json.loads(found["batch"]) == ["a dog", "a fox"]
+        alone = tmp_path / "alone.png"
+        assert main([*command, prompt, "--seed", seed, "-o", str(alone)]) == 0
+        with Image.open(path) as one, Image.open(alone) as other:
+            difference = np.abs(np.asarray(one, int) - np.asarray(other, int))
+            # Products of another batch may add up in another order.
+            assert difference.max() <= 1
+    assert main([*command, "a dog", "--seed", "7,8", "-o", str(output)]) == 2
+    assert "seed" in capsys.readouterr().err
 
 
 def test_a_picture_to_start_from(nano_bundle, tmp_path, capsys):
