@@ -28,7 +28,7 @@ class Level:
     guided: float
 
 
-LEVELS = (Level(1, 1.0), Level(2, 1.0), Level(3, 1.0), Level(5, 0.6))
+LEVELS = (Level(1, 1.0), Level(2, 1.0), Level(4, 1.0), Level(5, 0.6))
 """By the number that is asked for; 0 is the exact picture."""
 
 

@@ -237,7 +237,7 @@ class TextToImage:
             How many of the text encoder's last layers are left out.
         fast : int
             Another picture, nearly the same, for less work: 1, 2 and 3 run the UNet as a whole in
-            every second, third and fifth evaluation, 3 with guidance in the first 0.6 of them.
+            every second, fourth and fifth evaluation, 3 with guidance in the first 0.6 of them.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
