@@ -8,14 +8,17 @@ from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from bksdm.engines.errors import SamplerError
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
+from bksdm.runtime import start
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.samplers import NAMED
 
@@ -23,9 +26,7 @@ PROMPT = "a red apple"
 SEED = 0
 STRENGTH = 0.6
 STEPS = (2, 5, 20)
-# Noise is torch's to 1e-6, since its vectorised logarithm and cosine differ in the last bit. KDPM2
-# with noise made 3 levels of it once, and 1 with torch's own values; all others stay within 1.
-LARGEST = 3
+LARGEST = 1
 TASKS = ("text to image", "image to image", "inpainting")
 
 
@@ -44,6 +45,10 @@ class Cell:
         has no picture.
     reason : str
         Why not.
+    same_noise : int or None
+        The same with torch's values in place of our noise, measured where ``largest`` is above 1:
+        ours are within 1e-6 of torch's, whose vectorised logarithm and cosine are not rounded
+        exactly, and a few samplers that add noise enlarge that.
     """
 
     model: str
@@ -52,6 +57,7 @@ class Cell:
     steps: int
     largest: int | None
     reason: str = ""
+    same_noise: int | None = None
 
 
 def measure(
@@ -78,14 +84,18 @@ def measure(
             mine, theirs = _arguments(task, side)
             pipeline = pipelines[task]
             try:
-                found = ours(PROMPT, num_inference_steps=count, sampler=sampler, seed=SEED, **mine)
+                arguments = {**mine, "num_inference_steps": count, "sampler": sampler, "seed": SEED}
+                found = ours(PROMPT, **arguments).pixels
                 pipeline.scheduler = scheduler_of(dict(ours.bundle.scheduler), sampler)
                 expected = draw(pipeline, PROMPT, SEED, count, **theirs)
             except (SamplerError, ValueError, IndexError) as error:
                 yield Cell(name, sampler, task, count, None, str(error))
                 continue
-            difference = np.abs(found.pixels.astype(int) - expected.astype(int))
-            yield Cell(name, sampler, task, count, int(difference.max()))
+            largest, same_noise = _apart(found, expected), None
+            if largest > LARGEST:
+                with mock.patch.object(start, "BatchNoise", _TorchNoise):
+                    same_noise = _apart(ours(PROMPT, **arguments).pixels, expected)
+            yield Cell(name, sampler, task, count, largest, same_noise=same_noise)
 
 
 def total(models: int) -> int:
@@ -103,7 +113,9 @@ def render(cells: Sequence[Cell]) -> str:
         f"{version('diffusers')} (torch {torch.__version__}, onnxruntime {version('onnxruntime')}, "
         "float32, on the CPU),",
         f"from the same checkpoint and seed, with guidance; strength {STRENGTH} where a picture is "
-        "started from.",
+        "started from. In parentheses the same with torch's values in place of our noise, which "
+        "is within 1e-6",
+        "of them; measured where the difference is above 1.",
         "`nano` is Stable Diffusion's architecture in small with random weights, `emoji` the "
         "built-in model.",
     ]
@@ -115,8 +127,7 @@ def render(cells: Sequence[Cell]) -> str:
         of_model = [cell for cell in cells if cell.model == model]
         for sampler in dict.fromkeys(cell.sampler for cell in of_model):
             row = {(c.task, c.steps): c for c in of_model if c.sampler == sampler}
-            shown = ["–" if (cell := row[task, n]).largest is None else str(cell.largest)
-                     for task in TASKS for n in steps]  # fmt: skip
+            shown = [_shown(row[task, n]) for task in TASKS for n in steps]
             lines.append(f"| {sampler} | " + " | ".join(shown) + " |")
     reasons = sorted({f"{c.sampler}, {c.steps} steps: {c.reason}" for c in cells if c.reason})
     lines += ["", *(f"- {reason}" for reason in reasons)] if reasons else []
@@ -124,8 +135,31 @@ def render(cells: Sequence[Cell]) -> str:
 
 
 def passed(cells: Sequence[Cell]) -> bool:
-    """Whether no picture is more than ``LARGEST`` levels off anywhere."""
-    return all(cell.largest is None or cell.largest <= LARGEST for cell in cells)
+    """Whether no picture is more than ``LARGEST`` levels off anywhere, from the same noise."""
+    found = (c.largest if c.same_noise is None else c.same_noise for c in cells)
+    return all(largest is None or largest <= LARGEST for largest in found)
+
+
+class _TorchNoise:
+    """Stands in for :class:`~bksdm.runtime.noise.BatchNoise` of one seed."""
+
+    def __init__(self, seed: int, batch: int) -> None:
+        self._generator, self._batch = torch.Generator("cpu").manual_seed(seed), batch
+
+    def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
+        rows = self._batch if count is None else count
+        drawn: NDArray[np.float32] = torch.randn((rows, *shape), generator=self._generator).numpy()
+        return drawn
+
+
+def _apart(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> int:
+    return int(np.abs(found.astype(int) - expected.astype(int)).max())
+
+
+def _shown(cell: Cell) -> str:
+    if cell.largest is None:
+        return "–"
+    return str(cell.largest) + ("" if cell.same_noise is None else f" ({cell.same_noise})")
 
 
 def _pipelines(checkpoint: Path) -> dict[str, Any]:

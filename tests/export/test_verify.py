@@ -11,6 +11,7 @@ import pytest
 from bksdm.cli import main
 from bksdm.export.dummy import create_dummy
 from bksdm.export.verify_all import TASKS, Cell, measure, passed, render
+from bksdm.runtime import noise
 
 
 def test_a_bundle_passes_against_its_checkpoint(nano_bundle, nano_checkpoint, capsys):
@@ -59,7 +60,26 @@ def test_every_cell_is_measured(nano_checkpoint, nano_bundle):
 
 
 def test_a_picture_that_differs_does_not_pass():
-    assert not passed([Cell("nano", "pndm", TASKS[0], 2, 4)])
+    assert not passed([Cell("nano", "pndm", TASKS[0], 2, 2)])
+    assert not passed([Cell("nano", "euler-a", TASKS[0], 2, 4, same_noise=2)])
+    cell = Cell("nano", "euler-a", TASKS[0], 2, 4, same_noise=1)
+    assert passed([cell])
+    others = [Cell("nano", "euler-a", task, 2, 0) for task in TASKS[1:]]
+    assert "| euler-a | 4 (1) | 0 | 0 |" in render([cell, *others])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_picture_above_1_is_drawn_again_from_torchs_noise(
+    nano_checkpoint, nano_bundle, monkeypatch
+):
+    """Noise that is far from torch's makes other pictures, and only torch's own makes the same."""
+    draw = noise.BatchNoise.draw
+    monkeypatch.setattr(
+        noise.BatchNoise, "draw", lambda self, *arguments: draw(self, *arguments) + 0.1
+    )
+    (cell, *_) = measure({"nano": (nano_checkpoint, nano_bundle)}, ["euler-a"], [2])
+    assert cell.largest > 1
+    assert cell.same_noise <= 1
 
 
 @pytest.mark.parametrize("arguments", [["--all", "x"], [], ["x"], ["--against", "y"]])
