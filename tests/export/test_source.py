@@ -123,10 +123,13 @@ def test_safetensors_are_preferred_and_variants_never_taken():
         "vae/diffusion_pytorch_model.bin",
         "text_encoder/pytorch_model.bin",
         "safety_checker/model.safetensors",
+        "safety_checker/pytorch_model.bin",
+        "safety_checker/model.fp16.safetensors",
         "v1-4.ckpt",
     }
     assert weight_files(files) == [
         "unet/diffusion_pytorch_model.safetensors",
         "vae/diffusion_pytorch_model.bin",
         "text_encoder/pytorch_model.bin",
+        "safety_checker/model.safetensors",
     ]
