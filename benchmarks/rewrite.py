@@ -20,7 +20,7 @@ from bksdm.runtime.bundle import Bundle
 
 NETWORKS = ("unet", "vae_decoder")
 # Nothing is in strips of a graph made for one latent pixel.
-PLAIN = MadeFor(1, winograd_budget=0)
+PLAIN = MadeFor(1, ())
 
 
 def measure_rewrite(

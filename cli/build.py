@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from importlib.util import find_spec
@@ -22,10 +21,9 @@ EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt-rtx --target sm89,sm120
   bksdm build bundle-fp16/ --engine tensorrt --batch 1:1:4 --size 384x384:512x512:768x768
   bksdm build bundle/ --tune
-  bksdm build bundle/ --engine onnxruntime --tune --budget 1GiB
+  bksdm build bundle/ --engine onnxruntime --tune
   bksdm build bundle-fp16/ --list
 """
-UNITS = {"": 1, "MiB": 2**20, "GiB": 2**30}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,8 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tune", action="store_true",
                         help="measure on this CPU what `generate` then runs fastest")  # fmt: skip
     parser.add_argument("--threads", type=int, help="--tune: CPU threads (default: physical cores)")
-    parser.add_argument("--budget", metavar="BYTES|MiB|GiB",
-                        help="--tune: what a network may grow by (default 384MiB)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="show what is built")
     parser.add_argument("--remove", metavar="NAME", help="remove what --list shows")
 
@@ -67,11 +63,10 @@ def run(options: argparse.Namespace) -> int:
         for name in ("target", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
-        tune_bundle(bundle, options.engine, options.threads, parse_bytes(options.budget))
+        tune_bundle(bundle, options.engine, options.threads)
         return 0
-    for name in ("threads", "budget"):
-        if getattr(options, name) is not None:
-            raise EngineError(f"--{name} is for --tune")
+    if options.threads is not None:
+        raise EngineError("--threads is for --tune")
     if options.engine in CPU_ENGINES:
         raise EngineError(f"{options.engine} needs no building; --tune makes it faster")
     side = bundle.sample_size * bundle.vae_scale
@@ -87,25 +82,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def parse_bytes(text: str | None) -> int | None:
-    """Return bytes of ``1073741824``, ``1024MiB`` or ``1GiB``.
-
-    Raises
-    ------
-    EngineError
-        The text has another form.
-    """
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,15})(MiB|GiB|)", text)
-    if match is None:
-        raise EngineError(f"--budget must look like 384MiB or 1GiB, not {text!r}")
-    return int(match[1]) * UNITS[match[2]]
-
-
-def tune_bundle(
-    bundle: Bundle, engine: str | None, threads: int | None, budget: int | None
-) -> None:
+def tune_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> None:
     """Measure every network, and print and store what was fastest.
 
     Raises
@@ -118,7 +95,7 @@ def tune_bundle(
 
     from bksdm.benchmarks.feeds import network_feeds
     from bksdm.engines.graph import tensor_specs
-    from bksdm.engines.rewrite.compose import WINOGRAD_BUDGET, describe_rewrite, load_graph
+    from bksdm.engines.rewrite.compose import describe_rewrite, load_graph
     from bksdm.engines.tune import ROUNDS, tune
     from bksdm.engines.tuned import write_tuned
 
@@ -128,7 +105,6 @@ def tune_bundle(
         names = (str(engine),)
     else:
         raise EngineError(f"--tune is for {' and '.join(CPU_ENGINES)}, not {engine}")
-    budget = WINOGRAD_BUDGET if budget is None else budget
     models = {name: bundle.model(name) for name in bundle.components}
     inputs = {name: tensor_specs(load_graph(model).graph.input) for name, model in models.items()}
     if inputs["unet"]["sample"].dtype != np.float32:
@@ -146,12 +122,12 @@ def tune_bundle(
                 bar.total, bar.n = total, done
                 bar.set_postfix_str(phase)
 
-            found = tune(model, names, side, budget, threads, feeds, show)
+            found = tune(model, names, side, threads, feeds, show)
         measured[component] = found
         for name, tuned in sorted(found.items(), key=lambda entry: entry[1].seconds):
             forms = describe_rewrite(model, tuned.made_for, name)
             print(f"{component:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
-    settings = {"threads": threads, "rounds": ROUNDS, "budget": budget, "sizes": sizes}
+    settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
     print(write_tuned(bundle.path / "engines", models, measured, settings))
 
 

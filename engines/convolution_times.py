@@ -11,10 +11,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bksdm.engines.protocol import Engine
-from bksdm.engines.rewrite.winograd import TILES, Choice, Convolution, Tile, Timing, apply_winograd
+from bksdm.engines.rewrite.choice import Choice, Timing
+from bksdm.engines.rewrite.convolutions import Convolution, convolutions
+from bksdm.engines.rewrite.tiles import Tile
+from bksdm.engines.rewrite.winograd import apply_winograd
 
 ROUNDS = 5
-FORMS: tuple[Tile | None, ...] = (None, *TILES)
 
 
 def time_convolution(
@@ -24,7 +26,7 @@ def time_convolution(
     load: Callable[[Path], Engine],
     clock: Callable[[], float],
 ) -> Timing:
-    """Time one convolution, direct and in every form of Winograd's.
+    """Time one convolution, direct and in each of its forms.
 
     The forms run in turns, after a run each that does not count; medians.
 
@@ -41,13 +43,16 @@ def time_convolution(
     clock : callable
         Returns seconds.
     """
-    shape = (batch, found.channels_in, -(-found.side // strips), found.side)
+    scale = 1 if found.doubling is None else 2
+    side = found.side // scale
+    shape = (batch, found.channels_in, -(-side // strips), side)
     generator = np.random.default_rng(0)
     feeds = {"x": generator.standard_normal(shape, np.float32)}
-    seconds: list[list[float]] = [[] for _ in FORMS]
+    forms = (None, *found.tiles)
+    seconds: list[list[float]] = [[] for _ in forms]
     with tempfile.TemporaryDirectory() as folder:
         engines = []
-        for index, tile in enumerate(FORMS):
+        for index, tile in enumerate(forms):
             path = Path(folder) / str(index) / "model.onnx"
             path.parent.mkdir()
             path.write_bytes(_graph(found, tile, generator).SerializeToString())
@@ -60,21 +65,29 @@ def time_convolution(
                 if number > 0:
                     taken.append(clock() - start)
     direct, *transformed = (strips * float(np.median(taken)) for taken in seconds)
-    return Timing(found.channels_in, found.channels_out, found.side, direct, tuple(transformed))
+    return Timing(*found.size, direct, tuple(transformed))
 
 
 def _graph(
     found: Convolution, tile: Tile | None, generator: np.random.Generator
 ) -> onnx.ModelProto:
     """Return a graph of nothing but the convolution, with weights made up."""
+    source = "x" if found.doubling is None else "doubled"
     node = helper.make_node(
-        "Conv", ["x", "weight", "bias"], ["y"], kernel_shape=[3, 3], pads=[1] * 4
+        "Conv", [source, "weight", "bias"], ["y"], kernel_shape=[3, 3], pads=[1] * 4
     )
     into, out = found.channels_in, found.channels_out
     weights = {
         "weight": generator.standard_normal((out, into, 3, 3), np.float32) / np.float32(into),
         "bias": generator.standard_normal(out, np.float32),
     }
+    nodes = [node]
+    if found.doubling is not None:
+        weights["scales"] = np.array([1, 1, 2, 2], np.float32)
+        nodes.insert(0, helper.make_node(
+            "Resize", ["x", "", "scales"], ["doubled"], mode="nearest",
+            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+        ))  # fmt: skip
     shapes: dict[str, list[str | int | None]] = {
         "x": ["batch", into, "height", "width"],
         "y": ["batch", out, "height", "width"],
@@ -84,11 +97,11 @@ def _graph(
         for name, shape in shapes.items()
     )
     graph = helper.make_graph(
-        [node], "convolution", [x], [y], [numpy_helper.from_array(w, n) for n, w in weights.items()]
+        nodes, "convolution", [x], [y], [numpy_helper.from_array(w, n) for n, w in weights.items()]
     )
     opset = helper.make_opsetid("", 23)
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     if tile is not None:
-        alone = Convolution(model.graph.node[0], into, out, found.side)
+        (alone,) = convolutions(model, found.side)
         apply_winograd(model, [Choice(alone, tile)])
     return model

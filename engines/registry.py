@@ -27,7 +27,6 @@ def open_engine(
     threads: int | None,
     cache: Path | None,
     side: int,
-    winograd_budget: int | None = None,
     edit: GraphEdit | None = None,
 ) -> Engine:
     """Load one network with the engine of that name; see its class for the arguments.
@@ -47,12 +46,7 @@ def open_engine(
     tuned = {} if cache is None else read_tuned(cache, model)
     if name == AUTO:
         name = min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
-    if winograd_budget is not None:
-        made_for = MadeFor(side, winograd_budget)
-    elif name in tuned:
-        made_for = tuned[name].made_for
-    else:
-        made_for = MadeFor(side)
+    made_for = tuned[name].made_for if name in tuned else MadeFor(side)
     return make_engine(name, model, threads, cache, made_for, edit)
 
 

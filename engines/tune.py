@@ -17,20 +17,21 @@ import numpy as np
 from bksdm.engines.convolution_times import time_convolution
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import make_engine
+from bksdm.engines.rewrite.choice import USUAL_COST, Timing
 from bksdm.engines.rewrite.compose import (
     RULES,
-    WINOGRAD_BUDGET,
     MadeFor,
     choose_forms,
     load_graph,
 )
+from bksdm.engines.rewrite.convolutions import Convolution, convolutions
 from bksdm.engines.rewrite.strips import find_tail
-from bksdm.engines.rewrite.winograd import TILES, USUAL_COST, Convolution, Timing, convolutions
+from bksdm.engines.rewrite.tiles import Tile
 from bksdm.engines.tuned import Tuned
 
 ROUNDS = 5
 # Nothing is rewritten, for it was already or is not to be.
-PLAIN = MadeFor(1, 0)
+PLAIN = MadeFor(1, ())
 # Where the model of costs expects less of the fastest form, no time is spent on measuring.
 LEAST_EXPECTED = 0.8
 
@@ -42,7 +43,6 @@ def tune(
     model: Path,
     engines: Sequence[str],
     side: int,
-    budget: int,
     threads: int | None,
     feeds: Mapping[str, Array],
     progress: Progress = lambda phase, done, total: None,
@@ -58,8 +58,6 @@ def tune(
         Names of the registry's ``CPU_ENGINES``.
     side : int
         Height and width of its input, for which it is made and measured.
-    budget : int
-        Bytes that it may grow by.
     threads : int, optional
         As for the engines.
     feeds : mapping
@@ -78,7 +76,7 @@ def tune(
     for name in engines:
         load = partial(make_engine, name, model, threads, None)
         batch = max(len(array) for array in feeds.values())
-        candidates = _candidates(model, name, side, budget, threads, batch, progress, clock)
+        candidates = _candidates(model, name, side, threads, batch, progress, clock)
         # One at a time against the fastest so far: two networks in memory, not all.
         fastest = candidates[0]
         for number, other in enumerate(candidates[1:], 1):
@@ -116,7 +114,6 @@ def _candidates(
     model: Path,
     engine: str,
     side: int,
-    budget: int,
     threads: int | None,
     batch: int,
     progress: Progress,
@@ -126,26 +123,25 @@ def _candidates(
     proto, rules = load_graph(model), RULES[engine]
     tail = find_tail(proto, side) if rules.strips else None
     inside = set() if tail is None else {n.output[0] for n in proto.graph.node[tail.start :]}
-    sizes: dict[tuple[int, int, int], Convolution] = {}
+    sizes: dict[tuple[int, int, int, bool], Convolution] = {}
     for found in convolutions(proto, side):
-        least = min(USUAL_COST(found, tile) for tile in TILES)
+        least = min(USUAL_COST(found, tile) for tile in found.tiles)
         if USUAL_COST(found, None) >= LEAST_EXPECTED * least:
-            sizes[found.channels_in, found.channels_out, found.side] = found
+            sizes[found.size] = found
     timings: list[Timing] = []
     for number, found in enumerate(sizes.values()):
         progress(f"{engine}, convolutions", number, len(sizes))
         strips = tail.count if tail is not None and found.node.output[0] in inside else 1
         load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)
         timings.append(time_convolution(found, batch, strips, load, clock))
-    usual = min(budget, WINOGRAD_BUDGET)
     made = [
-        MadeFor(side, usual),
-        MadeFor(side, 0),
-        *([MadeFor(side, budget, tuple(timings))] if timings else []),
+        MadeFor(side),
+        MadeFor(side, ()),
+        MadeFor(side, tuple(timings)),
     ]
     # Those that choose the same forms are the same graph.
-    different: dict[tuple[tuple[str, int], ...], MadeFor] = {}
+    different: dict[tuple[tuple[str, Tile], ...], MadeFor] = {}
     for made_for in made:
         forms = choose_forms(proto, engine, made_for)
-        different.setdefault(tuple((c.output, c.tile.size) for c in forms), made_for)
+        different.setdefault(tuple((c.output, c.tile) for c in forms), made_for)
     return list(different.values())

@@ -56,7 +56,7 @@ def fit_preview(bundle: Path, channels: int, factor: int, scaling: float) -> Fit
         The VAE's scaling factor.
     """
     encode, decode = (
-        OnnxRuntimeEngine(bundle / name / "model.onnx", made_for=MadeFor(side, 0))
+        OnnxRuntimeEngine(bundle / name / "model.onnx", made_for=MadeFor(side))
         for name, side in (("vae_encoder", SIDE * factor), ("vae_decoder", SIDE))
     )
     inputs, colours = [], []

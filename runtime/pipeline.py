@@ -96,7 +96,6 @@ class TextToImage:
         path: str | Path = EMOJI,
         engine: str = "onnxruntime",
         threads: int | None = None,
-        winograd_budget: int | None = None,
         engine_cache: Path | None = None,
         safety_checker: bool = True,
     ) -> TextToImage:
@@ -113,9 +112,6 @@ class TextToImage:
             made engines.
         threads : int, optional
             CPU threads; by default one per physical core.
-        winograd_budget : int, optional
-            Bytes that each network may grow by for faster convolutions on the CPU; by default
-            384 MiB, or what ``bksdm build --tune`` found. At 0 they are direct.
         engine_cache : Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
@@ -138,9 +134,8 @@ class TextToImage:
         tokenizer = Tokenizer.load(bundle.path / "tokenizer")
         cache = bundle.path / "engines" if engine_cache is None else engine_cache
         on_host = partial(
-            open_engine, engine if engine in ENGINES else ENGINES[0], threads=threads, cache=cache,
-            winograd_budget=winograd_budget,
-        )  # fmt: skip
+            open_engine, engine if engine in ENGINES else ENGINES[0], threads=threads, cache=cache
+        )
         latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
         encoder = VaeEncoder(
             partial(on_host, bundle.model("vae_encoder"), side=pixels), bundle.scaling_factor

@@ -13,28 +13,18 @@ import onnx
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import GraphEdit
 from bksdm.engines.rewrite.attention import fuse_attention
+from bksdm.engines.rewrite.choice import Choice, Cost, CostModel, MeasuredCost, Timing, choose
+from bksdm.engines.rewrite.convolutions import convolutions
 from bksdm.engines.rewrite.feed_forward import split_feed_forward
 from bksdm.engines.rewrite.group_norm import expand_group_norm
 from bksdm.engines.rewrite.strips import apply_strips, find_tail
-from bksdm.engines.rewrite.winograd import (
-    TILES,
-    Choice,
-    Cost,
-    CostModel,
-    MeasuredCost,
-    Timing,
-    apply_winograd,
-    choose,
-    convolutions,
-)
+from bksdm.engines.rewrite.tiles import TILES
+from bksdm.engines.rewrite.winograd import apply_winograd
 
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 6
-# Bytes that Winograd's filters may add to a network: those that save most time for their size, so
-# that full-size BK-SDM-Small still takes less memory than in PyTorch.
-WINOGRAD_BUDGET = 3 * 2**27
+REWRITE = 7
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ RULES = {
     ),
     "onnxruntime:cuda": Rules(attention=True),
     "onnxruntime:tensorrt": Rules(attention=True),
-    "openvino": Rules(winograd=CostModel(0.9, 25, 4)),
+    "openvino": Rules(winograd=CostModel(0.9, 25, 16)),
 }
 
 
@@ -80,22 +70,19 @@ class MadeFor:
     ----------
     side
         Height and width of its input.
-    winograd_budget
-        Bytes that a float32 network may grow by for faster convolutions.
     measured
-        Seconds of convolutions where they were measured; the model of costs otherwise.
+        Seconds of convolutions, by which those that were measured are rewritten; None leaves it to
+        the model of costs.
     """
 
     side: int = 64
-    winograd_budget: int = WINOGRAD_BUDGET
-    measured: tuple[Timing, ...] = ()
+    measured: tuple[Timing, ...] | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return what a record says of it."""
         return {
             "side": self.side,
-            "winograd_budget": self.winograd_budget,
-            "measured": [timing.fields() for timing in self.measured],
+            "measured": self.measured and [timing.fields() for timing in self.measured],
         }
 
     @classmethod
@@ -107,8 +94,10 @@ class MadeFor:
         ValueError, TypeError, KeyError
             It is damaged.
         """
-        measured = tuple(Timing.read(entry) for entry in fields["measured"])
-        return cls(int(fields["side"]), int(fields["winograd_budget"]), measured)
+        measured = fields["measured"]
+        if measured is not None:
+            measured = tuple(Timing.read(entry) for entry in measured)
+        return cls(int(fields["side"]), measured)
 
 
 USUAL = MadeFor()
@@ -158,9 +147,9 @@ def choose_forms(proto: onnx.ModelProto, engine: str, made_for: MadeFor) -> list
     cost: Cost | None = RULES[engine].winograd
     if cost is None:
         return []
-    if made_for.measured:
+    if made_for.measured is not None:
         cost = MeasuredCost(made_for.measured)
-    return choose(proto, made_for.side, made_for.winograd_budget, cost)
+    return choose(proto, made_for.side, cost)
 
 
 def load_graph(model: Path) -> onnx.ModelProto:
@@ -182,13 +171,10 @@ def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime"
     proto = load_graph(model)
     chosen = choose_forms(proto, engine, made_for)
     tail = find_tail(proto, made_for.side) if RULES[engine].strips else None
-    added = {c.convolution.node.input[1]: c.convolution.added_bytes(c.tile) for c in chosen}
-    forms = Counter(choice.tile for choice in chosen)
+    tiles = Counter(choice.tile for choice in chosen)
     total = len(convolutions(proto, made_for.side))
-    text = "".join(f"{forms[t]} by Winograd's F({t.size}x{t.size}), " for t in TILES if forms[t])
+    text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
     text += f"{total - len(chosen)} of {total} 3x3 convolutions direct"
-    if added:
-        text += f", {sum(added.values()) / 1e6:.0f} MB more"
     if tail is not None:
         text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
     return text

@@ -17,7 +17,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bksdm.engines.rewrite.winograd import Choice, convolutions, write_tiles
+from bksdm.engines.rewrite.choice import Choice
+from bksdm.engines.rewrite.convolutions import always_doubles, convolutions
+from bksdm.engines.rewrite.needed import keep_needed
+from bksdm.engines.rewrite.winograd import write_tiles
 from bksdm.engines.rewrite.writer import Writer
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
@@ -60,7 +63,7 @@ def find_tail(model: onnx.ModelProto, side: int) -> Tail | None:
     weights = {weight.name: weight for weight in graph.initializer}
     sides = {found.node.output[0]: found for found in convolutions(model, side)}
     for start, node in enumerate(graph.node):
-        if node.op_type != "Resize":
+        if node.op_type != "Resize" or not always_doubles(node, weights):
             continue
         rest = graph.node[start:]
         made = {node.output[0]}
@@ -92,18 +95,9 @@ def _supported(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bo
         )
     if node.op_type == "GroupNormalization":
         return all(name in weights for name in node.input[1:3])
-    return node.op_type in ELEMENTWISE or _doubles(node)
-
-
-def _doubles(node: onnx.NodeProto) -> bool:
-    """Whether a node repeats every row and column, which strips can do one by one."""
-    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    return (
-        node.op_type == "Resize"
-        and settings.get("mode") == b"nearest"
-        and settings.get("coordinate_transformation_mode") == b"asymmetric"
-        and settings.get("nearest_mode") == b"floor"
-    )
+    if node.op_type == "Resize":
+        return always_doubles(node, weights)
+    return node.op_type in ELEMENTWISE
 
 
 def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Choice]) -> int:
@@ -136,6 +130,8 @@ def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Choice]) ->
         strips.add(node)
     strips.join(graph.output[0].name)
     strips.writer.store(graph)
+    # What doubled the pictures of rewritten convolutions.
+    keep_needed(graph)
     return tail.count
 
 
@@ -198,7 +194,9 @@ class _Strips:
 
     def _convolution(self, node: onnx.NodeProto, index: int) -> str:
         """Write a 3×3 convolution of one strip, with a row of its neighbours on either side."""
-        w, strips = self.writer, self.strips[node.input[0]]
+        choice = self.chosen.get(node.output[0])
+        source = node.input[0] if choice is None else choice.convolution.source
+        w, strips = self.writer, self.strips[source]
         name = f"{node.output[0]}:{index}"
         parts = [strips[index]]
         first, last = index == 0, index == self.count - 1
@@ -214,8 +212,7 @@ class _Strips:
         if len(parts) > 1:
             joined = w.add("Concat", f"{name}:joined", *parts, axis=2)
         top, bottom = int(first), int(last)
-        if node.output[0] in self.chosen:
-            choice = self.chosen[node.output[0]]
+        if choice is not None:
             return write_tiles(w, name, joined, choice, [0, top, 1, 0, bottom, 1])
         return w.add("Conv", name, joined, *node.input[1:], kernel_shape=[3, 3],
                      pads=[top, 1, bottom, 1])  # fmt: skip

@@ -14,7 +14,7 @@ from PIL import Image
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.registry import ENGINES
-from bksdm.engines.rewrite import winograd
+from bksdm.engines.rewrite.choice import CostModel
 from bksdm.runtime.pipeline import TextToImage
 from tests.engines.test_rewrite import transformed_is_faster
 
@@ -81,7 +81,7 @@ def test_networks_equal_those_of_onnx_runtime(nano_bundle, component):
 @pytest.mark.parametrize("component", ["unet", "vae_decoder"])
 def test_rewritten_networks_equal_those_of_onnx_runtime(nano_bundle, component, monkeypatch):
     path = nano_bundle / component / "model.onnx"
-    monkeypatch.setattr(winograd.CostModel, "__call__", transformed_is_faster)
+    monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
     made = OpenVinoEngine(path)
     # As in test_rewrite; both engines have the transforms' rounding, each in another order.
     assert_same_results(path, made, [(2, (8, 8)), (1, (5, 7))], 5e-5)

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from bksdm.benchmarks.feeds import network_feeds
-from bksdm.cli import build
 from bksdm.cli import main as bksdm
 from bksdm.engines import onnxruntime, registry, tune, tuned
 from bksdm.engines.errors import EngineError
 from bksdm.engines.graph import tensor_specs
+from bksdm.engines.rewrite.choice import Timing
 from bksdm.engines.rewrite.compose import MadeFor, choose_forms, load_graph
-from bksdm.engines.rewrite.winograd import F2, F4, Timing
+from bksdm.engines.rewrite.tiles import D4, F2, F4
 from bksdm.engines.tuned import Tuned, read_tuned, tuned_folder, write_tuned
 from bksdm.runtime.pipeline import TextToImage
 
-SMALLEST = Timing(32, 32, 8, 3.0, (1.0, 2.0))
+SMALLEST = Timing(32, 32, 4, False, 3.0, (1.0, 2.0))
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def opened(monkeypatch):
 def store(bundle, **seconds):
     """Write measurements of the UNet."""
     model = bundle / "unet" / "model.onnx"
-    made_for = MadeFor(8, 2**20, (SMALLEST,))
+    made_for = MadeFor(8, (SMALLEST,))
     found = {name: Tuned(taken, made_for) for name, taken in seconds.items()}
     return write_tuned(bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1})
 
@@ -94,33 +94,25 @@ def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     feeds = network_feeds(tensor_specs(load_graph(model).graph.input), (8, 8))
     told = []
     found = tune.tune(
-        model, ["onnxruntime"], 8, 2**30, 1, feeds, lambda *step: told.append(step), stopwatch
+        model, ["onnxruntime"], 8, 1, feeds, lambda *step: told.append(step), stopwatch
     )
     made_for = found["onnxruntime"].made_for
-    assert made_for.winograd_budget == 2**30
-    assert all(t.direct == 1 and t.transformed == (0.5, 0.25) for t in made_for.measured)
+    expected = {True: (0.25,), False: (0.5, 0.25)}
+    assert {t.doubled for t in made_for.measured} == {True, False}
+    for timing in made_for.measured:
+        assert (timing.direct, timing.transformed) == (1, expected[timing.doubled])
     forms = choose_forms(load_graph(model), "onnxruntime", made_for)
-    assert {choice.tile for choice in forms} == {F4}
+    assert {choice.tile for choice in forms} == {F4, D4}
     assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
     assert all(0 <= done < total for _, done, total in told)
     assert {phase.partition(",")[0] for phase, _, _ in told} == {"onnxruntime"}
-
-
-def test_a_budget_bounds_what_tuning_chooses(nano_bundle, stopwatch):
-    model = nano_bundle / "unet" / "model.onnx"
-    feeds = network_feeds(tensor_specs(load_graph(model).graph.input), (8, 8))
-    found = tune.tune(model, ["onnxruntime"], 8, 10**5, 1, feeds, clock=stopwatch)
-    forms = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
-    assert 0 < sum(c.convolution.added_bytes(c.tile) for c in forms) <= 10**5
-    found = tune.tune(model, ["onnxruntime"], 8, 0, 1, feeds, clock=stopwatch)
-    assert not choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
 
 
 def test_what_is_stored_is_read_back(bundle):
     folder = store(bundle, onnxruntime=2.0)
     assert folder == tuned_folder(bundle / "engines")
     model = bundle / "unet" / "model.onnx"
-    found = {"onnxruntime": Tuned(2.0, MadeFor(8, 2**20, (SMALLEST,)))}
+    found = {"onnxruntime": Tuned(2.0, MadeFor(8, (SMALLEST,)))}
     assert read_tuned(bundle / "engines", model) == found
     record = json.loads((folder / "engine.json").read_text())
     assert record["machine"]["cores"] > 0
@@ -190,10 +182,6 @@ def test_an_engine_runs_as_it_was_tuned(bundle, opened, engine):
     results = [m("a red apple", num_inference_steps=1, seed=0).pixels for m in (plain, model)]
     # Another order of sums: rounding to 8 bits may fall to either side.
     assert np.abs(np.subtract(*results, dtype=int)).max() <= 1
-    # What is asked for comes before what was measured.
-    del opened[:]
-    TextToImage.load(bundle, engine, threads=1, winograd_budget=7)
-    assert {made_for for _, _, made_for in opened} == {MadeFor(8, 7)}
 
 
 @pytest.mark.parametrize("faster", ["onnxruntime", "openvino"])
@@ -245,9 +233,8 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
         (["--tune", "--target", "sm89"], "--target is for GPUs"),
         (["--tune", "--batch", "2"], "--batch is for GPUs"),
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
-        (["--tune", "--budget", "much"], "--budget must look like"),
         (["--tune", "--threads", "0"], "threads must be at least 1"),
-        (["--budget", "1GiB"], "--budget is for --tune"),
+        (["--threads", "1"], "--threads is for --tune"),
         (["--engine", "openvino"], "openvino needs no building"),
     ],
 )
@@ -262,12 +249,6 @@ def test_arguments_that_do_not_fit_are_refused(nano_bundle, capsys, arguments, n
 def test_float16_is_refused(nano_bundle_fp16, capsys):
     assert bksdm(["build", str(nano_bundle_fp16), "--tune"]) == 2
     assert "is float16" in capsys.readouterr().err
-
-
-def test_a_budget_is_read_in_bytes():
-    assert [build.parse_bytes(t) for t in (None, "7", "384MiB", "1GiB")] == [
-        None, 7, 384 * 2**20, 2**30,
-    ]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written_is_named(bundle):
