@@ -100,5 +100,8 @@ def _operators(
     runs = [e for e in events if e["name"].endswith("_kernel_time") and e["cat"] == "Node"]
     total: Counter[str] = Counter()
     for event in runs[len(runs) // 2 :]:
+        # What an If ran has events of its own.
+        if event["args"]["op_name"] == "If":
+            continue
         total[event["args"]["op_name"]] += event["dur"] * 1e-6
     return dict(total.most_common())
