@@ -175,7 +175,11 @@ def compare(class_name, fields, steps, eta=None, first=0):
     # As the image-to-image pipeline has it.
     begin = first * scheduler.order
     timesteps = scheduler.timesteps[begin:].numpy()
-    np.testing.assert_allclose(table.timesteps, timesteps, rtol=0, atol=2e-3)
+    # Interpolated in float32. An ancestral KDPM2 takes the level between two from σ_down² =
+    # σ'² − σ_up², which cancels down to σ'⁴ / σ²: rounding by 2^-23 σ'² is up to 7e-3 of log σ_mid
+    # where σ = 500 σ', in two steps, and there a timestep is 0.35.
+    rounding = 2e-2 if class_name == "KDPM2AncestralDiscreteScheduler" else 2e-3
+    np.testing.assert_allclose(table.timesteps, timesteps, rtol=0, atol=rounding)
     if levels is not None:
         put_levels(scheduler, levels)
     if hasattr(scheduler, "set_begin_index"):
