@@ -14,6 +14,8 @@ from bksdm.engines.rewrite.tiles import DOUBLED_TILES, PLAIN_TILES, Tile
 
 # Smaller gains may be none.
 LEAST_GAIN = 1.05
+# A transformed filter lasts as long as its convolution; larger ones would set the peak of a UNet.
+MOST_FILTER_BYTES = 240 * 2**20
 
 Cost = Callable[[Convolution, Tile | None], float]
 """How long a convolution takes in a form, or None for the direct one, in any unit."""
@@ -140,8 +142,9 @@ def choose(model: onnx.ModelProto, side: int, cost: Cost = USUAL_COST) -> list[C
     """
     chosen = []
     for found in convolutions(model, side):
-        costs = {tile: cost(found, tile) for tile in found.tiles}
-        best = min(found.tiles, key=costs.__getitem__)
-        if cost(found, None) >= LEAST_GAIN * costs[best]:
+        into_out = found.channels_in * found.channels_out
+        fitting = [t for t in found.tiles if 4 * t.points * into_out <= MOST_FILTER_BYTES]
+        best = min(fitting, key=lambda tile: cost(found, tile), default=None)
+        if best is not None and cost(found, None) >= LEAST_GAIN * cost(found, best):
             chosen.append(Choice(found, best))
     return chosen

@@ -231,8 +231,8 @@ class _Strips:
             grouped = w.add("Reshape", f"{name}:{index}:groups", strip, w.whole(0, groups, -1))
             # ONNX Runtime's ReduceSumSquare takes half as long again as both of these.
             squared = w.add("Mul", f"{name}:{index}:squared", grouped, grouped)
-            for kind, values in (("sum", grouped), ("squares", squared)):
-                sums[kind].append(w.add("ReduceSum", f"{name}:{index}:{kind}", values, w.whole(2)))
+            for kind, term in (("sum", grouped), ("squares", squared)):
+                sums[kind].append(w.add("ReduceSum", f"{name}:{index}:{kind}", term, w.whole(2)))
         total, squares = (w.add("Sum", f"{name}:{kind}", *found) for kind, found in sums.items())
         values = np.float64(channels // groups * 4 ** self.doubled[node.input[0]])
         count = w.add("Mul", f"{name}:count", "strips:area",

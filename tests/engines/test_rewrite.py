@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+from bksdm.engines.rewrite import choice
 from bksdm.engines.rewrite.choice import LEAST_GAIN, Choice, CostModel, MeasuredCost, Timing, choose
 from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.engines.rewrite.convolutions import Convolution, convolutions
@@ -172,6 +173,13 @@ def test_pictures_that_are_enlarged_otherwise_are_convolved_directly():
 @pytest.mark.parametrize("other", [{"strides": (2, 2)}, {"pads": (0, 0, 0, 0)}])
 def test_other_convolutions_are_left_alone(other):
     assert choose(conv_model(**other), 64) == []
+
+
+@pytest.mark.usefixtures("every_gain")
+def test_transformed_filters_are_bounded(monkeypatch):
+    for points, expected in ((36, [F4]), (35, [F2]), (16, [F2]), (15, [])):
+        monkeypatch.setattr(choice, "MOST_FILTER_BYTES", 4 * points * 7 * 5)
+        assert [chosen.tile for chosen in choose(conv_model(), 64)] == expected
 
 
 def test_each_convolution_gets_its_fastest_form():
