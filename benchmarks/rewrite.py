@@ -15,12 +15,10 @@ import numpy as np
 from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-from bksdm.engines.rewrite.compose import MadeFor
+from bksdm.engines.rewrite.compose import PLAIN, MadeFor
 from bksdm.runtime.bundle import Bundle
 
 NETWORKS = ("unet", "vae_decoder")
-# Nothing is in strips of a graph made for one latent pixel.
-PLAIN = MadeFor(1, ())
 
 
 def measure_rewrite(

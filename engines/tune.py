@@ -19,6 +19,7 @@ from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import make_engine
 from bksdm.engines.rewrite.choice import USUAL_COST, Timing
 from bksdm.engines.rewrite.compose import (
+    PLAIN,
     RULES,
     MadeFor,
     choose_forms,
@@ -30,8 +31,6 @@ from bksdm.engines.rewrite.tiles import Tile
 from bksdm.engines.tuned import Tuned
 
 ROUNDS = 5
-# Nothing is rewritten, for it was already or is not to be.
-PLAIN = MadeFor(1, ())
 # Where the model of costs expects less of the fastest form, no time is spent on measuring.
 LEAST_EXPECTED = 0.8
 

@@ -101,6 +101,8 @@ class MadeFor:
 
 
 USUAL = MadeFor()
+# Convolutions are direct, and nothing is in strips of a graph for one latent pixel.
+PLAIN = MadeFor(1, ())
 
 
 def compose(

@@ -19,7 +19,6 @@ from onnx import helper
 
 from bksdm.engines.rewrite.choice import Choice
 from bksdm.engines.rewrite.convolutions import always_doubles, convolutions
-from bksdm.engines.rewrite.needed import keep_needed
 from bksdm.engines.rewrite.winograd import write_tiles
 from bksdm.engines.rewrite.writer import Writer
 
@@ -130,8 +129,6 @@ def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Choice]) ->
         strips.add(node)
     strips.join(graph.output[0].name)
     strips.writer.store(graph)
-    # What doubled the pictures of rewritten convolutions.
-    keep_needed(graph)
     return tail.count
 
 

@@ -43,7 +43,7 @@ def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice]) -> int:
             _write(written, choice)
             count += 1
     written.store(model.graph)
-    # What doubled a picture may have no use any more.
+    # What doubled a picture may have no use any more, here or in strips.
     keep_needed(model.graph)
     return count
 
@@ -65,24 +65,22 @@ def _write(w: Writer, choice: Choice) -> None:
         "Cast", f"{name}:flags", equal, to=onnx.TensorProto.INT32
     ), keepdims=1)  # fmt: skip
     doubled = w.add("Cast", f"{name}:doubled", all_equal, to=onnx.TensorProto.BOOL)
-    then, other = Writer(constants=w.constants), Writer()
-    result = _write_whole(then, choice, f"{name}:then")
+    then, direct = Writer(constants=w.constants), []
+    _write_whole(then, choice, f"{name}:then")
     for node in (resize, found.node):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
         copy.output[0] = f"{node.output[0]}:else"
-        other.nodes.append(copy)
-    other.nodes[-1].input[0] = other.nodes[0].output[0]
-    w.add(
-        "If", name, doubled,
-        then_branch=_branch(then, result), else_branch=_branch(other, other.nodes[-1].output[0]),
-    )  # fmt: skip
+        direct.append(copy)
+    direct[1].input[0] = direct[0].output[0]
+    w.add("If", name, doubled, then_branch=_branch(then.nodes), else_branch=_branch(direct))
 
 
-def _branch(written: Writer, result: str) -> onnx.GraphProto:
-    """Return what an If runs: no inputs, and one picture."""
+def _branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
+    """Return what an If runs: no inputs, and the picture that the last node makes."""
+    result = nodes[-1].output[0]
     value = helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, [None] * 4)
-    return helper.make_graph(written.nodes, result, [], [value])
+    return helper.make_graph(nodes, result, [], [value])
 
 
 def _write_whole(w: Writer, choice: Choice, name: str) -> str:
@@ -101,24 +99,24 @@ def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -
     """Write a convolution of ``x`` as products of tiles; ``pads`` make whole tiles of it."""
     found, tile = choice.convolution, choice.tile
     m, step, reach, points = tile.size, tile.step, tile.reach, tile.points
-    _, weight, bias = found.node.input
+    bias = found.node.input[2]
     # V = Bᵀ d B, [batch, points, in, tiles]. Channels as depth of one picture put the points
     # before them, where the products want them.
     deep = w.add("Unsqueeze", f"{name}:deep", x, w.whole(1))
-    outer = np.einsum("ai,bj->abij", tile.bt, tile.bt).reshape(points, 1, 1, reach, reach)
+    kernels = np.kron(tile.bt, tile.bt).reshape(points, 1, 1, reach, reach)
     tiles = w.add(
-        "Conv", f"{name}:tiles", deep, w.constant(f"{tile.name}:input", outer),
+        "Conv", f"{name}:tiles", deep, w.constant(f"{tile.name}:input", kernels),
         strides=[1, step, step], pads=pads, kernel_shape=[1, reach, reach],
     )  # fmt: skip
     v = w.add("Reshape", f"{name}:v", tiles, w.whole(0, points, found.channels_in, -1))
 
     # M = U V, [batch, points, out, tiles].
-    product = w.add("MatMul", f"{name}:m", _transformed(w, weight, x, choice), v)
+    product = w.add("MatMul", f"{name}:m", _transformed(w, x, choice), v)
 
     # Aᵀ M A as one product over the points, then its values to their places in each tile.
     flat = w.add("Reshape", f"{name}:points", product, w.whole(0, points, -1))
-    outer = np.einsum("ai,bj->abij", tile.at, tile.at).reshape(m * m, points)
-    values = w.add("MatMul", f"{name}:values", w.constant(f"{tile.name}:output", outer), flat)
+    outer = w.constant(f"{tile.name}:output", np.kron(tile.at, tile.at))
+    values = w.add("MatMul", f"{name}:values", outer, flat)
     grid = w.add("Shape", f"{name}:grid", tiles, start=3)
     depth = w.add("Concat", f"{name}:depth", w.whole(0, m * m * found.channels_out), grid, axis=0)
     pixels = w.add("Reshape", f"{name}:deeper", values, depth)
@@ -127,16 +125,16 @@ def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -
     return w.add("Add", name, pixels, column)
 
 
-def _transformed(w: Writer, weight: str, x: str, choice: Choice) -> str:
+def _transformed(w: Writer, x: str, choice: Choice) -> str:
     """Return U = G g Gᵀ, [points, out, in], transformed at each run: once for all strips.
 
     To store it would take points/9 of the memory and save hardly any time.
     """
     found, tile = choice.convolution, choice.tile
+    weight = found.node.input[1]
     name = f"{weight}:{tile.name}"
     if name not in w.written:
-        outer = np.einsum("ai,bj->abij", tile.g, tile.g).reshape(tile.points, 9)
-        points = w.constant(f"{tile.name}:filter", outer)
+        points = w.constant(f"{tile.name}:filter", np.kron(tile.g, tile.g))
         # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
         # two numbers ONNX Runtime works out one.
         batch = w.add("Shape", f"{name}:batch", x, start=0, end=1)

@@ -56,7 +56,7 @@ class Writer:
         self.constants[name] = np.asarray(values, np.int64)
         return name
 
-    def constant(self, name: str, value: NDArray[np.float64] | np.float64) -> str:
+    def constant(self, name: str, value: NDArray[np.floating[Any]] | np.float64) -> str:
         """Name a constant of single precision."""
         self.constants[name] = np.asarray(value, np.float32)
         return name
