@@ -23,6 +23,7 @@ def time_convolution(
     found: Convolution,
     batch: int,
     strips: int,
+    block: int,
     load: Callable[[Path], Engine],
     clock: Callable[[], float],
 ) -> Timing:
@@ -38,6 +39,8 @@ def time_convolution(
         Pictures.
     strips : int
         How many strips it is computed in: one is timed.
+    block : int
+        Channels in a block of the engine's layout; 0 if it has none.
     load : callable
         Returns the engine for a graph that is not to be rewritten further.
     clock : callable
@@ -55,7 +58,7 @@ def time_convolution(
         for index, tile in enumerate(forms):
             path = Path(folder) / str(index) / "model.onnx"
             path.parent.mkdir()
-            path.write_bytes(_graph(found, tile, generator).SerializeToString())
+            path.write_bytes(_graph(found, tile, block, generator).SerializeToString())
             engines.append(load(path))
             path.unlink()
         for number in range(ROUNDS + 1):
@@ -69,7 +72,7 @@ def time_convolution(
 
 
 def _graph(
-    found: Convolution, tile: Tile | None, generator: np.random.Generator
+    found: Convolution, tile: Tile | None, block: int, generator: np.random.Generator
 ) -> onnx.ModelProto:
     """Return a graph of nothing but the convolution, with weights made up."""
     source = "x" if found.doubling is None else "doubled"
@@ -103,5 +106,5 @@ def _graph(
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     if tile is not None:
         (alone,) = convolutions(model, found.side)
-        apply_winograd(model, [Choice(alone, tile)])
+        apply_winograd(model, [Choice(alone, tile)], block)
     return model

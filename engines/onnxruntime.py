@@ -101,7 +101,7 @@ class OnnxRuntimeEngine:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise EngineError(f"{self._name}: cannot be loaded ({reason[:300]})") from error
-        # A graph in strips says how many rows it needs at least.
+        # A graph in strips says how many rows it needs at least, and takes one image.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
         self._for_small = functools.partial(
@@ -120,6 +120,11 @@ class OnnxRuntimeEngine:
             if self._small is None:
                 self._small = self._for_small()
             return self._small(feeds)
+        count = max((len(array) for array in feeds.values()), default=1)
+        if self._least_rows and count > 1:
+            images = ({n: array[i : i + 1] for n, array in feeds.items()} for i in range(count))
+            runs = [self(image) for image in images]
+            return {name: np.concatenate([run[name] for run in runs]) for name in self.outputs}
         try:
             return self._run(feeds)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here too

@@ -17,6 +17,7 @@ import numpy as np
 from bksdm.engines.convolution_times import time_convolution
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import make_engine
+from bksdm.engines.rewrite.blocks import block_size
 from bksdm.engines.rewrite.choice import USUAL_COST, Timing
 from bksdm.engines.rewrite.compose import (
     PLAIN,
@@ -26,7 +27,6 @@ from bksdm.engines.rewrite.compose import (
     load_graph,
 )
 from bksdm.engines.rewrite.convolutions import Convolution, convolutions
-from bksdm.engines.rewrite.strips import find_tail
 from bksdm.engines.rewrite.tiles import Tile
 from bksdm.engines.tuned import Tuned
 
@@ -119,20 +119,21 @@ def _candidates(
     clock: Clock,
 ) -> list[MadeFor]:
     """Return ways to make a graph that differ; the one without tuning comes first."""
-    proto, rules = load_graph(model), RULES[engine]
-    tail = find_tail(proto, side) if rules.strips else None
-    inside = set() if tail is None else {n.output[0] for n in proto.graph.node[tail.start :]}
+    proto = load_graph(model)
+    _, tail = choose_forms(proto, engine, MadeFor(side))
+    inside = set() if tail is None else {choice.output for choice in tail.forms}
     sizes: dict[tuple[int, int, int, bool], Convolution] = {}
     for found in convolutions(proto, side):
         least = min(USUAL_COST(found, tile) for tile in found.tiles)
         if USUAL_COST(found, None) >= LEAST_EXPECTED * least:
             sizes[found.size] = found
+    block = block_size() if RULES[engine].blocks else 0
     timings: list[Timing] = []
     for number, found in enumerate(sizes.values()):
         progress(f"{engine}, convolutions", number, len(sizes))
         strips = tail.count if tail is not None and found.node.output[0] in inside else 1
         load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)
-        timings.append(time_convolution(found, batch, strips, load, clock))
+        timings.append(time_convolution(found, batch, strips, block, load, clock))
     made = [
         MadeFor(side),
         MadeFor(side, ()),
@@ -141,6 +142,6 @@ def _candidates(
     # Those that choose the same forms are the same graph.
     different: dict[tuple[tuple[str, Tile], ...], MadeFor] = {}
     for made_for in made:
-        forms = choose_forms(proto, engine, made_for)
+        forms, _ = choose_forms(proto, engine, made_for)
         different.setdefault(tuple((c.output, c.tile) for c in forms), made_for)
     return list(different.values())

@@ -83,7 +83,7 @@ _SD_VAE: dict[str, Any] = {
 }
 _NANO_VAE = {
     **_SD_VAE,
-    "block_out_channels": (8, 16, 16, 16),
+    "block_out_channels": (16, 16, 16, 16),
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "sample_size": 64,

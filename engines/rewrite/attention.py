@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bksdm.engines.rewrite.writer import declare_domains
+
 # Attributes that change nothing at these values, which the exporter writes out.
 _DEFAULTS = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
 
@@ -72,7 +74,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
             graph.node.remove(dead)
         fused += 1
     if fused:
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        declare_domains(model, "com.microsoft")
         _drop_unused(graph)
     return fused
 

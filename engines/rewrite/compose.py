@@ -13,18 +13,19 @@ import onnx
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import GraphEdit
 from bksdm.engines.rewrite.attention import fuse_attention
+from bksdm.engines.rewrite.blocks import block_size
 from bksdm.engines.rewrite.choice import Choice, Cost, CostModel, MeasuredCost, Timing, choose
 from bksdm.engines.rewrite.convolutions import convolutions
 from bksdm.engines.rewrite.feed_forward import split_feed_forward
 from bksdm.engines.rewrite.group_norm import expand_group_norm
-from bksdm.engines.rewrite.strips import apply_strips, find_tail
+from bksdm.engines.rewrite.strips import Tail, apply_strips, find_tail
 from bksdm.engines.rewrite.tiles import TILES
 from bksdm.engines.rewrite.winograd import apply_winograd
 
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 7
+REWRITE = 8
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Rules:
         As ONNX Runtime's own operator.
     feed_forward
         Gated feed-forward layers in strips of tokens.
-    strips
-        The end of a decoder in strips of rows.
+    blocks
+        Winograd's products in ONNX Runtime's layout, and the end of a decoder in strips of rows.
     group_norm
         As instance normalisation.
     winograd
@@ -47,14 +48,14 @@ class Rules:
 
     attention: bool = False
     feed_forward: bool = False
-    strips: bool = False
+    blocks: bool = False
     group_norm: bool = False
     winograd: CostModel | None = None
 
 
 RULES = {
     "onnxruntime": Rules(
-        attention=True, feed_forward=True, strips=True, group_norm=True, winograd=CostModel()
+        attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
     ),
     "onnxruntime:cuda": Rules(attention=True),
     "onnxruntime:tensorrt": Rules(attention=True),
@@ -130,28 +131,35 @@ def compose(
     if edit is not None:
         edit.apply(proto)
     side = made_for.side
-    chosen = choose_forms(proto, engine, made_for)
+    chosen, tail = choose_forms(proto, engine, made_for)
+    block = block_size() if rules.blocks else 0
     if rules.attention:
         fuse_attention(proto)
     if rules.feed_forward:
         split_feed_forward(proto, side)
-    if rules.strips:
-        least_rows = apply_strips(proto, side, chosen)
-        onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
+    if tail is not None:
+        apply_strips(proto, tail, block)
+    least_rows = 0 if tail is None else tail.count
+    onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
     if rules.group_norm:
         expand_group_norm(proto)
-    apply_winograd(proto, chosen)
+    apply_winograd(proto, chosen, block)
     return proto
 
 
-def choose_forms(proto: onnx.ModelProto, engine: str, made_for: MadeFor) -> list[Choice]:
+def choose_forms(
+    proto: onnx.ModelProto, engine: str, made_for: MadeFor
+) -> tuple[list[Choice], Tail | None]:
     """Return which convolutions of a graph an engine computes by Winograd's forms."""
-    cost: Cost | None = RULES[engine].winograd
+    rules = RULES[engine]
+    cost: Cost | None = rules.winograd
     if cost is None:
-        return []
+        return [], None
     if made_for.measured is not None:
         cost = MeasuredCost(made_for.measured)
-    return choose(proto, made_for.side, cost)
+    chosen = choose(proto, made_for.side, cost)
+    tail = find_tail(proto, made_for.side, chosen, block_size()) if rules.blocks else None
+    return chosen, tail
 
 
 def load_graph(model: Path) -> onnx.ModelProto:
@@ -171,12 +179,12 @@ def load_graph(model: Path) -> onnx.ModelProto:
 def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:
     """Return in words how an engine runs the convolutions of a graph."""
     proto = load_graph(model)
-    chosen = choose_forms(proto, engine, made_for)
-    tail = find_tail(proto, made_for.side) if RULES[engine].strips else None
-    tiles = Counter(choice.tile for choice in chosen)
+    chosen, tail = choose_forms(proto, engine, made_for)
+    forms = {choice.output: choice.tile for choice in (*chosen, *(tail.forms if tail else ()))}
+    tiles = Counter(forms.values())
     total = len(convolutions(proto, made_for.side))
     text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
-    text += f"{total - len(chosen)} of {total} 3x3 convolutions direct"
+    text += f"{total - len(forms)} of {total} 3x3 convolutions direct"
     if tail is not None:
-        text += f", the last {len(proto.graph.node) - tail.start} nodes in {tail.count} strips"
+        text += f", the end in {tail.count} strips"
     return text

@@ -5,11 +5,14 @@ memory and writes them to pages that the system must clear first. From an upsamp
 convolutions, normalisations and elementwise operators here, so each tensor is kept as strips
 instead: a convolution takes one row from the strips above and below, a normalisation adds up what
 the strips hold. Nothing else changes, and no strip is ever joined before the end.
+
+Strips stay in ONNX Runtime's own layout (:mod:`~bksdm.engines.rewrite.blocks`), and run one after
+the other as far as they can, not one operator after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +20,19 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from bksdm.engines.rewrite.blocked_winograd import write_blocked_tiles
+from bksdm.engines.rewrite.blocks import (
+    DOMAIN,
+    as_picture,
+    convolve,
+    enter,
+    from_picture,
+    leave,
+    pixel_filter,
+)
 from bksdm.engines.rewrite.choice import Choice
 from bksdm.engines.rewrite.convolutions import always_doubles, convolutions
-from bksdm.engines.rewrite.winograd import write_tiles
-from bksdm.engines.rewrite.writer import Writer
+from bksdm.engines.rewrite.writer import Writer, declare_domains
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
 # multiple of four, whatever the latents', as Winograd's tiles want it.
@@ -38,17 +50,22 @@ class Tail:
 
     Attributes
     ----------
-    start
-        Index of its first node, which upsamples.
+    first
+        What its first node computes, which upsamples.
     count
         Number of strips; latents must have at least as many rows.
+    forms
+        Of its 3×3 convolutions, all of them.
     """
 
-    start: int
+    first: str
     count: int
+    forms: tuple[Choice, ...]
 
 
-def find_tail(model: onnx.ModelProto, side: int) -> Tail | None:
+def find_tail(
+    model: onnx.ModelProto, side: int, chosen: Sequence[Choice], block: int
+) -> Tail | None:
     """Return the longest end of a graph that can be computed in strips; None where none gains.
 
     Parameters
@@ -57,79 +74,81 @@ def find_tail(model: onnx.ModelProto, side: int) -> Tail | None:
         The graph, group normalisation in one node each.
     side : int
         Height and width of its input that the choice is made for.
+    chosen : sequence of Choice
+        What :func:`~bksdm.engines.rewrite.choice.choose` returned for the graph.
+    block : int
+        Channels in a block; 0 if there are none, and then no strips.
     """
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
-    sides = {found.node.output[0]: found for found in convolutions(model, side)}
+    by_output = {choice.output: choice for choice in chosen}
+    found = convolutions(model, side)
     for start, node in enumerate(graph.node):
-        if node.op_type != "Resize" or not always_doubles(node, weights):
+        if not block or node.op_type != "Resize" or not always_doubles(node, weights):
             continue
         rest = graph.node[start:]
         made = {node.output[0]}
         for other in rest[1:]:
             ours = [name for name in other.input if name in made]
             foreign = [n for n in other.input if n and n not in made and n not in weights]
-            if not ours or foreign or not _supported(other, weights):
+            if not ours or foreign or not _supported(other, weights, block):
                 break
             made.update(other.output)
         else:
-            found = [sides[n.output[0]] for n in rest if n.output[0] in sides]
-            largest = max((4 * c.channels_in * c.side**2 for c in found), default=0)
-            factor = min((c.side for c in found), default=0) // side
-            if factor >= LEAST_FACTOR and largest >= LEAST_BYTES:
-                return Tail(start, max(1, side // ROWS))
+            inside = [c for c in found if c.node.output[0] in made]
+            largest = max((4 * c.channels_in * c.side**2 for c in inside), default=0)
+            factor = min((c.side for c in inside), default=0) // side
+            forms = [by_output.get(c.node.output[0], Choice(c, c.tiles[-1])) for c in inside]
+            gains = any(choice.output in by_output for choice in forms)
+            if gains and factor >= LEAST_FACTOR and largest >= LEAST_BYTES:
+                return Tail(node.output[0], max(1, side // ROWS), tuple(forms))
     return None
 
 
-def _supported(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+def _supported(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], block: int) -> bool:
     if node.op_type == "Conv":
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        size = list(weights[node.input[1]].dims[2:]) if node.input[1] in weights else []
+        dims = list(weights[node.input[1]].dims) if node.input[1] in weights else [0] * 4
         return (
             len(node.input) == 3
             and settings.get("group", 1) == 1
             and settings.get("strides", [1, 1]) == [1, 1]
             and settings.get("dilations", [1, 1]) == [1, 1]
-            and (size, settings.get("pads", [0] * 4)) in (([3, 3], [1] * 4), ([1, 1], [0] * 4))
+            and (dims[2:], settings.get("pads", [0] * 4)) in (([3, 3], [1] * 4), ([1, 1], [0] * 4))
+            and dims[1] % block == 0
         )
     if node.op_type == "GroupNormalization":
-        return all(name in weights for name in node.input[1:3])
+        gamma, beta = (weights.get(name) for name in node.input[1:3])
+        return gamma is not None and beta is not None and gamma.dims[0] % block == 0
     if node.op_type == "Resize":
         return always_doubles(node, weights)
-    return node.op_type in ELEMENTWISE
+    return node.op_type in ELEMENTWISE and not any(name in weights for name in node.input)
 
 
-def apply_strips(model: onnx.ModelProto, side: int, chosen: Sequence[Choice]) -> int:
-    """Rewrite the end of a graph in place, some of its convolutions by Winograd.
+def apply_strips(model: onnx.ModelProto, tail: Tail, block: int) -> None:
+    """Rewrite the end of a graph in place.
 
     Parameters
     ----------
     model : ModelProto
         Any batch, height and width can be run afterwards, if the height is enough.
-    side : int
-        Height and width of its input that the choice is made for.
-    chosen : sequence of Choice
-        What :func:`~bksdm.engines.rewrite.choice.choose` returned for the graph.
-
-    Returns
-    -------
-    int
-        The least height of the graph's input; 0 where nothing was rewritten.
+    tail : Tail
+        What :func:`find_tail` returned for the graph.
+    block : int
+        Channels in a block.
     """
-    tail = find_tail(model, side)
-    if tail is None:
-        return 0
     graph = model.graph
     nodes = list(graph.node)
+    start = next(i for i, node in enumerate(nodes) if node.output[0] == tail.first)
     weights = {weight.name: weight for weight in graph.initializer}
-    strips = _Strips(tail.count, weights, {choice.output: choice for choice in chosen})
-    strips.writer.nodes.extend(nodes[: tail.start])
-    strips.split(nodes[tail.start].input[0])
-    for node in nodes[tail.start :]:
+    strips = _Strips(tail.count, block, weights, {choice.output: choice for choice in tail.forms})
+    strips.writer.nodes.extend(nodes[:start])
+    strips.split(nodes[start].input[0])
+    for node in nodes[start:]:
         strips.add(node)
     strips.join(graph.output[0].name)
     strips.writer.store(graph)
-    return tail.count
+    declare_domains(model, DOMAIN, "com.microsoft")
 
 
 @dataclass
@@ -137,63 +156,78 @@ class _Strips:
     """Writes nodes strip by strip; knows the strips of every tensor."""
 
     count: int
-    weights: dict[str, onnx.TensorProto]
-    chosen: dict[str, Choice]
+    block: int
+    weights: Mapping[str, onnx.TensorProto]
+    forms: Mapping[str, Choice]
     writer: Writer = field(default_factory=Writer)
     strips: dict[str, list[str]] = field(default_factory=dict)
+    channels: dict[str, int] = field(default_factory=dict)
     # How often the sides of a tensor were doubled since it was split.
     doubled: dict[str, int] = field(default_factory=dict)
 
     def split(self, name: str) -> None:
         """Split a tensor into strips of an even number of rows each, as equal as can be."""
         w, n = self.writer, self.count
+        channels = next(form.convolution.channels_in for form in self.forms.values())
         rows = w.add("Shape", f"{name}:rows", name, start=2, end=3)
         pairs = w.add("Div", f"{name}:pairs", rows, w.whole(2))
         heights = w.shares(name, pairs, n)
         sizes = w.add("Mul", f"{name}:sizes", heights, w.whole(2))
         names = [f"{name}:{i}" for i in range(n)]
-        w.nodes.append(helper.make_node("Split", [name, sizes], names, axis=2))
+        blocked = enter(w, f"{name}:entered", name, channels, self.block)
+        w.nodes.append(helper.make_node("Split", [blocked, sizes], names, axis=2))
         area = w.add("ReduceProd", f"{name}:area", w.add(
             "Shape", f"{name}:sides", name, start=2, end=4
         ), keepdims=1)  # fmt: skip
         w.add("Cast", "strips:area", area, to=onnx.TensorProto.FLOAT)
-        self.strips[name], self.doubled[name] = names, 0
+        self.strips[name], self.channels[name], self.doubled[name] = names, channels, 0
 
     def join(self, name: str) -> None:
         """Put the strips of the graph's output together."""
-        self.writer.nodes.append(helper.make_node("Concat", self.strips[name], [name], axis=2))
+        w = self.writer
+        joined = w.add("Concat", f"{name}:joined", *self.strips[name], axis=2)
+        left = leave(w, f"{name}:left", joined, self.channels[name], self.block)
+        w.add("Identity", name, left)
 
     def add(self, node: onnx.NodeProto) -> None:
         """Write one node for every strip."""
         name = node.output[0]
         source = next(n for n in node.input if n in self.strips)
         self.doubled[name] = self.doubled[source] + (node.op_type == "Resize")
-        if node.op_type == "GroupNormalization":
+        self.channels[name] = self.channels[source]
+        if node.op_type == "Resize":
+            # The convolution after it takes the small picture.
+            written = self.strips[source]
+        elif node.op_type == "GroupNormalization":
             written = self._group_norm(node)
-        elif node.op_type == "Conv" and list(self.weights[node.input[1]].dims[2:]) == [3, 3]:
-            written = [self._convolution(node, i) for i in range(self.count)]
+        elif node.op_type == "Conv":
+            self.channels[name] = self.weights[node.input[1]].dims[0]
+            convolve = self._tiles if name in self.forms else self._pixels
+            written = [convolve(node, i) for i in range(self.count)]
         else:
             written = [self._each(node, i) for i in range(self.count)]
         self.strips[name] = written
 
     def _each(self, node: onnx.NodeProto, index: int) -> str:
         """Copy a node that takes each strip by itself."""
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = ""
-        for position, name in enumerate(node.input):
-            if name in self.strips:
-                copy.input[position] = self.strips[name][index]
-        name = f"{node.output[0]}:{index}"
-        copy.output[0] = name
-        self.writer.nodes.append(copy)
-        return name
+        strips = [self.strips[name][index] for name in node.input]
+        return self.writer.add(node.op_type, f"{node.output[0]}:{index}", *strips)
 
-    def _convolution(self, node: onnx.NodeProto, index: int) -> str:
+    def _pixels(self, node: onnx.NodeProto, index: int) -> str:
+        """Write a convolution of single pixels."""
+        w, shared = self.writer, node.output[0]
+        name = f"{shared}:{index}"
+        x, weight, bias = node.input
+        out, into = self.weights[weight].dims[:2]
+        picture = as_picture(w, f"{name}:picture", self.strips[x][index], into)
+        stored = pixel_filter(w, shared, weight, bias, (out, into), self.block)
+        product = convolve(w, f"{name}:product", picture, *stored)
+        return from_picture(w, name, product, -(-out // self.block))
+
+    def _tiles(self, node: onnx.NodeProto, index: int) -> str:
         """Write a 3×3 convolution of one strip, with a row of its neighbours on either side."""
-        choice = self.chosen.get(node.output[0])
-        source = node.input[0] if choice is None else choice.convolution.source
-        w, strips = self.writer, self.strips[source]
+        choice = self.forms[node.output[0]]
+        w, strips = self.writer, self.strips[choice.convolution.source]
         name = f"{node.output[0]}:{index}"
         parts = [strips[index]]
         first, last = index == 0, index == self.count - 1
@@ -208,38 +242,48 @@ class _Strips:
         joined = parts[0]
         if len(parts) > 1:
             joined = w.add("Concat", f"{name}:joined", *parts, axis=2)
-        top, bottom = int(first), int(last)
-        if choice is not None:
-            return write_tiles(w, name, joined, choice, [0, top, 1, 0, bottom, 1])
-        return w.add("Conv", name, joined, *node.input[1:], kernel_shape=[3, 3],
-                     pads=[top, 1, bottom, 1])  # fmt: skip
+        pads = [int(first), 1, int(last), 1]
+        return write_blocked_tiles(
+            w, name, node.output[0], joined, choice, pads, self.block, alone=True
+        )
 
     def _group_norm(self, node: onnx.NodeProto) -> list[str]:
         """Write y = s x + t for every strip, with s and t per channel from sums over all strips.
 
         μ = Σ x / n, σ² = Σ x² / n − μ², s = γ / √(σ² + ε), t = β − s μ
+
+        Σ x² and s x + t are convolutions of single channels, the filter of the first is the strip
+        itself: so the tail takes one image.
         """
         w, strips, name = self.writer, self.strips[node.input[0]], node.output[0]
         settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         groups = int(settings["num_groups"])
-        channels = self.weights[node.input[1]].dims[0]
-        sums: dict[str, list[str]] = {"sum": [], "squares": []}
+        channels = self.channels[name]
+        pictures: list[str] = []
+        sums: list[str] = []
+        squares: list[str] = []
         for index, strip in enumerate(strips):
-            grouped = w.add("Reshape", f"{name}:{index}:groups", strip, w.whole(0, groups, -1))
-            # ONNX Runtime's ReduceSumSquare takes half as long again as both of these.
-            squared = w.add("Mul", f"{name}:{index}:squared", grouped, grouped)
-            for kind, term in (("sum", grouped), ("squares", squared)):
-                sums[kind].append(w.add("ReduceSum", f"{name}:{index}:{kind}", term, w.whole(2)))
-        total, squares = (w.add("Sum", f"{name}:{kind}", *found) for kind, found in sums.items())
-        values = np.float64(channels // groups * 4 ** self.doubled[node.input[0]])
+            picture = as_picture(w, f"{name}:{index}:picture", strip, channels)
+            itself = w.add("Reshape", f"{name}:{index}:itself", picture, w.whole(-1, 1, 0, 0))
+            lanes = w.add("Reshape", f"{name}:{index}:lanes", strip, w.whole(0, 0, -1, self.block))
+            pictures.append(picture)
+            sums.append(w.add("ReduceSum", f"{name}:{index}:sum", lanes, w.whole(2)))
+            squares.append(convolve(w, f"{name}:{index}:squares", picture, itself, group=channels))
+        total, second = (
+            w.add("ReduceSum", f"{name}:{kind}:group", w.add(
+                "Reshape", f"{name}:{kind}:groups", w.add("Sum", f"{name}:{kind}", *found),
+                w.whole(-1, groups, channels // groups),
+            ), w.whole(2))
+            for kind, found in (("sum", sums), ("squares", squares))
+        )  # fmt: skip
+        pixels = np.float64(channels // groups * 4 ** self.doubled[node.input[0]])
         count = w.add("Mul", f"{name}:count", "strips:area",
-                      w.constant(f"strips:{values:g}", values))  # fmt: skip
+                      w.constant(f"strips:{pixels:g}", pixels))  # fmt: skip
         mean = w.add("Div", f"{name}:mean", total, count)
-        second = w.add("Div", f"{name}:second", squares, count)
         square = w.add("Mul", f"{name}:square", mean, mean)
         # Rounding may leave a group of equal values a variance below zero.
         variance = w.add("Relu", f"{name}:variance", w.add(
-            "Sub", f"{name}:difference", second, square
+            "Sub", f"{name}:difference", w.add("Div", f"{name}:second", second, count), square
         ))  # fmt: skip
         epsilon = np.float64(settings.get("epsilon", 1e-5))
         shifted = w.add("Add", f"{name}:shifted", variance,
@@ -253,11 +297,11 @@ class _Strips:
         scale = w.add("Mul", f"{name}:scale", inverse, gamma)
         moved = w.add("Mul", f"{name}:moved", mean, scale)
         shift = w.add("Sub", f"{name}:shift", beta, moved)
-        shape = w.whole(0, channels, 1, 1)
-        scale, shift = (w.add("Reshape", f"{part}:channels", part, shape)
-                        for part in (scale, shift))  # fmt: skip
-        written = []
-        for index, strip in enumerate(strips):
-            scaled = w.add("Mul", f"{name}:{index}:scaled", strip, scale)
-            written.append(w.add("Add", f"{name}:{index}", scaled, shift))
-        return written
+        scale = w.add("Reshape", f"{name}:scales", scale, w.whole(-1, 1, 1, 1))
+        shift = w.add("Reshape", f"{name}:shifts", shift, w.whole(-1))
+        return [
+            from_picture(w, f"{name}:{index}", convolve(
+                w, f"{name}:{index}:normal", picture, scale, shift, group=channels
+            ), channels // self.block)
+            for index, picture in enumerate(pictures)
+        ]  # fmt: skip

@@ -12,13 +12,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from bksdm.engines.rewrite.blocked_winograd import write_blocked_tiles
+from bksdm.engines.rewrite.blocks import DOMAIN, enter, leave
 from bksdm.engines.rewrite.choice import Choice
 from bksdm.engines.rewrite.convolutions import may_double
 from bksdm.engines.rewrite.needed import keep_needed
-from bksdm.engines.rewrite.writer import Writer
+from bksdm.engines.rewrite.writer import Writer, declare_domains
 
 
-def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice]) -> int:
+def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice], block: int = 0) -> int:
     """Rewrite convolutions of a graph in place, for any batch, height and width as before.
 
     Parameters
@@ -27,6 +29,9 @@ def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice]) -> int:
         The graph; some of the convolutions may have been rewritten otherwise already.
     chosen : sequence of Choice
         What :func:`~bksdm.engines.rewrite.choice.choose` returned for it.
+    block : int
+        Channels in a block of ONNX Runtime's layout, in which products are computed where the
+        numbers of channels allow; 0 for an engine without it.
 
     Returns
     -------
@@ -40,19 +45,21 @@ def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice]) -> int:
         if choice is None:
             written.nodes.append(node)
         else:
-            _write(written, choice)
+            _write(written, choice, block)
             count += 1
     written.store(model.graph)
+    if block:
+        declare_domains(model, DOMAIN)
     # What doubled a picture may have no use any more, here or in strips.
     keep_needed(model.graph)
     return count
 
 
-def _write(w: Writer, choice: Choice) -> None:
+def _write(w: Writer, choice: Choice, block: int) -> None:
     """Write a convolution of a picture of any size."""
     found = choice.convolution
     if found.doubling is None or not may_double(found.doubling):
-        _write_whole(w, choice, choice.output)
+        _write_whole(w, choice, choice.output, block)
         return
     # A size that is told need not be the double: then the convolution is direct.
     name, resize = choice.output, found.doubling
@@ -66,7 +73,7 @@ def _write(w: Writer, choice: Choice) -> None:
     ), keepdims=1)  # fmt: skip
     doubled = w.add("Cast", f"{name}:doubled", all_equal, to=onnx.TensorProto.BOOL)
     then, direct = Writer(constants=w.constants), []
-    _write_whole(then, choice, f"{name}:then")
+    _write_whole(then, choice, f"{name}:then", block)
     for node in (resize, found.node):
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
@@ -83,20 +90,29 @@ def _branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
     return helper.make_graph(nodes, result, [], [value])
 
 
-def _write_whole(w: Writer, choice: Choice, name: str) -> str:
+def _write_whole(w: Writer, choice: Choice, name: str, block: int) -> str:
     """Write a convolution of a whole picture, or of the double of one."""
     found, tile = choice.convolution, choice.tile
+    into, out = found.channels_in, found.channels_out
     # Padding by a step makes enough tiles; what they cover beyond the picture is cut off.
-    pads = [0, 1, 1, 0, tile.step, tile.step]
-    pixels = write_tiles(w, f"{name}:whole", found.source, choice, pads)
+    top, bottom = 1, tile.step
     size = w.add("Shape", f"{name}:size", found.source, start=2)
     if tile.scale > 1:
         size = w.add("Mul", f"{name}:sizes", size, w.whole(tile.scale))
-    return w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
+    if not block or into % block or out % block:
+        pixels = write_tiles(w, f"{name}:whole", found.source, choice, [top, top, bottom, bottom])
+        return w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
+    x = enter(w, f"{name}:entered", found.source, into, block)
+    pixels = write_blocked_tiles(w, f"{name}:whole", name, x, choice,
+                                 [top, top, bottom, bottom], block)  # fmt: skip
+    values = w.add("Mul", f"{name}:values in rows", size, w.whole(1, block))
+    cut = w.add("Slice", f"{name}:cut", pixels, w.whole(0, 0), values, w.whole(2, 3))
+    return leave(w, name, cut, out, block)
 
 
 def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -> str:
     """Write a convolution of ``x`` as products of tiles; ``pads`` make whole tiles of it."""
+    top, left, bottom, right = pads
     found, tile = choice.convolution, choice.tile
     m, step, reach, points = tile.size, tile.step, tile.reach, tile.points
     bias = found.node.input[2]
@@ -106,7 +122,8 @@ def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -
     kernels = np.kron(tile.bt, tile.bt).reshape(points, 1, 1, reach, reach)
     tiles = w.add(
         "Conv", f"{name}:tiles", deep, w.constant(f"{tile.name}:input", kernels),
-        strides=[1, step, step], pads=pads, kernel_shape=[1, reach, reach],
+        strides=[1, step, step], pads=[0, top, left, 0, bottom, right],
+        kernel_shape=[1, reach, reach],
     )  # fmt: skip
     v = w.add("Reshape", f"{name}:v", tiles, w.whole(0, points, found.channels_in, -1))
 
@@ -133,15 +150,13 @@ def _transformed(w: Writer, x: str, choice: Choice) -> str:
     found, tile = choice.convolution, choice.tile
     weight = found.node.input[1]
     name = f"{weight}:{tile.name}"
-    if name not in w.written:
-        points = w.constant(f"{tile.name}:filter", np.kron(tile.g, tile.g))
-        # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
-        # two numbers ONNX Runtime works out one.
-        batch = w.add("Shape", f"{name}:batch", x, start=0, end=1)
-        none = w.add("Mul", f"{name}:none", batch, w.whole(0))
-        rows = w.add("Add", f"{name}:rows", none, w.whole(-1, 9))
-        flat = w.add("Reshape", f"{name}:flat", weight, rows)
-        product = w.add("Gemm", f"{name}:product", points, flat, transB=1)
-        shape = w.whole(tile.points, found.channels_out, found.channels_in)
-        w.add("Reshape", name, product, shape)
-    return name
+    points = w.constant(f"{tile.name}:filter", np.kron(tile.g, tile.g))
+    # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
+    # two numbers ONNX Runtime works out one.
+    batch = w.once("Shape", f"{name}:batch", x, start=0, end=1)
+    none = w.once("Mul", f"{name}:none", batch, w.whole(0))
+    rows = w.once("Add", f"{name}:rows", none, w.whole(-1, 9))
+    flat = w.once("Reshape", f"{name}:flat", weight, rows)
+    product = w.once("Gemm", f"{name}:product", points, flat, transB=1)
+    return w.once("Reshape", name, product,
+                 w.whole(tile.points, found.channels_out, found.channels_in))  # fmt: skip

@@ -38,6 +38,12 @@ class Writer:
         self.written.add(output)
         return output
 
+    def once(self, kind: str, output: str, *inputs: str, **attributes: Any) -> str:
+        """Write what several tensors have in common, for the first of them."""
+        if output in self.written:
+            return output
+        return self.add(kind, output, *inputs, **attributes)
+
     def shares(self, name: str, total: str, count: int) -> str:
         """Write how many of ``total`` each of ``count`` gets, as equal as can be; [count]."""
         edges = self.constant_whole(f"edges:{count}", np.arange(count + 1))
@@ -60,3 +66,9 @@ class Writer:
         """Name a constant of single precision."""
         self.constants[name] = np.asarray(value, np.float32)
         return name
+
+
+def declare_domains(model: onnx.ModelProto, *domains: str) -> None:
+    """State that a graph has operators of ONNX Runtime's own domains."""
+    known = {opset.domain for opset in model.opset_import}
+    model.opset_import.extend(helper.make_opsetid(d, 1) for d in domains if d not in known)

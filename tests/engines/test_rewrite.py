@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.rewrite import choice
+from bksdm.engines.rewrite.blocks import DOMAIN, block_size
 from bksdm.engines.rewrite.choice import LEAST_GAIN, Choice, CostModel, MeasuredCost, Timing, choose
 from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.engines.rewrite.convolutions import Convolution, convolutions
@@ -78,17 +79,24 @@ def every_gain(monkeypatch):
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
 
 
+# In blocks of ONNX Runtime's layout and, where channels fill none, as matrix products.
+CHANNELS = pytest.mark.parametrize("channels", [(7, 5), (32, 48)])
+
+
+@CHANNELS
 @pytest.mark.parametrize("tile", [F2, F4], ids=lambda tile: tile.name)
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (5, 9), (16, 23), (64, 64)])
-def test_winograd_equals_float64(size, tile):
-    model = conv_model()
+def test_winograd_equals_float64(size, tile, channels):
+    model = conv_model(*channels)
     weight, bias = (numpy_helper.to_array(w).astype(float) for w in model.graph.initializer)
     chosen = [Choice(c, tile) for c in convolutions(model, 64)]
-    assert apply_winograd(model, chosen) == 1
-    assert sum(node.op_type == "Conv" for node in model.graph.node) == 1
+    assert apply_winograd(model, chosen, block_size()) == 1
+    blocked = any(node.domain == DOMAIN for node in model.graph.node)
+    assert blocked == (channels != (7, 5))
     onnx.checker.check_model(model, full_check=True)
     for batch in (1, 3):
-        x = np.random.default_rng(1).standard_normal((batch, 7, *size)).astype(np.float32)
+        x = np.random.default_rng(1).standard_normal((batch, channels[0], *size))
+        x = x.astype(np.float32)
         # F(4×4) multiplies by up to 8 · 5² before sums that cancel: Lavin & Gray give it some tens
         # of the error of a direct float32 sum, here 1e-6. F(2×2) adds up to 4² values, once.
         atol = 3e-5 if tile is F4 else 5e-6
@@ -130,26 +138,28 @@ def doubled_model(told, into=7, out=5):
     return model
 
 
+@CHANNELS
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4), (5, 9), (16, 23)])
 @pytest.mark.parametrize("missing", [None, (0, 0), (1, 0), (0, 1), (1, 1)])
-def test_convolutions_of_doubled_pictures_equal_float64(size, missing):
+def test_convolutions_of_doubled_pictures_equal_float64(size, missing, channels):
     """Told a size one less than the double, as a UNet is by odd features, they are direct."""
     told = missing is not None
-    model = doubled_model(told)
+    model = doubled_model(told, *channels)
     weight, bias = (numpy_helper.to_array(w).astype(float) for w in model.graph.initializer[:2])
     (found,) = convolutions(model, 64)
     assert found.side == 128
-    assert apply_winograd(model, [Choice(found, D4)]) == 1
+    assert apply_winograd(model, [Choice(found, D4)], block_size()) == 1
     kinds = [node.op_type for node in model.graph.node]
     assert "Resize" not in kinds
     assert ("If" in kinds) == told
     onnx.checker.check_model(model, full_check=True)
     rows, columns = (2 * n - m for n, m in zip(size, missing or (0, 0), strict=True))
     for batch in (1, 3):
-        x = np.random.default_rng(1).standard_normal((batch, 7, *size)).astype(np.float32)
+        x = np.random.default_rng(1).standard_normal((batch, channels[0], *size))
+        x = x.astype(np.float32)
         feeds = {"x": x}
         if told:
-            feeds["size"] = np.array([batch, 7, rows, columns])
+            feeds["size"] = np.array([batch, channels[0], rows, columns])
         doubled = x.repeat(2, 2).repeat(2, 3)[:, :, :rows, :columns]
         # Sums of up to 3² values, as F(2×2)'s.
         np.testing.assert_allclose(run(model, feeds), direct(doubled, weight, bias), atol=5e-6)
@@ -275,7 +285,7 @@ def test_rewritten_networks_equal_the_plain_ones(nano_bundle, component, size):
     assert expand_group_norm(fast) == sum(
         node.op_type == "GroupNormalization" for node in plain.graph.node
     )
-    assert apply_winograd(fast, chosen) == len(chosen) > 10
+    assert apply_winograd(fast, chosen, block_size()) == len(chosen) > 10
     rng = np.random.default_rng(2)
     feeds = {}
     for value in plain.graph.input:
@@ -311,6 +321,6 @@ def test_a_stored_graph_keeps_filters_as_they_were(tmp_path, monkeypatch):
         (saved,) = cache.rglob("model.onnx")
         graph = onnx.load(saved).graph
         kinds = {node.op_type for node in graph.node}
-        assert ("DepthToSpace" in kinds) == (made_for.measured is None)
+        assert ("Gemm" in kinds) == (made_for.measured is None)
         assert max(np.prod(weight.dims) for weight in graph.initializer) == 9 * 64 * 64
     np.testing.assert_allclose(*results, atol=3e-5)

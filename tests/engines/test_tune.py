@@ -75,11 +75,13 @@ def stopwatch(monkeypatch):
     def make(name, model, threads, cache, made_for, edit=None):
         engine = onnxruntime.OnnxRuntimeEngine(model, "cpu", threads, cache, made_for)
         proto = load_graph(model)
-        sizes = {d for node in proto.graph.node if node.op_type == "DepthToSpace"
-                 for d in (a.i for a in node.attribute if a.name == "blocksize")}  # fmt: skip
-        forms = choose_forms(proto, "onnxruntime", made_for)
+        # What transforms filters tells the form.
+        used = {node.input[0] for node in proto.graph.node if node.op_type == "Gemm"}
+        points = {w.dims[0] for w in proto.graph.initializer if w.name in used}
+        forms, _ = choose_forms(proto, "onnxruntime", made_for)
         # A network is the faster the more of it is rewritten.
-        engine.cost = {0: 1.0, 2: 0.5, 4: 0.25}[max(sizes, default=0)] / (1 + len(forms))
+        cost = {0: 1.0, F2.points: 0.5, F4.points: 0.25, D4.points: 0.25}
+        engine.cost = cost[max(points, default=0)] / (1 + len(forms))
         return engine
 
     monkeypatch.setattr(onnxruntime.OnnxRuntimeEngine, "__call__", run)
@@ -101,7 +103,7 @@ def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     assert {t.doubled for t in made_for.measured} == {True, False}
     for timing in made_for.measured:
         assert (timing.direct, timing.transformed) == (1, expected[timing.doubled])
-    forms = choose_forms(load_graph(model), "onnxruntime", made_for)
+    forms, _ = choose_forms(load_graph(model), "onnxruntime", made_for)
     assert {choice.tile for choice in forms} == {F4, D4}
     assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
     assert all(0 <= done < total for _, done, total in told)
@@ -118,7 +120,7 @@ def test_what_is_stored_is_read_back(bundle):
     assert record["machine"]["cores"] > 0
     assert record["settings"] == {"threads": 1}
     # The measured times choose: F(2x2) for what they cover, and nothing else.
-    forms = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
+    forms, _ = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
     assert {choice.tile for choice in forms} == {F2}
 
 
