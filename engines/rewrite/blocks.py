@@ -87,7 +87,10 @@ def order_filter(
     """Return a constant filter as [out / block, in / block, in a block, out of a block, taps]."""
     out, into = channels
     missing = -out % block
-    padded = w.once("Pad", f"{name}:filter padded", weight, w.whole(*[0] * 4, missing, *[0] * 3))
-    apart = w.once("Reshape", f"{name}:filter apart", padded,
+    if missing:
+        weight = w.once(
+            "Pad", f"{name}:filter padded", weight, w.whole(*[0] * 4, missing, *[0] * 3)
+        )
+    apart = w.once("Reshape", f"{name}:filter apart", weight,
                   w.whole((out + missing) // block, block, into // block, block, taps))  # fmt: skip
     return w.once("Transpose", f"{name}:filter ordered", apart, perm=[0, 2, 3, 1, 4])
