@@ -6,8 +6,8 @@ convolutions, normalisations and elementwise operators here, so each tensor is k
 instead: a convolution takes one row from the strips above and below, a normalisation adds up what
 the strips hold. Nothing else changes, and no strip is ever joined before the end.
 
-Strips stay in ONNX Runtime's own layout (:mod:`~bksdm.engines.rewrite.blocks`), and run one after
-the other as far as they can, not one operator after the other.
+Strips stay in ONNX Runtime's own layout (:mod:`~bksdm.engines.rewrite.blocks`). ONNX Runtime stores
+a graph depth first, so that they run one after the other as far as normalisations let them.
 """
 
 from __future__ import annotations
