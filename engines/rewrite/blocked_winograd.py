@@ -130,7 +130,7 @@ def _filter(w: Writer, name: str, choice: Choice, x: str, block: int) -> tuple[s
     weight, bias = found.node.input[1:]
     into, out, side = found.channels_in, found.channels_out, len(tile.g)
     padded = out + -out % block
-    ordered = order_filter(w, name, weight, (out, into), 9, block)
+    ordered = order_filter(w, weight, (out, into), 9, block)
     # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
     # two numbers ONNX Runtime works out one.
     batch = w.once("Shape", f"{name}:batch", x, start=0, end=1)

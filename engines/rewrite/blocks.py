@@ -71,26 +71,22 @@ def convolve(w: Writer, name: str, picture: str, *filters: str, group: int = 1) 
 
 
 def pixel_filter(
-    w: Writer, name: str, weight: str, bias: str, channels: tuple[int, int], block: int
+    w: Writer, weight: str, bias: str, channels: tuple[int, int], block: int
 ) -> tuple[str, str]:
     """Return filter and bias of a convolution of single pixels in blocks."""
     out, into = channels
     missing = -out % block
-    ordered = order_filter(w, name, weight, channels, 1, block)
-    shaped = w.once("Reshape", f"{name}:pixel", ordered, w.whole(out + missing, into, 1, 1))
-    return shaped, w.once("Pad", f"{name}:bias", bias, w.whole(0, missing))
+    ordered = order_filter(w, weight, channels, 1, block)
+    shaped = w.once("Reshape", f"{weight}:pixel", ordered, w.whole(out + missing, into, 1, 1))
+    return shaped, w.once("Pad", f"{bias}:padded", bias, w.whole(0, missing))
 
 
-def order_filter(
-    w: Writer, name: str, weight: str, channels: tuple[int, int], taps: int, block: int
-) -> str:
+def order_filter(w: Writer, weight: str, channels: tuple[int, int], taps: int, block: int) -> str:
     """Return a constant filter as [out / block, in / block, in a block, out of a block, taps]."""
     out, into = channels
-    missing = -out % block
+    missing, padded = -out % block, weight
     if missing:
-        weight = w.once(
-            "Pad", f"{name}:filter padded", weight, w.whole(*[0] * 4, missing, *[0] * 3)
-        )
-    apart = w.once("Reshape", f"{name}:filter apart", weight,
+        padded = w.once("Pad", f"{weight}:padded", weight, w.whole(*[0] * 4, missing, *[0] * 3))
+    apart = w.once("Reshape", f"{weight}:apart", padded,
                   w.whole((out + missing) // block, block, into // block, block, taps))  # fmt: skip
-    return w.once("Transpose", f"{name}:filter ordered", apart, perm=[0, 2, 3, 1, 4])
+    return w.once("Transpose", f"{weight}:ordered", apart, perm=[0, 2, 3, 1, 4])

@@ -25,7 +25,7 @@ from bksdm.engines.rewrite.winograd import apply_winograd
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 8
+REWRITE = 9
 
 
 @dataclass(frozen=True)

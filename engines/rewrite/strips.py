@@ -215,12 +215,11 @@ class _Strips:
 
     def _pixels(self, node: onnx.NodeProto, index: int) -> str:
         """Write a convolution of single pixels."""
-        w, shared = self.writer, node.output[0]
-        name = f"{shared}:{index}"
+        w, name = self.writer, f"{node.output[0]}:{index}"
         x, weight, bias = node.input
         out, into = self.weights[weight].dims[:2]
         picture = as_picture(w, f"{name}:picture", self.strips[x][index], into)
-        stored = pixel_filter(w, shared, weight, bias, (out, into), self.block)
+        stored = pixel_filter(w, weight, bias, (out, into), self.block)
         product = convolve(w, f"{name}:product", picture, *stored)
         return from_picture(w, name, product, -(-out // self.block))
 

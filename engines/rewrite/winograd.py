@@ -7,16 +7,18 @@ has points. What transforms a tile is a convolution of one channel, or a product
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import helper
 
 from bksdm.engines.rewrite.blocked_winograd import write_blocked_tiles
-from bksdm.engines.rewrite.blocks import DOMAIN, enter, leave
+from bksdm.engines.rewrite.blocks import DOMAIN, enter, leave, order_filter
 from bksdm.engines.rewrite.choice import Choice
-from bksdm.engines.rewrite.convolutions import may_double
+from bksdm.engines.rewrite.convolutions import Convolution, may_double
 from bksdm.engines.rewrite.needed import keep_needed
+from bksdm.engines.rewrite.tiles import F2
 from bksdm.engines.rewrite.writer import Writer, declare_domains
 
 
@@ -61,7 +63,7 @@ def _write(w: Writer, choice: Choice, block: int) -> None:
     if found.doubling is None or not may_double(found.doubling):
         _write_whole(w, choice, choice.output, block)
         return
-    # A size that is told need not be the double: then the convolution is direct.
+    # A size that is told need not be the double: then this is a convolution of any picture.
     name, resize = choice.output, found.doubling
     sizes = w.add("Slice", f"{name}:told", resize.input[3], w.whole(2), w.whole(4))
     before = w.add("Shape", f"{name}:before", found.source, start=2)
@@ -72,15 +74,24 @@ def _write(w: Writer, choice: Choice, block: int) -> None:
         "Cast", f"{name}:flags", equal, to=onnx.TensorProto.INT32
     ), keepdims=1)  # fmt: skip
     doubled = w.add("Cast", f"{name}:doubled", all_equal, to=onnx.TensorProto.BOOL)
-    then, direct = Writer(constants=w.constants), []
+    if _in_blocks(found, block):
+        # For both.
+        order_filter(w, found.node.input[1], (found.channels_out, found.channels_in), 9, block)
+    then, other = (Writer(constants=w.constants, written=set(w.written)) for _ in range(2))
     _write_whole(then, choice, f"{name}:then", block)
-    for node in (resize, found.node):
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.output[0] = f"{node.output[0]}:else"
-        direct.append(copy)
-    direct[1].input[0] = direct[0].output[0]
-    w.add("If", name, doubled, then_branch=_branch(then.nodes), else_branch=_branch(direct))
+    resized, after = onnx.NodeProto(), onnx.NodeProto()
+    resized.CopyFrom(resize)
+    after.CopyFrom(found.node)
+    resized.output[0] = after.input[0] = f"{name}:resized"
+    other.nodes.append(resized)
+    plain = Choice(replace(found, node=after, doubling=None), F2)
+    _write_whole(other, plain, f"{name}:else", block)
+    w.add("If", name, doubled, then_branch=_branch(then.nodes), else_branch=_branch(other.nodes))
+
+
+def _in_blocks(found: Convolution, block: int) -> bool:
+    """Whether a convolution's channels fill blocks."""
+    return block > 0 and found.channels_in % block == 0 and found.channels_out % block == 0
 
 
 def _branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
@@ -93,21 +104,20 @@ def _branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
 def _write_whole(w: Writer, choice: Choice, name: str, block: int) -> str:
     """Write a convolution of a whole picture, or of the double of one."""
     found, tile = choice.convolution, choice.tile
-    into, out = found.channels_in, found.channels_out
     # Padding by a step makes enough tiles; what they cover beyond the picture is cut off.
     top, bottom = 1, tile.step
     size = w.add("Shape", f"{name}:size", found.source, start=2)
     if tile.scale > 1:
         size = w.add("Mul", f"{name}:sizes", size, w.whole(tile.scale))
-    if not block or into % block or out % block:
+    if not _in_blocks(found, block):
         pixels = write_tiles(w, f"{name}:whole", found.source, choice, [top, top, bottom, bottom])
         return w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
-    x = enter(w, f"{name}:entered", found.source, into, block)
+    x = enter(w, f"{name}:entered", found.source, found.channels_in, block)
     pixels = write_blocked_tiles(w, f"{name}:whole", name, x, choice,
                                  [top, top, bottom, bottom], block)  # fmt: skip
     values = w.add("Mul", f"{name}:values in rows", size, w.whole(1, block))
     cut = w.add("Slice", f"{name}:cut", pixels, w.whole(0, 0), values, w.whole(2, 3))
-    return leave(w, name, cut, out, block)
+    return leave(w, name, cut, found.channels_out, block)
 
 
 def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -> str:
