@@ -31,7 +31,7 @@ from bksdm.engines.rewrite.blocks import (
     pixel_filter,
 )
 from bksdm.engines.rewrite.choice import Choice
-from bksdm.engines.rewrite.convolutions import always_doubles, convolutions
+from bksdm.engines.rewrite.convolutions import Convolution, always_doubles, convolutions
 from bksdm.engines.rewrite.writer import Writer, declare_domains
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
@@ -82,40 +82,67 @@ def find_tail(
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
     by_output = {choice.output: choice for choice in chosen}
-    found = convolutions(model, side)
+    found = {conv.node.output[0]: conv for conv in convolutions(model, side)}
     for start, node in enumerate(graph.node):
-        if not block or node.op_type != "Resize" or not always_doubles(node, weights):
+        if not block or node.op_type != "Resize":
             continue
-        rest = graph.node[start:]
-        made = {node.output[0]}
-        for other in rest[1:]:
-            ours = [name for name in other.input if name in made]
-            foreign = [n for n in other.input if n and n not in made and n not in weights]
-            if not ours or foreign or not _supported(other, weights, block):
-                break
-            made.update(other.output)
-        else:
-            inside = [c for c in found if c.node.output[0] in made]
-            largest = max((4 * c.channels_in * c.side**2 for c in inside), default=0)
-            factor = min((c.side for c in inside), default=0) // side
-            forms = [by_output.get(c.node.output[0], Choice(c, c.tiles[-1])) for c in inside]
+        inside = _convolutions_of(graph.node[start:], weights, found, block)
+        if inside:
+            largest = max(4 * conv.channels_in * conv.side**2 for conv in inside)
+            factor = min(conv.side for conv in inside) // side
+            forms = [
+                by_output.get(conv.node.output[0], Choice(conv, conv.tiles[-1])) for conv in inside
+            ]
             gains = any(choice.output in by_output for choice in forms)
             if gains and factor >= LEAST_FACTOR and largest >= LEAST_BYTES:
                 return Tail(node.output[0], max(1, side // ROWS), tuple(forms))
     return None
 
 
-def _supported(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], block: int) -> bool:
+def _convolutions_of(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, onnx.TensorProto],
+    found: Mapping[str, Convolution],
+    block: int,
+) -> list[Convolution]:
+    """Return the 3×3 convolutions of a graph's end; none if it cannot be computed in strips."""
+    made = {nodes[0].output[0]}
+    doubled: set[str] = set()
+    for index, node in enumerate(nodes):
+        foreign = [n for n in node.input if n and n not in made and n not in weights]
+        inside = index == 0 or (not foreign and any(n in made for n in node.input))
+        # What is doubled is not written: only convolutions take the small picture for it.
+        doubles = not doubled.isdisjoint(node.input) and node.output[0] not in found
+        if not inside or doubles or not _supported(node, weights, found, block):
+            return []
+        made.update(node.output)
+        if node.op_type == "Resize":
+            doubled.update(node.output)
+    if nodes[-1].op_type == "Resize":
+        return []
+    return [conv for output, conv in found.items() if output in made]
+
+
+def _supported(
+    node: onnx.NodeProto,
+    weights: Mapping[str, onnx.TensorProto],
+    found: Mapping[str, Convolution],
+    block: int,
+) -> bool:
+    if node.output[0] in found:
+        return found[node.output[0]].channels_in % block == 0
     if node.op_type == "Conv":
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        dims = list(weights[node.input[1]].dims) if node.input[1] in weights else [0] * 4
+        weight = weights.get(node.input[1])
         return (
-            len(node.input) == 3
+            weight is not None
+            and weight.data_type == onnx.TensorProto.FLOAT
+            and list(weight.dims[2:]) == [1, 1]
+            and weight.dims[1] % block == 0
+            and len(node.input) == 3
             and settings.get("group", 1) == 1
             and settings.get("strides", [1, 1]) == [1, 1]
-            and settings.get("dilations", [1, 1]) == [1, 1]
-            and (dims[2:], settings.get("pads", [0] * 4)) in (([3, 3], [1] * 4), ([1, 1], [0] * 4))
-            and dims[1] % block == 0
+            and settings.get("pads", [0] * 4) == [0] * 4
         )
     if node.op_type == "GroupNormalization":
         gamma, beta = (weights.get(name) for name in node.input[1:3])
@@ -168,7 +195,11 @@ class _Strips:
     def split(self, name: str) -> None:
         """Split a tensor into strips of an even number of rows each, as equal as can be."""
         w, n = self.writer, self.count
-        channels = next(form.convolution.channels_in for form in self.forms.values())
+        channels = next(
+            form.convolution.channels_in
+            for form in self.forms.values()
+            if form.convolution.source == name
+        )
         rows = w.add("Shape", f"{name}:rows", name, start=2, end=3)
         pairs = w.add("Div", f"{name}:pairs", rows, w.whole(2))
         heights = w.shares(name, pairs, n)

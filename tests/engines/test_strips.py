@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
@@ -159,6 +160,60 @@ def test_what_gains_nothing_is_left_alone(nano_bundle, monkeypatch):
     assert find_tail(decoder, 1024, chosen, 0) is None
     # With a channel that is in no block.
     assert find_tail(decoder, 1024, chosen, 32) is None
+
+
+def set_attribute(node, name, value):
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def make_strided(model):
+    """A convolution that halves the picture."""
+    set_attribute(last(model, "Conv"), "strides", [2, 2])
+
+
+def make_half(model):
+    """A filter in float16."""
+    name = last(model, "Conv").input[1]
+    weight = next(w for w in model.graph.initializer if w.name == name)
+    weight.data_type = onnx.TensorProto.FLOAT16
+
+
+def make_bilinear(model):
+    """An upsampling that repeats no pixels; no tail starts there."""
+    set_attribute(last(model, "Resize"), "mode", "linear")
+
+
+def add_skip(model):
+    """A doubled picture that another operator takes too."""
+    nodes = model.graph.node
+    doubled, conv = last(model, "Resize"), last(model, "Conv")
+    position = list(nodes).index(conv)
+    nodes.insert(position, helper.make_node("Mul", [doubled.output[0]] * 2, ["skip"]))
+
+
+def end_doubled(model):
+    """An upsampling at the end, whose picture no convolution takes."""
+    doubled = copy.deepcopy(last(model, "Resize"))
+    output = model.graph.output[0].name
+    final = model.graph.node[-1]
+    final.output[0] = doubled.input[0] = "small"
+    doubled.output[0] = output
+    model.graph.node.append(doubled)
+
+
+def last(model, kind):
+    return [node for node in model.graph.node if node.op_type == kind][-1]
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("change", [make_strided, make_half, make_bilinear, add_skip, end_doubled])
+def test_what_strips_cannot_take_is_left_alone(nano_bundle, change):
+    decoder = graph_of(nano_bundle, "vae_decoder")
+    assert find_tail(decoder, 8, choose(decoder, 8), block_size()) is not None
+    change(decoder)
+    assert find_tail(decoder, 8, choose(decoder, 8), block_size()) is None
 
 
 @pytest.mark.usefixtures("any_size")
