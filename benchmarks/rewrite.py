@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.machine import describe_machine
+from bksdm.benchmarks.roofline import Peak, measure_peak
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.rewrite.compose import PLAIN, MadeFor
 from bksdm.runtime.bundle import Bundle
@@ -44,8 +46,11 @@ def measure_rewrite(
     -------
     dict
         By network: ``plain`` and ``rewritten`` seconds, the relative L2 distance of their outputs,
-        and ``operators``, seconds of the rewritten one by kind of operator.
+        and ``operators``, by kind of operator the rewritten one's ``seconds``, its ``flops``, the
+        ``bytes`` of the tensors that it read and wrote, and ``bound_seconds``, the least time for
+        both.
     """
+    peak = measure_peak(threads)
     bundle = Bundle.open(bundle_path)
     sizes = (height // bundle.vae_scale, width // bundle.vae_scale)
     networks = {}
@@ -72,7 +77,7 @@ def measure_rewrite(
         networks[name] = {
             **seconds,
             "relative_l2": float(error / np.linalg.norm(outputs["plain"])),
-            "operators": _operators(model, cache, made_for, threads, feeds),
+            "operators": _operators(model, cache, made_for, threads, feeds, peak),
         }
         progress()
     return {
@@ -80,14 +85,15 @@ def measure_rewrite(
         "machine": describe_machine(),
         "model": {"name": bundle.path.resolve().name, "digest": bundle.digest()},
         "settings": {"height": height, "width": width, "threads": threads},
+        "peak": asdict(peak),
         "networks": networks,
     }
 
 
 def _operators(
-    model: Path, cache: Path, made_for: MadeFor, threads: int, feeds: dict[str, Any]
-) -> dict[str, float]:
-    """Return seconds by kind of operator in the second of two runs, most first."""
+    model: Path, cache: Path, made_for: MadeFor, threads: int, feeds: dict[str, Any], peak: Peak
+) -> dict[str, dict[str, float]]:
+    """Return what :func:`measure_rewrite` says of operators in the second of two runs."""
     with tempfile.TemporaryDirectory() as folder:
         engine = OnnxRuntimeEngine(
             model, "cpu", threads, cache, made_for, profile=Path(folder) / "run"
@@ -96,10 +102,47 @@ def _operators(
         engine(feeds)
         events = json.loads(engine.end_profiling().read_text(encoding="utf-8"))
     runs = [e for e in events if e["name"].endswith("_kernel_time") and e["cat"] == "Node"]
-    total: Counter[str] = Counter()
+    found: dict[str, dict[str, float]] = {}
     for event in runs[len(runs) // 2 :]:
+        kind = event["args"]["op_name"]
         # What an If ran has events of its own.
-        if event["args"]["op_name"] == "If":
+        if kind == "If":
             continue
-        total[event["args"]["op_name"]] += event["dur"] * 1e-6
-    return dict(total.most_common())
+        read, written = (_shapes(event["args"][f"{way}_type_shape"]) for way in ("input", "output"))
+        kind, flops = _work(kind, read, written[0] if written else ())
+        moved = 4 * sum(math.prod(shape) for shape in (*read, *written))
+        bound = max(flops / peak.flops_per_second, moved / peak.bytes_per_second)
+        entry = found.setdefault(
+            kind, dict.fromkeys(("seconds", "flops", "bytes", "bound_seconds"), 0.0)
+        )
+        entry["seconds"] += event["dur"] * 1e-6
+        entry["flops"] += flops
+        entry["bytes"] += moved
+        entry["bound_seconds"] += bound
+    return dict(sorted(found.items(), key=lambda item: -item[1]["seconds"]))
+
+
+def _shapes(described: Sequence[dict[str, list[int]]]) -> list[list[int]]:
+    """Return the shapes of float32 tensors; what a kernel keeps in a form of its own is missing."""
+    return [entry["float"] for entry in described if "float" in entry]
+
+
+def _work(kind: str, read: Sequence[list[int]], out: Sequence[int]) -> tuple[str, int]:
+    """Return what a node is counted as, and its operations; 0 where only its bytes count."""
+    if kind.endswith("Conv"):
+        x, weight = read[:2]
+        groups = x[1] // weight[1]
+        label = f"{kind} {'×'.join(map(str, weight[2:]))}"
+        if weight[1] == 1:
+            label = f"{kind} of single channels"
+        elif groups > 1:
+            label += " in groups"
+        return label, 2 * math.prod(out) * math.prod(weight[1:])
+    if kind.endswith(("MatMul", "Gemm")):
+        # [rows, inner], or transposed.
+        *_, rows, inner = read[0]
+        return kind, 2 * math.prod(out) * (inner if rows == out[-2] else rows)
+    if kind == "MultiHeadAttention":
+        # Q Kᵀ and its product with V, of all heads.
+        return kind, 4 * math.prod(read[0]) * read[1][-2]
+    return kind, 0

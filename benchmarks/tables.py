@@ -139,10 +139,14 @@ def _roofline(record: Record) -> list[Table]:
     title = (
         f"{record['model']['name']}, one guided UNet call and one picture of "
         f"{settings['width']}×{settings['height']}, GFLOP by kind; {bound}. {peak['name']}: "
-        f"{peak['flops_per_second'] / 1e9:.4g} GFLOP/s, {peak['bytes_per_second'] / 1e9:.4g} GB/s "
-        f"({peak['source']})"
+        f"{_speeds(peak)} ({peak['source']})"
     )
     return [Table(title, header, tuple(rows))]
+
+
+def _speeds(peak: Record) -> str:
+    flops, moved = (peak[key] / 1e9 for key in ("flops_per_second", "bytes_per_second"))
+    return f"{flops:.4g} GFLOP/s and {moved:.4g} GB/s"
 
 
 def _rewrite(record: Record) -> list[Table]:
@@ -157,12 +161,22 @@ def _rewrite(record: Record) -> list[Table]:
             f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(plain.n),
             f"{network['relative_l2']:.1e}",
         ))  # fmt: skip
-        whole = sum(network["operators"].values())
+        operators = network["operators"]
+        whole = {
+            key: sum(entry[key] for entry in operators.values())
+            for key in ("seconds", "flops", "bytes", "bound_seconds")
+        }
         shares += [
-            (f"{name}: {kind}", f"{seconds:.2f}", f"{seconds / whole:.0%}")
-            for kind, seconds in network["operators"].items()
-            if seconds >= LEAST_SHARE * whole
-        ]
+            (
+                f"{name}: {kind}", f"{entry['seconds']:.2f}",
+                f"{entry['seconds'] / whole['seconds']:.0%}",
+                f"{entry['flops'] / 1e9:.1f}", f"{entry['bytes'] / 1e9:.2f}",
+                f"{entry['bound_seconds']:.2f}",
+                f"{entry['bound_seconds'] / entry['seconds']:.0%}",
+            )
+            for kind, entry in {"all": whole, **operators}.items()
+            if entry["seconds"] >= LEAST_SHARE * whole["seconds"]
+        ]  # fmt: skip
     return [
         Table(
             f"Graphs as exported and as rewritten, {work}; seconds",
@@ -170,8 +184,11 @@ def _rewrite(record: Record) -> list[Table]:
         ),
         Table(
             f"Where the time of the rewritten ones goes, {work}; one run under ONNX Runtime's "
-            "profiler",
-            ("operator", "seconds", "share"), tuple(shares),
+            "profiler. The bound is the least time for the operations or for the bytes at "
+            f"{_speeds(record['peak'])}; less is taken where tensors stay in a cache. Winograd's "
+            "products are convolutions in groups, its transforms of single channels",
+            ("operator", "seconds", "share", "GFLOP", "GB", "bound s", "bound / taken"),
+            tuple(shares),
         ),
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bksdm.benchmarks import tables
 from bksdm.benchmarks.rewrite import measure_rewrite
+from bksdm.benchmarks.work import count_work
 from bksdm.cli import main
 from bksdm.engines.rewrite import strips
 from bksdm.engines.rewrite.choice import CostModel
@@ -15,27 +16,37 @@ def test_both_forms_run_in_turns(nano_bundle, monkeypatch):
     plain = measure_rewrite(nano_bundle, 64, 128, 2, 1, lambda: runs.append(1))
     # Two networks of three turns of two forms, and a profile each.
     assert len(runs) == 2 * (3 * 2 + 1)
-    for network in plain["networks"].values():
+    sizes = {"batch": 2, "height": 8, "width": 16, "tokens": 77}
+    for name, network in plain["networks"].items():
         assert len(network["plain"]) == len(network["rewritten"]) == 2
         # Nothing gains at this size, so both are the same graph.
         assert network["relative_l2"] == 0
-        assert network["operators"]["Conv"] > 0
+        kinds = network["operators"]
+        assert kinds["Conv 3×3"]["seconds"] > 0
+        sizes["batch"] = 2 if name == "unet" else 1
+        work = count_work(nano_bundle / name / "model.onnx", sizes)
+        counted = sum(flops for kind, flops in work.flops.items() if kind != "other")
+        found = sum(entry["flops"] for entry in kinds.values())
+        # What fills the last block of a layer with 3 or 4 channels counts as well.
+        assert counted < found < 1.2 * counted
+        assert all(entry["bound_seconds"] > 0 for entry in kinds.values() if entry["flops"])
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
     monkeypatch.setattr(strips, "LEAST_BYTES", 0)
     fast = measure_rewrite(nano_bundle, 64, 128, 2, 1)
     for network in fast["networks"].values():
         # Rounding tells that another graph ran; 5e-5 as in the rules' own tests.
         assert 0 < network["relative_l2"] < 5e-5
-        assert network["operators"]["DepthToSpace"] > 0
+        assert network["operators"]["Conv 1×1 in groups"]["flops"] > 0
         # Its nodes are counted, and would be twice.
         assert "If" not in network["operators"]
     gains, shares = (table.markdown() for table in tables.tables(fast))
     assert "| vae_decoder |" in gains
-    assert "| vae_decoder: Conv |" in shares
+    assert "| vae_decoder: all |" in shares
+    assert "| vae_decoder: Conv 1×1 in groups |" in shares
 
 
 def test_the_command_prints_both_tables(nano_bundle, capsys):
     assert main(["bench", "rewrite", str(nano_bundle), "--rounds", "1", "--size", "64x64"]) == 0
     printed = capsys.readouterr().out
     assert "relative L2" in printed
-    assert "unet: Conv" in printed
+    assert "unet: Conv 3×3" in printed
