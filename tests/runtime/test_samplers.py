@@ -24,7 +24,9 @@ from bksdm.runtime.samplers.dpm import DEFAULTS
 from bksdm.runtime.samplers.preserving import visited_levels
 from bksdm.runtime.samplers.schedule import alphas_cumprod
 
-STEPS = [1, 2, 3, 4, 5, 10, 25, 50, 100, 1000]
+# Every training step: minutes in all, and pictures of as many are in tests/parity/test_images.py.
+MOST = pytest.param(1000, marks=pytest.mark.slow)
+STEPS = [1, 2, 3, 4, 5, 10, 25, 50, 100, MOST]
 OPTIONS = {
     "beta_schedule": ["linear", "scaled_linear", "squaredcos_cap_v2", "trained"],
     "timestep_spacing": ["leading", "linspace", "trailing"],
@@ -149,7 +151,7 @@ DPM_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 14, 15, 25, 100, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 14, 15, 25, 100, MOST])
 @pytest.mark.parametrize("karras", [False, True])
 def test_dpm_multistep_equals_diffusers(steps, karras):
     # Runs in float64 where float32 stands, as with Euler.
