@@ -183,6 +183,8 @@ def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime"
     forms = {choice.output: choice.tile for choice in (*chosen, *(tail.forms if tail else ()))}
     tiles = Counter(forms.values())
     total = len(convolutions(proto, made_for.side))
+    if not total:
+        return "no 3x3 convolutions"
     text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
     text += f"{total - len(forms)} of {total} 3x3 convolutions direct"
     if tail is not None:
