@@ -1,0 +1,187 @@
+"""Files and folders that are there in full or not at all, and that nobody removes while in use.
+
+What is being written has a hidden name beside its target and is renamed in the end. Its writer
+holds a lock on it, which the system drops with the process, however that ends: what has such a name
+and no lock was left by a process that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PARTIAL = ".bksdm-partial-"
+"""How the names of unfinished files and folders begin."""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file, or what stands at its name: a link's target, a device, a pipe.
+
+    A regular file is written beside its target and renamed, so that a reader sees the old content
+    or the new; it keeps its permissions. Anything else is written through.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the old content is still there.
+    """
+    try:
+        old: int | None = path.stat().st_mode
+    except FileNotFoundError:
+        old = None
+    target = Path(os.path.realpath(path))
+    if (old is not None and not stat.S_ISREG(old)) or _stands_for_open_file(path, target):
+        with path.open("wb") as stream:
+            stream.write(content)
+        return
+    partial, lock = _create(target.parent, _create_file)
+    try:
+        partial.write_bytes(content)
+        if old is not None:
+            partial.chmod(stat.S_IMODE(old))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
+def staged(target: Path) -> Iterator[Path]:
+    """Yield a new folder that becomes ``target`` when the block ends without an error.
+
+    Raises
+    ------
+    FileExistsError
+        There is a ``target`` by then, which is left as it is.
+    OSError
+        Something cannot be written.
+    """
+    partial, lock = _create(target.parent, Path.mkdir)
+    try:
+        yield partial
+        try:
+            partial.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise FileExistsError(error.errno, os.strerror(errno.EEXIST), str(target)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left in a folder; what cannot be removed stays."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        _remove(path, path)
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Keep :func:`remove_unused` from removing a folder while the block runs.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, or it has just been removed.
+    """
+    lock = _open(folder, wait=True, shared=True)
+    try:
+        if lock is not None and not _still(folder, lock):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_unused(folder: Path) -> bool:
+    """Remove a folder that no process has :func:`in_use`; return whether it is gone."""
+    return _remove(folder, folder.with_name(PARTIAL + secrets.token_hex(8)))
+
+
+def _remove(path: Path, hidden: Path) -> bool:
+    """Remove a file or folder that nobody holds, once it has a name that nobody asks for."""
+    try:
+        lock = _open(path, wait=False, shared=False)
+    except OSError:
+        return not path.exists()
+    try:
+        if lock is None or not _still(path, lock):
+            return False
+        if hidden != path:
+            path.rename(hidden)
+        if hidden.is_dir():
+            shutil.rmtree(hidden)
+        else:
+            hidden.unlink()
+        return True
+    except OSError:
+        return False
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _stands_for_open_file(path: Path, target: Path) -> bool:
+    """Whether a name, as ``/dev/stdout``, is that of a file which somebody has open."""
+    return any(
+        path.absolute().is_relative_to(system) and not target.is_relative_to(system)
+        for system in ("/dev", "/proc")
+    )
+
+
+def _create(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
+    """Make something unfinished in a folder; return its path and what holds the lock on it."""
+    while True:
+        path = parent / (PARTIAL + secrets.token_hex(8))
+        make(path)
+        # Somebody who clears up may be faster than the lock.
+        with contextlib.suppress(FileNotFoundError):
+            lock = _open(path, wait=True, shared=False)
+            if lock is None or _still(path, lock):
+                return path, lock
+            os.close(lock)
+
+
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _open(path: Path, wait: bool, shared: bool) -> int | None:
+    """Open and lock a file or folder; None where the system has no such locks.
+
+    Raises
+    ------
+    OSError
+        It cannot be opened, or another holds it and ``wait`` is False.
+    """
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _still(path: Path, lock: int) -> bool:
+    """Whether what was locked has not been removed or replaced meanwhile."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(path.lstat(), os.fstat(lock))
+    return False
