@@ -94,8 +94,8 @@ def tune_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> None
     from tqdm import tqdm
 
     from bksdm.benchmarks.feeds import network_feeds
-    from bksdm.engines.graph import tensor_specs
-    from bksdm.engines.rewrite.compose import describe_rewrite, load_graph
+    from bksdm.engines.graph import load_graph, tensor_specs
+    from bksdm.engines.rewrite.compose import describe_rewrite
     from bksdm.engines.tune import ROUNDS, tune
     from bksdm.engines.tuned import write_tuned
 
@@ -148,8 +148,9 @@ def build_bundle(
     """
     from tqdm import tqdm
 
+    from bksdm.engines.digest import model_digest
     from bksdm.engines.graph import describe_graph
-    from bksdm.engines.plans import Recipe, check, model_digest, staged, write_plan, write_record
+    from bksdm.engines.plans import Recipe, check, staged, write_plan, write_record
     from bksdm.engines.profile import Profile
     from bksdm.engines.tensorrt import build, check_targets, load_module
     from bksdm.runtime.cuda.compile import compile_kernels, source_digest
@@ -192,7 +193,7 @@ def build_bundle(
                 plan = build(model, component, flavour, targets, recipe.profile, show, timings)
             seconds = time.monotonic() - start
             plans[component] = {
-                "model": model_digest(model),
+                "model": model_digest(model, folder.parent),
                 **write_plan(beside, component, plan.content),
                 "seconds": round(seconds, 1),
                 "tensors": plan.dtypes,

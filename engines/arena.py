@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import onnxruntime as ort
+
+from bksdm.engines.once import once
 
 # Let ONNX Runtime double what it takes from the system with every request that does not fit.
 DOUBLING = 0
 MEBIBYTE = 2**20
 
 
-@functools.cache
+@once
 def share_arena() -> None:
     """Give ONNX Runtime's sessions an arena that they share, once per process.
 

@@ -1,4 +1,9 @@
-"""What tells whether files have changed: states, and SHA-256 computed once per state."""
+"""What identifies files: the SHA-256 of their content, remembered while they do not change.
+
+Size and time of modification tell nothing: tools that copy files set both. What no tool can set is
+the time at which the system noted the last change of a file, and its number in the file system. A
+digest is remembered beside all of these, and any difference means that the file is read again.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +11,94 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from bksdm.engines.files import write_file
+from bksdm.engines.graph import load_graph
+from bksdm.engines.weights import weight_files
+
+DIGESTS = "digests.json"
+"""In a folder of engines: what is remembered."""
 # Smaller bundles are hashed in no time, and the built-in one lies among installed files.
 RECORD_FROM_BYTES = 128 * 2**20
+# A file that has changed so shortly before may change again within the same tick of the clock.
+SETTLED_NS = 2 * 10**9
+# Of files that were replaced, the older digests are of no use.
+MOST_REMEMBERED = 256
 
 
-def digest_files(root: Path, files: Iterable[Path], record: Path) -> str:
-    """Return the SHA-256 over the names and contents of ``files``, hexadecimal.
+def file_digests(files: Iterable[Path], record: Path) -> dict[Path, str]:
+    """Return the SHA-256 of files, hexadecimal.
 
     Parameters
     ----------
-    root : Path
-        Names are taken relative to it.
     files : iterable of Path
-        What is hashed, in this order.
+        What is hashed.
     record : Path
-        JSON file that remembers each file's digest beside its size and time of change; a file that
-        cannot be written only costs the time to hash again.
+        JSON file that remembers digests; one that cannot be read or written only costs the time
+        to hash again.
     """
-    known = _read(record)
-    current: dict[str, list[object]] = {}
+    known = read_digests(record)
+    found: dict[Path, str] = {}
+    new: dict[str, Any] = {}
     size = 0
-    total = hashlib.sha256()
     for file in files:
-        name, state = file.relative_to(root).as_posix(), file.stat()
-        entry = [state.st_size, state.st_mtime_ns]
-        remembered = known.get(name)
-        if not isinstance(remembered, list) or remembered[:2] != entry or len(remembered) != 3:
-            remembered = [*entry, sha256_of(file)]
-        current[name] = remembered
+        state = file.stat()
         size += state.st_size
-        total.update(f"{name} {remembered[2]}\n".encode())
-    if current != known and size >= RECORD_FROM_BYTES:
+        key, entry = f"{state.st_dev}-{state.st_ino}", _state(state)
+        remembered = known.get(key)
+        digest = remembered.get("sha256") if isinstance(remembered, dict) else None
+        if not isinstance(digest, str) or remembered != {**entry, "sha256": digest}:
+            digest = sha256_of(file)
+            if time.time_ns() - state.st_ctime_ns > SETTLED_NS and _state(file.stat()) == entry:
+                new[key] = {**entry, "sha256": digest}
+        found[file] = digest
+    if new and size >= RECORD_FROM_BYTES:
+        kept = dict(list({**known, **new}.items())[-MOST_REMEMBERED:])
         with contextlib.suppress(OSError):
-            _write(record, current)
-    return total.hexdigest()
+            record.parent.mkdir(exist_ok=True)
+            write_file(record, json.dumps(kept, indent=1).encode())
+    return found
 
 
-def file_states(model: Path) -> dict[str, list[int]]:
-    """Return size and time of change of a graph's file and those of its weights, by name."""
-    files = sorted(path for path in model.parent.glob(f"{model.name}*") if path.is_file())
-    states = {path.name: path.stat() for path in files}
-    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
+def model_digest(model: Path, engines: Path) -> str:
+    """Return the SHA-256 of a graph and the files of its weights, hexadecimal.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx``.
+    engines : Path
+        The folder whose :data:`DIGESTS` remembers those of the files.
+
+    Raises
+    ------
+    BundleError
+        A file is missing, or the graph is damaged.
+    """
+    files = graph_files(model)
+    digests = file_digests(files, engines / DIGESTS)
+    return joined_digest({file.relative_to(model.parent): digests[file] for file in files})
+
+
+def graph_files(model: Path) -> list[Path]:
+    """Return a graph's file and those of its weights.
+
+    Raises
+    ------
+    BundleError
+        A file is missing, or the graph is damaged.
+    """
+    return [model, *(model.parent / name for name in weight_files(load_graph(model)))]
+
+
+def joined_digest(digests: Mapping[Path, str]) -> str:
+    """Return one SHA-256 over names and digests, in their order."""
+    lines = (f"{name.as_posix()} {digest}\n" for name, digest in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def sha256_of(file: Path) -> str:
@@ -62,17 +110,16 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(record: Path) -> dict[str, object]:
+def read_digests(record: Path) -> dict[str, Any]:
+    """Return what is remembered; nothing where that is damaged."""
     try:
         value = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _write(record: Path, value: dict[str, list[object]]) -> None:
-    record.parent.mkdir(exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{record.name}-", dir=record.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1)
-    os.replace(beside, record)
+def _state(state: os.stat_result) -> dict[str, int]:
+    return {
+        "bytes": state.st_size, "modified": state.st_mtime_ns, "changed": state.st_ctime_ns,
+    }  # fmt: skip

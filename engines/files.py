@@ -20,6 +20,7 @@ from pathlib import Path
 
 PARTIAL = ".bksdm-partial-"
 """How the names of unfinished files and folders begin."""
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -55,19 +56,37 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def staged(target: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a new folder that becomes ``target`` when the block ends without an error.
+
+    Parameters
+    ----------
+    target : Path
+        In a folder that exists.
+    replace : bool
+        Whether it may take the place of another, once nobody has that :func:`in_use`.
 
     Raises
     ------
     FileExistsError
-        There is a ``target`` by then, which is left as it is.
+        There is a ``target`` by then that may not be replaced.
     OSError
         Something cannot be written.
     """
     partial, lock = _create(target.parent, Path.mkdir)
     try:
         yield partial
+        if replace and target.is_dir():
+            with alone(target):
+                old, old_lock = _create(target.parent, Path.mkdir)
+                try:
+                    target.rename(old)
+                    partial.rename(target)
+                finally:
+                    shutil.rmtree(old, ignore_errors=True)
+                    if old_lock is not None:
+                        os.close(old_lock)
+            return
         try:
             partial.rename(target)
         except OSError as error:
@@ -87,18 +106,32 @@ def clear_abandoned(folder: Path) -> None:
 
 
 @contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one thread of one process at a time be in the block for this folder; the others wait."""
+    lock = _open(folder, wait=True, shared=False)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+@contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Keep :func:`remove_unused` from removing a folder while the block runs.
+    """Keep a folder from being removed or replaced while the block runs.
 
     Raises
     ------
-    FileNotFoundError
-        There is no such folder, or it has just been removed.
+    OSError
+        There is no such folder.
     """
-    lock = _open(folder, wait=True, shared=True)
+    while True:
+        lock = _open(folder, wait=True, shared=True)
+        if lock is None or _still(folder, lock):
+            break
+        # Replaced while this one waited; removed if there is no other.
+        os.close(lock)
     try:
-        if lock is not None and not _still(folder, lock):
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         yield
     finally:
         if lock is not None:
@@ -106,12 +139,18 @@ def in_use(folder: Path) -> Iterator[None]:
 
 
 def remove_unused(folder: Path) -> bool:
-    """Remove a folder that no process has :func:`in_use`; return whether it is gone."""
+    """Remove a folder that no process has :func:`in_use`; return whether it is gone.
+
+    A link in its place is removed, not what it leads to.
+    """
     return _remove(folder, folder.with_name(PARTIAL + secrets.token_hex(8)))
 
 
 def _remove(path: Path, hidden: Path) -> bool:
     """Remove a file or folder that nobody holds, once it has a name that nobody asks for."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+        return True
     try:
         lock = _open(path, wait=False, shared=False)
     except OSError:
@@ -159,7 +198,7 @@ def _create_file(path: Path) -> None:
 
 
 def _open(path: Path, wait: bool, shared: bool) -> int | None:
-    """Open and lock a file or folder; None where the system has no such locks.
+    """Open and lock a file or folder; None where the system, or a network's disk, has no locks.
 
     Raises
     ------
@@ -174,8 +213,10 @@ def _open(path: Path, wait: bool, shared: bool) -> int | None:
     try:
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
-    except BaseException:
+    except OSError as error:
         os.close(descriptor)
+        if error.errno in NO_LOCKS:
+            return None
         raise
     return descriptor
 

@@ -21,6 +21,22 @@ FLOATS = {
 }
 
 
+def load_graph(model: Path) -> onnx.ModelProto:
+    """Read a graph without its weights.
+
+    Raises
+    ------
+    BundleError
+        The file is missing, or no ONNX graph.
+    """
+    if not model.is_file():
+        raise BundleError(f"{model}: missing, or no regular file")
+    try:
+        return onnx.load(str(model), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError has no stable home
+        raise BundleError(f"{model}: not an ONNX file") from error
+
+
 def describe_graph(model: Path) -> dict[str, Any]:
     """Return parameters (float values in named weights), dtype, opset and node count of a graph.
 
@@ -29,7 +45,7 @@ def describe_graph(model: Path) -> dict[str, Any]:
     BundleError
         The file is no ONNX graph.
     """
-    proto = _load(model)
+    proto = load_graph(model)
     weights = [w for w in proto.graph.initializer if w.data_type in FLOATS and _is_weight(w.name)]
     counts: dict[str, int] = {}
     for weight in weights:
@@ -52,7 +68,7 @@ def graph_inputs(model: Path) -> Mapping[str, TensorSpec]:
     BundleError
         The file is no ONNX graph.
     """
-    return tensor_specs(_load(model).graph.input)
+    return tensor_specs(load_graph(model).graph.input)
 
 
 def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> Mapping[str, TensorSpec]:
@@ -65,13 +81,6 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> Mapping[str, TensorSp
         )
         specs[value.name] = TensorSpec(helper.tensor_dtype_to_np_dtype(tensor.elem_type), shape)
     return MappingProxyType(specs)
-
-
-def _load(model: Path) -> onnx.ModelProto:
-    try:
-        return onnx.load(str(model), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise BundleError(f"{model}: not an ONNX file") from error
 
 
 def _is_weight(name: str) -> bool:

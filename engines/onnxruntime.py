@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import json
-import os
-import shutil
-import tempfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,12 +14,14 @@ import numpy as np
 import onnxruntime as ort
 
 from bksdm.engines.arena import share_arena
-from bksdm.engines.digest import file_states
-from bksdm.engines.errors import EngineError
+from bksdm.engines.digest import graph_files
+from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.processor import vector_extensions
+from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
 from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
 from bksdm.engines.rewrite.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
+from bksdm.engines.saved_graph import DATA, NotSaved, SavedGraph
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -44,7 +41,7 @@ CACHE_FROM_BYTES = 64 * 2**20
 
 
 class OnnxRuntimeEngine:
-    """A network in ONNX Runtime.
+    """A network in ONNX Runtime; threads may share it.
 
     Parameters
     ----------
@@ -90,24 +87,13 @@ class OnnxRuntimeEngine:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
-        source = _Source(model, edit)
-        options = _options(threads, profile)
-        if provider == "cpu":
-            _share_memory(options)
-        try:
-            self._session = _open(source, provider, options, cache, made_for)
-        except EngineError:
-            raise
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise EngineError(f"{self._name}: cannot be loaded ({reason[:300]})") from error
+        self._session = _open(model, edit, provider, threads, profile, cache, made_for)
         # A graph in strips says how many rows it needs at least, and takes one image.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
-        self._for_small = functools.partial(
+        self._for_small = once(functools.partial(
             OnnxRuntimeEngine, model, provider, threads, None, replace(made_for, side=1), edit=edit
-        )
-        self._small: OnnxRuntimeEngine | None = None
+        ))  # fmt: skip
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self._run = self._run_on_host if provider == "cpu" else BoundSession(self._session, "cuda")
@@ -117,9 +103,7 @@ class OnnxRuntimeEngine:
         check_feeds(self._name, self.inputs, feeds)
         rows = (array.shape[2] for array in feeds.values() if array.ndim == 4)
         if min(rows, default=self._least_rows) < self._least_rows:
-            if self._small is None:
-                self._small = self._for_small()
-            return self._small(feeds)
+            return self._for_small()(feeds)
         count = max((len(array) for array in feeds.values()), default=1)
         if self._least_rows and count > 1:
             images = ({n: array[i : i + 1] for n, array in feeds.items()} for i in range(count))
@@ -128,8 +112,7 @@ class OnnxRuntimeEngine:
         try:
             return self._run(feeds)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here too
-            reason = str(error).strip().splitlines()[0]
-            raise EngineError(f"{self._name}: failed to run ({reason[:300]})") from error
+            raise EngineError(f"{self._name}: failed to run ({reason_of(error)})") from error
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the file with what every operator took."""
@@ -156,12 +139,11 @@ def tensor_specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
     return MappingProxyType(specs)
 
 
-def _options(threads: int | None, profile: Path | None = None) -> ort.SessionOptions:
+def _options(threads: int | None, profile: Path | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    options.log_severity_level = 3
     # 1.5 GB at the peak of a full-size VAE decoder at 512×512, against 1.8 GB in the default order.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False
@@ -183,115 +165,73 @@ def _share_memory(options: ort.SessionOptions) -> None:
     options.enable_mem_pattern = False
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A graph's file, and how it is changed."""
-
-    model: Path
-    edit: GraphEdit | None
-
-    @property
-    def folder(self) -> str:
-        """Name of what is made of it."""
-        component = self.model.parent.name
-        return component if self.edit is None else f"{component}-{self.edit.name}"
-
-
 def _open(
-    source: _Source,
+    model: Path,
+    edit: GraphEdit | None,
     provider: str,
-    options: ort.SessionOptions,
+    threads: int | None,
+    profile: Path | None,
     cache: Path | None,
     made_for: MadeFor,
 ) -> ort.InferenceSession:
-    model = source.model
-    providers = [PROVIDERS[provider]]
-    if provider == "tensorrt":
-        providers.append(PROVIDERS["cuda"])
-    if (
-        provider != "cpu"
-        or cache is None
-        or sum(size for size, _ in file_states(model).values()) < CACHE_FROM_BYTES
-    ):
-        graph = _rewritten(source, provider, made_for)
-        return ort.InferenceSession(graph, beside(options, model), providers=providers)
-    optimised = cache / _machine() / source.folder / "model.onnx"
-    if not optimised.is_file() or _record(optimised) != _state(model, made_for):
+    """Return a session of a rewritten graph, on the CPU of one that is saved optimised.
+
+    Raises
+    ------
+    EngineError, BundleError
+        The graph cannot be loaded.
+    """
+    name = model.parent.name if edit is None else f"{model.parent.name}-{edit.name}"
+
+    def composed() -> Graph:
+        engine = "onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}"
+        return graph_of(compose(model, engine, made_for, edit), model)
+
+    def open_graph(graph: Graph, optimised: bool = False) -> ort.InferenceSession:
+        options = _options(threads, profile)
+        if provider == "cpu":
+            _share_memory(options)
+        if optimised:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        second = (PROVIDERS["cuda"],) if provider == "tensorrt" else ()
+        return open_session(graph, options, (PROVIDERS[provider], *second))
+
+    try:
+        if provider != "cpu" or cache is None or _weight_bytes(model) < CACHE_FROM_BYTES:
+            return open_graph(composed())
+        fields = {"rewrite": REWRITE, "made_for": made_for.fields()}
+        saved = SavedGraph(model, cache, name, fields, composed, _optimise)
         try:
-            _save_optimised(source, optimised, made_for)
-        except OSError:
-            # A read-only or full disk costs only the faster second start.
-            graph = _rewritten(source, provider, made_for)
-            return ort.InferenceSession(graph, beside(options, model), providers=providers)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(str(optimised), options, providers=providers)
+            return saved.open(functools.partial(open_graph, optimised=True))
+        except NotSaved as error:
+            session = open_graph(composed())
+            warnings.warn(
+                f"{name}: every start takes as long, for the optimised graph cannot be stored in "
+                f"{cache} ({reason_of(error)})",
+                stacklevel=2,
+            )
+            return session
+    except BksdmError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        where = f"{model.parent.name}/{model.name}"
+        raise EngineError(f"{where}: cannot be loaded ({reason_of(error)})") from error
 
 
-def beside(options: ort.SessionOptions, model: Path) -> ort.SessionOptions:
-    """Let a graph that is passed as bytes find the weights that lie beside ``model``."""
+def _weight_bytes(model: Path) -> int:
+    return sum(file.stat().st_size for file in graph_files(model))
+
+
+def _optimise(graph: Graph, target: Path) -> None:
+    """Write a graph as ONNX Runtime runs it, all its larger weights in :data:`DATA` beside it."""
+    options = _options(None, None)
+    options.optimized_model_filepath = str(target)
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(model.parent)
+        "session.optimized_model_external_initializers_file_name", DATA
     )
-    return options
-
-
-def _rewritten(source: _Source, provider: str, made_for: MadeFor) -> bytes:
-    name = "onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}"
-    graph: bytes = compose(source.model, name, made_for, source.edit).SerializeToString()
-    return graph
-
-
-def _machine() -> str:
-    """Name a folder of optimised graphs after what lays out their weights."""
-    digest = hashlib.sha256(vector_extensions().encode()).hexdigest()[:8]
-    return f"onnxruntime-{ort.__version__}-cpu-{digest}"
-
-
-def _state(model: Path, made_for: MadeFor) -> dict[str, Any]:
-    """Return what tells that a graph or its weights have changed since they were optimised."""
-    return {
-        "backend": "onnxruntime",
-        "version": ort.__version__,
-        "provider": "cpu",
-        "rewrite": REWRITE,
-        "made_for": made_for.fields(),
-        "source": file_states(model),
-    }
-
-
-def _record(optimised: Path) -> Any:
-    """Return the state an optimised graph was made from; None if that cannot be read."""
-    try:
-        return json.loads((optimised.parent / "engine.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _save_optimised(source: _Source, target: Path, made_for: MadeFor) -> None:
-    """Optimise once and store graph and weights; written beside and renamed."""
-    model = source.model
-    target.parent.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent.parent))
-    try:
-        options = beside(_options(None), model)
-        options.optimized_model_filepath = str(staging / "model.onnx")
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_file_name", "model.onnx.data"
-        )
-        options.add_session_config_entry(
-            "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
-        )
-        # Nothing is run, so no weight needs a second copy in the order that kernels read.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        graph = _rewritten(source, "cpu", made_for)
-        ort.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
-        (staging / "engine.json").write_text(json.dumps(_state(model, made_for), indent=2) + "\n")
-        staging.chmod(0o755)
-        # A folder cannot be renamed onto another; whoever wins a race made the same files.
-        shutil.rmtree(target.parent, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.replace(staging, target.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    if not target.is_file():
-        raise OSError(f"{target} could not be written")
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_min_size_in_bytes", "1024"
+    )
+    # Nothing is run, so no weight needs a second copy in the order that kernels read.
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    open_session(graph, options)

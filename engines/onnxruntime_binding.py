@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +13,8 @@ from bksdm.engines.protocol import Array
 
 class BoundSession:
     """A session whose inputs are copied to buffers on the device that are kept from call to call.
+
+    Threads that share it run one after the other.
 
     Without binding, ONNX Runtime allocates every input on the device anew in each call.
 
@@ -28,9 +31,14 @@ class BoundSession:
         self._device = device
         self._outputs = [node.name for node in session.get_outputs()]
         self._buffers: dict[str, ort.OrtValue] = {}
+        self._running = threading.Lock()
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; outputs are copied back to the host."""
+        with self._running:
+            return self._run(feeds)
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         binding = self._session.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, self._upload(name, np.asarray(array, order="C")))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from onnx import helper
 
@@ -17,6 +16,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.graph import tensor_specs
 from bksdm.engines.protocol import Array, GraphEdit, check_feeds
 from bksdm.engines.rewrite.compose import USUAL, MadeFor, compose
+from bksdm.engines.weights import map_files, read_weights
 
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
 # full-size UNet), and each has a copy of the weights.
@@ -32,7 +32,8 @@ class OpenVinoEngine:
 
     A large network is compiled once for every batch, height and width; a small one for each of
     them when it first comes, which runs a fifth faster. Nothing is stored: compiling takes a second
-    or two, and a stored network of gigabytes would save one of them. One run at a time.
+    or two, and a stored network of gigabytes would save one of them. Threads may share it; they run
+    one after the other, for a compiled network has one set of tensors.
 
     Parameters
     ----------
@@ -68,9 +69,10 @@ class OpenVinoEngine:
         self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
-        weights = _take_weights(proto, model)
+        weights = _take_weights(proto, model, self._name)
         size = proto.ByteSize() + sum(weight.nbytes for weight in weights.values())
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
+        self._running = threading.Lock()
         try:
             self._network = self._core.read_model(proto.SerializeToString())
             _give_weights(self._network, weights)
@@ -82,8 +84,9 @@ class OpenVinoEngine:
         """Run the network; the results are copies, for the next run writes over OpenVINO's own."""
         check_feeds(self._name, self.inputs, feeds)
         try:
-            request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})
-            results = request.infer(dict(feeds), share_inputs=True)
+            with self._running:
+                request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})
+                results = request.infer(dict(feeds), share_inputs=True)
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(f"{self._name}: failed to run ({_reason(error)})") from error
         return {name: results[name] for name in self.outputs}
@@ -114,7 +117,7 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _take_weights(proto: onnx.ModelProto, model: Path) -> dict[str, Array]:
+def _take_weights(proto: onnx.ModelProto, model: Path, network: str) -> dict[str, Array]:
     """Replace the weights outside a graph by inputs, and return them by name, mapped to memory.
 
     OpenVINO finds such weights only for a graph that is a file beside them.
@@ -125,41 +128,16 @@ def _take_weights(proto: onnx.ModelProto, model: Path) -> dict[str, Array]:
         A weight lies outside its file, or the file outside the model's folder.
     """
     graph = proto.graph
-    inside = [w for w in graph.initializer if w.data_location != onnx.TensorProto.EXTERNAL]
-    files: dict[str, Array] = {}
-    weights: dict[str, Array] = {}
-    for weight in graph.initializer:
-        if weight.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        place = {entry.key: entry.value for entry in weight.external_data}
-        location, offset = place.get("location", ""), int(place.get("offset", 0))
-        dtype = helper.tensor_dtype_to_np_dtype(weight.data_type)
-        size = math.prod(weight.dims)
-        if location not in files:
-            files[location] = _map(model.parent, location)
-        if not 0 <= offset <= offset + size * dtype.itemsize <= len(files[location]):
-            raise EngineError(
-                f"{model.parent.name}/{location}: too short for {weight.name}; export it again"
-            )
-        flat = np.frombuffer(files[location], dtype, size, offset)
-        weights[weight.name] = flat.reshape(tuple(weight.dims))
-        graph.input.append(helper.make_tensor_value_info(
-            weight.name, weight.data_type, weight.dims
-        ))  # fmt: skip
+    weights = read_weights(proto, map_files(proto, {"": model.parent}, network), network)
+    inside = [weight for weight in graph.initializer if weight.name not in weights]
+    graph.input.extend(
+        helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        for weight in graph.initializer
+        if weight.name in weights
+    )
     del graph.initializer[:]
     graph.initializer.extend(inside)
     return weights
-
-
-def _map(folder: Path, location: str) -> Array:
-    """Map a file of weights to memory; OpenVINO wants it writable, so what is written is a copy."""
-    path = PurePosixPath(location)
-    if path.is_absolute() or ".." in path.parts:
-        raise EngineError(f"{folder.name}: weights at {location} are outside the model's folder")
-    try:
-        return np.memmap(folder / path, np.uint8, "c")
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{folder.name}/{location}: cannot be read ({error})") from error
 
 
 def _give_weights(network: Any, weights: Mapping[str, Array]) -> None:

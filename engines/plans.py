@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.digest import digest_files
+from bksdm.engines import files
+from bksdm.engines.digest import model_digest
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 
@@ -62,13 +61,6 @@ class Recipe:
         }
 
 
-def model_digest(model: Path) -> str:
-    """Return the SHA-256 of a graph and the files beside it, its weights among them."""
-    files = sorted(path for path in model.parent.iterdir() if path.is_file())
-    record = model.parent.parent / "engines" / f"digests-{model.parent.name}.json"
-    return digest_files(model.parent, files, record)
-
-
 def read_record(folder: Path) -> dict[str, Any]:
     """Return ``engine.json``.
 
@@ -87,7 +79,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             raise TypeError("a field has the wrong type")
     except FileNotFoundError as error:
         raise EngineError(f"{folder.name}: not built; run `bksdm build`") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise EngineError(f"{folder / RECORD}: damaged; run `bksdm build` again") from error
     return {**record, "plans": plans}
 
@@ -109,7 +101,7 @@ def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str,
             )
     plans: dict[str, Any] = record["plans"]
     for component, model in models.items():
-        if plans.get(component, {}).get("model") != model_digest(model):
+        if plans.get(component, {}).get("model") != model_digest(model, folder.parent):
             raise EngineError(
                 f"{folder.name}: {component} has changed since it was built; "
                 "run `bksdm build` again"
@@ -139,28 +131,19 @@ def read_plan(folder: Path, component: str, plans: Mapping[str, Any]) -> bytes:
 def staged(folder: Path) -> Iterator[Path]:
     """Yield a folder that takes ``folder``'s place when the block ends without an error.
 
-    One at a time: a second build of the same recipe waits for the first.
+    One at a time: a second build in the same bundle waits for the first.
 
     Raises
     ------
     EngineError
         Something cannot be written.
     """
-    from filelock import FileLock
-
     try:
         folder.parent.mkdir(exist_ok=True)
-        with FileLock(folder.parent / f".{folder.name}.lock"):
-            beside = folder.with_name(f".partial-{folder.name}")
-            # Of a build that was killed.
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir()
-            try:
+        with files.alone(folder.parent):
+            files.clear_abandoned(folder.parent)
+            with files.staged(folder, replace=True) as beside:
                 yield beside
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(beside, folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
         raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
 
@@ -202,4 +185,5 @@ def remove_built(engines: Path, names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             raise EngineError(f"{name!r} is not built; built: {', '.join(known) or 'nothing'}")
-        shutil.rmtree(engines / name)
+        if not files.remove_unused(engines / name):
+            raise EngineError(f"{name} is being read by another process; try again")

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.half import MOVES, emulate_half, tensor_types
-from bksdm.engines.onnxruntime import beside, tensor_specs
+from bksdm.engines.onnxruntime import tensor_specs
+from bksdm.engines.onnxruntime_session import graph_of, open_session
 from bksdm.engines.protocol import Array
 from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
 from bksdm.engines.tensorrt import has_attention_kernel
@@ -119,15 +120,12 @@ class RangeEngine:
 
 def open_graph(proto: onnx.ModelProto, model: Path) -> ort.InferenceSession:
     """Open a rewritten graph on the CPU; its weights lie beside ``model``."""
-    options = beside(ort.SessionOptions(), model)
-    options.log_severity_level = 3
+    options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False
     # What watches a tensor runs right after it. In the default order it runs at the very end, with
     # every tensor still in memory: 6.3 GB against 1.8 GB on a full-size VAE decoder at 384×384.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(graph_of(proto, model), options)
 
 
 def _watch(model: onnx.ModelProto, types: Mapping[str, int]) -> list[str]:

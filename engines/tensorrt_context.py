@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.files import write_file
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt import load_module
 
@@ -133,20 +133,16 @@ class LoadedPlan:
         return BoundPlan(self._component, context)
 
     def keep_kernels(self) -> None:
-        """Write what was compiled since the plan was loaded, beside and renamed."""
+        """Write what was compiled since the plan was loaded."""
         if self._kernels is None:
             return
         compiled = bytes(self._kernels.serialize())
         if compiled == self._known:
             return
-        beside = self._kernels_file.with_name(f".{os.getpid()}-{self._kernels_file.name}")
         # A read-only or full disk costs only the faster next start.
         with contextlib.suppress(OSError):
-            beside.write_bytes(compiled)
-            os.replace(beside, self._kernels_file)
+            write_file(self._kernels_file, compiled)
             self._known = compiled
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

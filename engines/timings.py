@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
+
+from bksdm.engines.files import write_file
 
 
 def attach(config: Any, path: Path) -> None:
@@ -23,8 +24,6 @@ def attach(config: Any, path: Path) -> None:
 
 
 def keep(config: Any, path: Path) -> None:
-    """Write the timings of a build; beside and renamed."""
+    """Write the timings of a build."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    beside.write_bytes(bytes(config.get_timing_cache().serialize()))
-    os.replace(beside, path)
+    write_file(path, bytes(config.get_timing_cache().serialize()))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bksdm.engines.convolution_times import time_convolution
+from bksdm.engines.graph import load_graph
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import make_engine
 from bksdm.engines.rewrite.blocks import block_size
@@ -24,7 +25,6 @@ from bksdm.engines.rewrite.compose import (
     RULES,
     MadeFor,
     choose_forms,
-    load_graph,
 )
 from bksdm.engines.rewrite.convolutions import Convolution, convolutions
 from bksdm.engines.rewrite.tiles import Tile

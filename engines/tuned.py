@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.digest import file_states
+from bksdm.engines.digest import model_digest
 from bksdm.engines.errors import EngineError
+from bksdm.engines.files import write_file
 from bksdm.engines.plans import RECORD, TUNED
 from bksdm.engines.processor import processor_name, vector_extensions
 from bksdm.engines.rewrite.compose import REWRITE, MadeFor
@@ -51,7 +52,7 @@ def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
     """
     entry = _components(tuned_folder(engines)).get(model.parent.name)
     try:
-        if entry is None or entry["source"] != file_states(model):
+        if entry is None or entry["source"] != model_digest(model, engines):
             return {}
         return {
             name: Tuned(float(found["seconds"]), MadeFor.read(found["made_for"]))
@@ -92,7 +93,7 @@ def write_tuned(
     for name, model in models.items():
         found = {**read_tuned(engines, model), **measured.get(name, {})}
         components[name] = {
-            "source": file_states(model),
+            "source": model_digest(model, engines),
             "engines": {
                 engine: {
                     "version": _version(engine),
@@ -106,11 +107,9 @@ def write_tuned(
         "machine": _machine(), "rewrite": REWRITE, "settings": dict(settings),
         "components": components,
     }  # fmt: skip
-    beside = folder / f".partial-{RECORD}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, folder / RECORD)
+        write_file(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
     except OSError as error:
         raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bksdm.engines.graph import load_graph
 from bksdm.engines.half import emulate_half
-from bksdm.engines.onnxruntime import beside
+from bksdm.engines.onnxruntime_session import graph_of, open_session
 from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
 
@@ -157,22 +158,17 @@ def format_table(rows: Sequence[ComponentParity]) -> str:
 
 
 def _session(graph: Path, half: bool) -> Any:
-    import onnx
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3
     # A few small runs do not repay a second, repacked copy of the weights, nor a pool that keeps
     # its peak: full-size Small must pass in 5 GB.
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
-    providers = ["CPUExecutionProvider"]
-    if not half:
-        return ort.InferenceSession(str(graph), options, providers=providers)
-    proto = onnx.load(str(graph), load_external_data=False)
-    emulate_half(proto)
-    beside(options, graph)
-    return ort.InferenceSession(proto.SerializeToString(), options, providers=providers)
+    proto = load_graph(graph)
+    if half:
+        emulate_half(proto)
+    return open_session(graph_of(proto, graph), options)
 
 
 def _error(found: NDArray[Any], expected: NDArray[np.float32]) -> tuple[float, float, float]:

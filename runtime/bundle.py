@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.digest import digest_files
+from bksdm.engines.digest import DIGESTS, file_digests, joined_digest
 from bksdm.engines.errors import BundleError
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
@@ -118,11 +118,14 @@ class Bundle:
 
     def digest(self) -> str:
         """Return the SHA-256 of every graph, weight file and configuration, hexadecimal."""
+        digests = file_digests(self.files(), self.path / "engines" / DIGESTS)
+        return joined_digest({f.relative_to(self.path): d for f, d in digests.items()})
+
+    def files(self) -> list[Path]:
+        """Return every file that a picture may depend on."""
         folders = (*self.components, "scheduler", "tokenizer", "safety_checker")
         files = [f for folder in folders for f in sorted((self.path / folder).rglob("*"))]
-        # Beside the engines, which any change of the bundle makes stale as well.
-        record = self.path / "engines" / "digests.json"
-        return digest_files(self.path, (f for f in files if f.is_file()), record)
+        return [file for file in files if file.is_file()]
 
 
 def read_json(path: Path) -> dict[str, Any]:

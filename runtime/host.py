@@ -6,12 +6,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError, RequestError, SamplerError
+from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.rewrite.feature_reuse import DEEP_FEATURES
 from bksdm.runtime.feature_reuse import ReusedFeatures
@@ -50,7 +50,7 @@ class HostExecutor:
         self._unet = unet
         self._vae_decoder = vae_decoder
         self._scaling_factor = scaling_factor
-        self._load_shallow = None if load_shallow is None else cache(load_shallow)
+        self._load_shallow = None if load_shallow is None else once(load_shallow)
 
     def check(self, height: int, width: int, images: int) -> None:
         """Accept every size."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.prompt_weights import apply_weights, parse_weights
 from bksdm.runtime.tokenizer import Tokenizer
@@ -42,7 +44,7 @@ PLAIN = Wording()
 
 
 class PromptEncoder:
-    """A bundle's tokenizer and text encoder; remembers what it has encoded.
+    """A bundle's tokenizer and text encoder; remembers what it has encoded. Threads may share it.
 
     Parameters
     ----------
@@ -54,8 +56,9 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, load: Callable[[int], Engine]) -> None:
         self.tokenizer = tokenizer
-        self.load = cache(load)
-        self._known: dict[tuple[str, Wording], NDArray[np.float32]] = {}
+        self.load = once(load)
+        self._known: OrderedDict[tuple[str, Wording], NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __call__(
         self, texts: Sequence[str], wording: Wording, seconds: dict[str, float]
@@ -80,19 +83,29 @@ class PromptEncoder:
             The network produced NaN or infinity.
         """
         wanted = list(dict.fromkeys((*texts, "") if wording.long else texts))
-        if len(self._known) + len(wanted) > MAX_CACHED_PROMPTS:
-            self._known.clear()
-        new = [text for text in wanted if (text, wording) not in self._known]
         # All of them, so that what is cut off is said each time.
         parts = self._tokenize(wanted, wording, seconds)
-        if new:
-            self._encode({text: parts[text] for text in new}, wording, seconds)
-        found = [self._known[text, wording] for text in texts]
+        with self._lock:
+            known = {text: self._known.get((text, wording)) for text in wanted}
+        embeddings = {text: found for text, found in known.items() if found is not None}
+        if new := {text: parts[text] for text in wanted if text not in embeddings}:
+            embeddings |= self._encode(new, wording, seconds)
+        self._remember(embeddings, wording)
+        found = [embeddings[text] for text in texts]
         longest = max(map(len, found))
         if any(len(embedding) < longest for embedding in found):
-            empty = np.tile(self._known["", wording], (longest // self.tokenizer.length, 1))
+            empty = np.tile(embeddings[""], (longest // self.tokenizer.length, 1))
             found = [np.concatenate([part, empty[len(part) :]]) for part in found]
         return np.stack(found)
+
+    def _remember(self, embeddings: dict[str, NDArray[np.float32]], wording: Wording) -> None:
+        """Keep embeddings, those of the latest call the longest."""
+        with self._lock:
+            for text, embedding in embeddings.items():
+                self._known[text, wording] = embedding
+                self._known.move_to_end((text, wording))
+            while len(self._known) > MAX_CACHED_PROMPTS:
+                self._known.popitem(last=False)
 
     def _tokenize(
         self, texts: list[str], wording: Wording, seconds: dict[str, float]
@@ -109,7 +122,8 @@ class PromptEncoder:
 
     def _encode(
         self, parts: dict[str, NDArray[np.int64]], wording: Wording, seconds: dict[str, float]
-    ) -> None:
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return embeddings by text, [parts * 77, width] each."""
         encoder = self.load(wording.clip_skip)
         start = time.perf_counter()
         ids = np.concatenate(list(parts.values()))
@@ -117,6 +131,7 @@ class PromptEncoder:
         hidden = encoder({"input_ids": ids})["last_hidden_state"].astype(np.float32, copy=False)
         if not np.isfinite(hidden).all():
             raise NonFiniteError("embeddings of the text encoder: NaN or infinity")
+        embeddings = {}
         ends = np.cumsum([len(rows) for rows in parts.values()])
         for text, part in zip(parts, np.split(hidden, ends[:-1]), strict=True):
             embedding = part.reshape(-1, part.shape[-1])
@@ -124,8 +139,9 @@ class PromptEncoder:
                 plain, weights = parse_weights(text)
                 by_token = self.tokenizer.weights(plain, weights, len(part))
                 embedding = apply_weights(embedding, by_token)
-            self._known[text, wording] = embedding
+            embeddings[text] = embedding
         seconds["text_encoder"] = time.perf_counter() - start
+        return embeddings
 
 
 def _plain(text: str, wording: Wording) -> str:

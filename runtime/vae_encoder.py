@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 
 
@@ -24,12 +24,8 @@ class VaeEncoder:
     """
 
     def __init__(self, load: Callable[[], Engine], scaling_factor: float) -> None:
-        self._load = load
+        self._engine = once(load)
         self._scaling_factor = np.float32(scaling_factor)
-
-    @cached_property
-    def _engine(self) -> Engine:
-        return self._load()
 
     def distribution(
         self, sample: NDArray[np.float32]
@@ -49,9 +45,10 @@ class VaeEncoder:
         NonFiniteError
             The network produced NaN or infinity.
         """
-        dtype = self._engine.inputs["sample"].dtype
+        engine = self._engine()
+        dtype = engine.inputs["sample"].dtype
         outputs = [
-            self._engine({"sample": sample[i : i + 1].astype(dtype, copy=False)})
+            engine({"sample": sample[i : i + 1].astype(dtype, copy=False)})
             for i in range(len(sample))
         ]
         parameters = np.concatenate([o["latent_parameters"] for o in outputs]).astype(np.float32)

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.graph import load_graph
 from bksdm.engines.protocol import GraphEdit
 from bksdm.engines.rewrite.attention import fuse_attention
 from bksdm.engines.rewrite.blocks import block_size
@@ -124,8 +124,8 @@ def compose(
 
     Raises
     ------
-    EngineError
-        The file is no ONNX graph.
+    BundleError
+        The file is missing, or no ONNX graph.
     """
     proto, rules = load_graph(model), RULES[engine]
     if edit is not None:
@@ -160,20 +160,6 @@ def choose_forms(
     chosen = choose(proto, made_for.side, cost)
     tail = find_tail(proto, made_for.side, chosen, block_size()) if rules.blocks else None
     return chosen, tail
-
-
-def load_graph(model: Path) -> onnx.ModelProto:
-    """Read a graph without its weights.
-
-    Raises
-    ------
-    EngineError
-        The file is no ONNX graph.
-    """
-    try:
-        return onnx.load(str(model), load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError has no stable home
-        raise EngineError(f"{model.parent.name}/{model.name}: not an ONNX file") from error
 
 
 def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:

@@ -71,6 +71,10 @@ class Device(Protocol):
         """Handle of the stream, for TensorRT."""
         ...
 
+    def activate(self) -> None:
+        """Let the calling thread use the GPU; the thread that made this object may already."""
+        ...
+
     def allocate(self, size: int) -> Memory:
         """Allocate device memory; its content is undefined."""
         ...

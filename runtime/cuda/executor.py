@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.files import in_use
 from bksdm.engines.plans import Recipe, check, list_plans, read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import load_module
@@ -40,6 +42,8 @@ class _Built:
 class CudaExecutor:
     """TensorRT plans on one GPU; implements :class:`~bksdm.runtime.work.Executor`.
 
+    Threads may share it; the GPU makes their pictures one after the other.
+
     Parameters
     ----------
     bundle : Bundle
@@ -65,6 +69,8 @@ class CudaExecutor:
         self._built = _find(bundle, flavour, device.target)
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
         self._load = cache(partial(_load, flavour, device))
+        # A callback, which runs inside of it, may decode latents.
+        self._running = threading.RLock()
 
     def check(self, height: int, width: int, images: int) -> None:
         """Refuse what no profile covers."""
@@ -79,6 +85,11 @@ class CudaExecutor:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
         if work.reuse > 1:
             raise RequestError("fast is not on the GPU yet; use the engine onnxruntime")
+        with self._running:
+            self._device.activate()
+            return self._draw(work, seconds)
+
+    def _draw(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         start = time.perf_counter()
         if work.wording == PLAIN:
             text: NDArray[np.generic] = self._encode.tokenizer(list(work.texts))
@@ -118,8 +129,10 @@ class CudaExecutor:
         start = time.perf_counter()
         height, width = (pixels * self._bundle.vae_scale for pixels in side)
         self.check(height, width, images)
-        guided = Shape(images, True, height, width) in self._sessions
-        pixels = self._session(images, guided, side).decode(latents)
+        with self._running:
+            self._device.activate()
+            guided = Shape(images, True, height, width) in self._sessions
+            pixels = self._session(images, guided, side).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
         return pixels
 
@@ -129,7 +142,8 @@ class CudaExecutor:
         if shape not in self._sessions:
             built = next(b for b in self._built
                          if b.profile.covers(images, shape.height, shape.width))  # fmt: skip
-            plans, kernel, scratch = self._load(built.folder)
+            with in_use(built.folder):
+                plans, kernel, scratch = self._load(built.folder)
             while len(self._sessions) >= KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
             self._sessions[shape] = Session(

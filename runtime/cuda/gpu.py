@@ -67,6 +67,10 @@ class Gpu:
         self.target = f"sm{major}{minor}"
         self.stream = int(self._stream.handle)
 
+    def activate(self) -> None:
+        """Let the calling thread use the GPU: which one is current is a setting of each thread."""
+        self._device.set_current()
+
     def allocate(self, size: int) -> Memory:
         """Allocate device memory."""
         return self._wrap(self._device.allocate(size, stream=self._stream), size)

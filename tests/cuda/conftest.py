@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bksdm.engines.plans import Recipe, model_digest, staged, write_plan, write_record
+from bksdm.engines.digest import model_digest
+from bksdm.engines.plans import Recipe, staged, write_plan, write_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
@@ -37,7 +38,7 @@ def built(nano_bundle_fp16, tmp_path_factory):
     with staged(folder / "engines" / RECIPE.name) as beside:
         plans = {
             name: {
-                "model": model_digest(folder / name / "model.onnx"),
+                "model": model_digest(folder / name / "model.onnx", folder / "engines"),
                 **write_plan(beside, name, name.encode()),
             }
             for name in COMPONENTS

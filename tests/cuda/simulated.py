@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
+import threading
 from collections import Counter
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -22,7 +23,7 @@ import onnx
 import onnxruntime as ort
 
 from bksdm.engines.half import emulate_half
-from bksdm.engines.onnxruntime import beside
+from bksdm.engines.onnxruntime_session import graph_of, open_session
 
 ALIGNMENT = 256
 FENCE = 256
@@ -97,8 +98,15 @@ class SimulatedDevice:
         self.fenced = []
         self.written_later = set()
         self.recording = False
+        # As the constructor of a real one does for the thread that calls it.
+        self.current = {threading.get_ident()}
+
+    def activate(self):
+        self.counts["activations"] += 1
+        self.current.add(threading.get_ident())
 
     def allocate(self, size):
+        assert threading.get_ident() in self.current
         self.counts["allocations"] += 1
         return Memory(self, size, host=False)
 
@@ -259,10 +267,7 @@ def rounding(model):
     """Return a session of a float16 graph that computes as :func:`emulate_half` says."""
     proto = onnx.load(str(model), load_external_data=False)
     emulate_half(proto)
-    options = beside(ort.SessionOptions(), model)
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    return open_session(graph_of(proto, model), ort.SessionOptions())
 
 
 class Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -211,3 +212,13 @@ def test_plans_for_another_gpu_are_named(load, built, tmp_path):
 def test_without_a_gpu_the_error_says_so(built):
     with pytest.raises(EngineError, match="no NVIDIA GPU or driver was found"):
         TextToImage.load(built, engine="tensorrt-rtx")
+
+
+def test_threads_may_share_a_model(load, built):
+    model = load(built)
+    calls = [{"seed": n, "num_inference_steps": 2 + n, "width": 64 + 8 * (n % 2)} for n in range(4)]
+    alone = [model("a", **arguments).pixels for arguments in calls]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda arguments: model("a", **arguments).pixels, calls * 3))
+    for pixels, expected in zip(found, alone * 3, strict=True):
+        np.testing.assert_array_equal(pixels, expected)

@@ -8,8 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bksdm.engines import onnxruntime as backend
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
@@ -124,27 +123,6 @@ def test_attention_of_exported_graphs_is_fused(nano_bundle, component, nodes):
     assert fuse_attention(proto) == nodes
 
 
-def test_optimised_graph_is_saved_once_and_gives_the_same(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "CACHE_FROM_BYTES", 0)
-    x = np.ones((1, 4, 8), np.float32)
-    plain = OnnxRuntimeEngine(model)({"x": x})["y"]
-    cache = tmp_path / "engines"
-    first = OnnxRuntimeEngine(model, cache=cache)({"x": x})["y"]
-    saved = sorted(cache.rglob("model.onnx"))
-    assert len(saved) == 1
-    stamp = saved[0].stat().st_mtime_ns
-    second = OnnxRuntimeEngine(model, cache=cache)({"x": x})["y"]
-    assert saved[0].stat().st_mtime_ns == stamp
-    np.testing.assert_array_equal(first, plain)
-    np.testing.assert_array_equal(second, plain)
-    # A changed graph must not find the old one, and replaces it: they are gigabytes.
-    model.touch()
-    OnnxRuntimeEngine(model, cache=cache)
-    assert sorted(cache.rglob("model.onnx")) == saved
-    assert saved[0].stat().st_mtime_ns != stamp
-    assert not list(cache.rglob(".partial*"))
-
-
 @pytest.mark.parametrize(
     ("feeds", "named"),
     [
@@ -170,7 +148,7 @@ def test_a_damaged_file_is_named(tmp_path):
     path = tmp_path / "unet" / "model.onnx"
     path.parent.mkdir()
     path.write_bytes(b"\xffnot a graph")
-    with pytest.raises(EngineError, match=r"unet/model\.onnx"):
+    with pytest.raises(BundleError, match=r"unet/model\.onnx"):
         OnnxRuntimeEngine(path)
 
 

@@ -8,15 +8,19 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
+from bksdm.engines.digest import model_digest
 from bksdm.engines.errors import EngineError
+from bksdm.engines.files import PARTIAL
 from bksdm.engines.plans import (
     RECORD,
     Recipe,
     check,
     list_plans,
-    model_digest,
     read_plan,
     remove_built,
     staged,
@@ -33,9 +37,13 @@ def models(tmp_path):
     found = {}
     for name in ("unet", "vae_decoder"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.onnx").write_text(f"graph of {name}")
-        (tmp_path / name / "model.onnx.data").write_text(f"weights of {name}")
         found[name] = tmp_path / name / "model.onnx"
+        weight = numpy_helper.from_array(np.arange(3.0), name)
+        graph = helper.make_graph([], name, [], [], [weight])
+        onnx.save(
+            helper.make_model(graph), found[name], save_as_external_data=True,
+            location="model.onnx.data", size_threshold=0,
+        )  # fmt: skip
     return found
 
 
@@ -44,7 +52,10 @@ def folder(models, tmp_path):
     target = tmp_path / "engines" / RECIPE.name
     with staged(target) as beside:
         plans = {
-            name: {"model": model_digest(model), **write_plan(beside, name, name.encode() * 100)}
+            name: {
+                "model": model_digest(model, target.parent),
+                **write_plan(beside, name, name.encode() * 100),
+            }
             for name, model in models.items()
         }
         write_record(beside, RECIPE, plans)
@@ -77,7 +88,10 @@ def test_another_recipe_is_refused_by_field(folder, models, field, value):
 @pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
 def test_a_changed_graph_or_weight_is_refused_by_component(folder, models, file):
     path = models["vae_decoder"].with_name(file)
-    path.write_text(path.read_text() + " ")
+    content = bytearray(path.read_bytes())
+    # Within the graph's own name, and within the first weight.
+    content[content.find(b"vae_decoder")] ^= 1
+    path.write_bytes(content)
     with pytest.raises(EngineError, match="vae_decoder has changed"):
         check(folder, RECIPE, models)
 
@@ -123,11 +137,11 @@ def test_a_failed_build_leaves_the_old_plans(folder, models, failure):
     with pytest.raises(expected):
         build()
     assert read_plan(folder, "unet", check(folder, RECIPE, models)) == b"unet" * 100
-    assert not list(folder.parent.glob(".partial*"))
+    assert not list(folder.parent.glob(f"{PARTIAL}*"))
 
 
 def test_what_a_killed_build_left_is_no_hindrance(folder, models):
-    beside = folder.with_name(f".partial-{folder.name}")
+    beside = folder.with_name(f"{PARTIAL}x")
     beside.mkdir()
     (beside / "unet.plan").write_bytes(b"half a pl")
     assert list_plans(folder.parent) == [RECIPE.name]
@@ -135,6 +149,7 @@ def test_what_a_killed_build_left_is_no_hindrance(folder, models):
         assert list(again.iterdir()) == []
         write_record(again, RECIPE, {})
     assert [path.name for path in folder.iterdir()] == [RECORD]
+    assert not beside.exists()
 
 
 def test_two_builds_of_one_recipe_take_turns(tmp_path):

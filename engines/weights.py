@@ -1,0 +1,143 @@
+"""The weights of a graph, which lie in files beside it, mapped to memory.
+
+Backends are given the content rather than names of files, so that one rule holds for all of them: a
+file lies in the graph's own folder, where it may be a link, as in the cache of a model hub.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, TensorProto, helper
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Array
+
+
+def weight_files(proto: onnx.ModelProto) -> list[str]:
+    """Return the locations of a graph's weights, relative to its folder, each once."""
+    return sorted({_place(tensor).get("location", "") for tensor in _external(proto.graph)})
+
+
+def map_files(
+    proto: onnx.ModelProto, folders: Mapping[str, Path], network: str
+) -> dict[str, Array]:
+    """Return the files that a graph's weights lie in, by location, mapped to memory.
+
+    Constants and weights of subgraphs that lie outside become weights of the graph, in place:
+    backends look for no others.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The graph.
+    folders : mapping
+        Where files lie, by what their locations begin with; the first that fits, ``""`` fits all.
+    network : str
+        What errors call the graph.
+
+    Returns
+    -------
+    dict
+        Arrays of bytes. Their memory may be written, without an effect on the files.
+
+    Raises
+    ------
+    EngineError
+        A file is missing or outside its folder.
+    """
+    _hoist(proto.graph, proto.graph)
+    files = {}
+    for location in weight_files(proto):
+        prefix = next(prefix for prefix in folders if location.startswith(prefix))
+        files[location] = _map(folders[prefix], location.removeprefix(prefix), network)
+    return files
+
+
+def read_weights(
+    proto: onnx.ModelProto, files: Mapping[str, Array], network: str
+) -> dict[str, Array]:
+    """Return the weights that lie in files, by name; they share the files' memory.
+
+    Raises
+    ------
+    EngineError
+        A file is too short, or a place in it is no number.
+    """
+    weights: dict[str, Array] = {}
+    for tensor in _external(proto.graph):
+        place = _place(tensor)
+        file = files[place.get("location", "")]
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        size = math.prod(tensor.dims)
+        try:
+            offset = int(place.get("offset", 0))
+        except ValueError as error:
+            raise EngineError(f"{network}: {tensor.name} has a damaged offset") from error
+        if not 0 <= offset <= offset + size * dtype.itemsize <= len(file):
+            raise EngineError(f"{network}: the file of weights is too short for {tensor.name}")
+        flat = np.frombuffer(file, dtype, size, offset) if size else np.empty(0, dtype)
+        weights[tensor.name] = flat.reshape(tuple(tensor.dims))
+    return weights
+
+
+def _place(tensor: TensorProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _external(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Yield the tensors that lie outside a graph: weights, constants, and those of subgraphs."""
+    yield from (tensor for tensor in graph.initializer if _is_outside(tensor))
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR and _is_outside(attribute.t):
+                yield attribute.t
+            elif attribute.type == AttributeProto.GRAPH:
+                yield from _external(attribute.g)
+
+
+def _is_outside(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _hoist(graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
+    """Make weights of ``main`` of what else lies outside a graph and its subgraphs, in place."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                _hoist(attribute.g, main)
+        if node.op_type == "Constant" and any(_is_outside(a.t) for a in node.attribute):
+            node.CopyFrom(_read(main, node.attribute[0].t, node.output[0]))
+    if graph is main:
+        return
+    outside = [tensor for tensor in graph.initializer if _is_outside(tensor)]
+    for tensor in outside:
+        graph.node.insert(0, _read(main, tensor, tensor.name))
+        graph.initializer.remove(tensor)
+
+
+def _read(main: onnx.GraphProto, tensor: TensorProto, name: str) -> onnx.NodeProto:
+    """Add a weight under a name of its own, and return the node that gives it the old one."""
+    weight = main.initializer.add()
+    weight.CopyFrom(tensor)
+    # Two branches of a condition may call different values the same.
+    weight.name = f"{name}:{len(main.initializer)}"
+    return helper.make_node("Identity", [weight.name], [name])
+
+
+def _map(folder: Path, location: str, network: str) -> Array:
+    """Map a file to memory; writable for OpenVINO's sake, what is written being a copy."""
+    path = PurePosixPath(location)
+    if not location or path.is_absolute() or ".." in path.parts:
+        raise EngineError(f"{network}: weights at {location!r} are outside the network's folder")
+    file = folder / path
+    try:
+        if not file.is_file():
+            raise EngineError(f"{network}: {file} is missing")
+        return np.memmap(file, np.uint8, "c")
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{network}: {file} cannot be read ({error})") from error
