@@ -1,4 +1,4 @@
-"""Open ONNX Runtime's sessions on graphs whose weights are mapped to memory."""
+"""Sessions of ONNX Runtime on graphs whose weights lie in other files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from bksdm.engines.protocol import Array
-from bksdm.engines.weights import map_files
+from bksdm.engines.weights import find_files, move_locations
 
 # Of what ONNX Runtime logs: whatever fails is said by the error that it raises.
 FATAL = 4
@@ -19,45 +18,72 @@ FATAL = 4
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph and the files of its weights.
+    """A graph that can be opened wherever the files of its weights lie.
 
     Attributes
     ----------
+    name : str
+        Of the network.
     proto : ModelProto
-        The graph.
-    files : mapping
-        Bytes by the locations that the graph's weights name; see
-        :func:`~bksdm.engines.weights.map_files`.
+        Its weights name their files from the root of the file system.
+    origins : mapping
+        What these locations stood for.
     """
 
+    name: str
     proto: onnx.ModelProto
-    files: Mapping[str, Array]
+    origins: Mapping[str, str]
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files by the graph's own locations."""
+        return {location: Path(_root(), location) for location in self.origins}
 
 
-def graph_of(proto: onnx.ModelProto, model: Path) -> Graph:
-    """Return a graph with the files of its weights, which lie beside ``model``.
+def find_graph(proto: onnx.ModelProto, folders: Mapping[str, Path], name: str) -> Graph:
+    """Return a graph with its weights found; see :func:`~bksdm.engines.weights.find_files`.
+
+    ONNX Runtime takes weights from one folder and what is inside of it only, links resolved. That
+    folder is the root, so that links into a hub's cache can be read, and files of two folders.
 
     Raises
     ------
     EngineError
         A file is missing or lies elsewhere.
     """
-    return Graph(proto, map_files(proto, {"": model.parent}, model.parent.name))
+    files = find_files(proto, folders, name)
+    named = {location: file.relative_to(_root()).as_posix() for location, file in files.items()}
+    move_locations(proto, named)
+    return Graph(name, proto, {place: location for location, place in named.items()})
+
+
+def graph_of(proto: onnx.ModelProto, model: Path) -> Graph:
+    """Return a graph whose weights lie beside ``model``.
+
+    Raises
+    ------
+    EngineError
+        A file is missing or lies elsewhere.
+    """
+    return find_graph(proto, {"": model.parent}, model.parent.name)
 
 
 def open_session(
     graph: Graph, options: ort.SessionOptions, providers: Sequence[str] = ("CPUExecutionProvider",)
 ) -> ort.InferenceSession:
-    """Return a session on providers, the first before the others."""
+    """Return a session on providers, the first before the others and none that is not named."""
     options.log_severity_level = FATAL
-    if graph.files:
-        options.add_external_initializers_from_files_in_memory(
-            list(graph.files), list(graph.files.values()), [len(f) for f in graph.files.values()]
-        )
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(_root())
+    )
     # Without the fallback, with which a GPU's failure becomes a slow success on the CPU.
     return ort.InferenceSession(
         graph.proto.SerializeToString(), options, providers=list(providers), enable_fallback=0
     )
+
+
+def _root() -> Path:
+    return Path(Path.cwd().anchor)
 
 
 def reason_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.graph import tensor_specs
 from bksdm.engines.protocol import Array, GraphEdit, check_feeds
 from bksdm.engines.rewrite.compose import USUAL, MadeFor, compose
-from bksdm.engines.weights import map_files, read_weights
+from bksdm.engines.weights import find_files, read_weights
 
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
 # full-size UNet), and each has a copy of the weights.
@@ -128,7 +128,7 @@ def _take_weights(proto: onnx.ModelProto, model: Path, network: str) -> dict[str
         A weight lies outside its file, or the file outside the model's folder.
     """
     graph = proto.graph
-    weights = read_weights(proto, map_files(proto, {"": model.parent}, network), network)
+    weights = read_weights(proto, find_files(proto, {"": model.parent}, network), network)
     inside = [weight for weight in graph.initializer if weight.name not in weights]
     graph.input.extend(
         helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)

@@ -26,10 +26,10 @@ from bksdm.engines.digest import model_digest, sha256_of
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.files import alone, clear_abandoned, in_use, remove_unused, staged
 from bksdm.engines.graph import load_graph
-from bksdm.engines.onnxruntime_session import Graph
+from bksdm.engines.onnxruntime_session import Graph, find_graph
 from bksdm.engines.processor import vector_extensions
 from bksdm.engines.protocol import Array
-from bksdm.engines.weights import map_files, read_weights
+from bksdm.engines.weights import find_files, read_weights
 
 GRAPH, DATA, RECORD = "model.onnx", "model.onnx.data", "engine.json"
 # What the location of a weight begins with that lies in the bundle.
@@ -126,7 +126,7 @@ class SavedGraph:
                     os.utime(folder)
                 proto = load_graph(folder / GRAPH)
                 places = {BUNDLE: self.model.parent, "": folder}
-                return open_session(Graph(proto, map_files(proto, places, self.name)))
+                return open_session(find_graph(proto, places, self.name))
         except Exception:  # whatever is wrong with it, it is made anew, and then every error counts
             return None
 
@@ -137,8 +137,8 @@ class SavedGraph:
             whole.mkdir()
             self.optimise(graph, whole / GRAPH)
             proto = load_graph(whole / GRAPH)
-            files = map_files(proto, {"": whole}, self.name)
-            _store_once(Graph(proto, files), graph, staging / DATA)
+            files = find_files(proto, {"": whole}, self.name)
+            _store_once(read_weights(proto, files, self.name), proto, graph, staging / DATA)
             onnx.save(proto, str(staging / GRAPH))
             for file in whole.iterdir():
                 file.unlink()
@@ -164,20 +164,21 @@ def _machine() -> str:
     return f"onnxruntime-{ort.__version__}-cpu-{digest}"
 
 
-def _store_once(optimised: Graph, source: Graph, data: Path) -> None:
+def _store_once(
+    found: Mapping[str, Array], proto: onnx.ModelProto, source: Graph, data: Path
+) -> None:
     """Write the weights that the optimiser has changed, and point to the bundle for the others."""
-    found = read_weights(optimised.proto, optimised.files, data.name)
-    known = read_weights(source.proto, source.files, data.name)
+    known = read_weights(source.proto, source.files, source.name)
     places = {tensor.name: tensor for tensor in source.proto.graph.initializer}
     with data.open("wb") as stream:
-        for tensor in optimised.proto.graph.initializer:
+        for tensor in proto.graph.initializer:
             if tensor.name not in found:
                 continue
             array = found[tensor.name]
             same = tensor.name in known and _same(array, known[tensor.name])
             if same:
                 place = {e.key: e.value for e in places[tensor.name].external_data}
-                place["location"] = BUNDLE + place["location"]
+                place["location"] = BUNDLE + source.origins[place["location"]]
             else:
                 stream.write(bytes(-stream.tell() % ALIGNMENT))
                 place = {"location": DATA, "offset": str(stream.tell())}

@@ -1,7 +1,7 @@
-"""The weights of a graph, which lie in files beside it, mapped to memory.
+"""The weights of a graph, which lie in files beside it.
 
-Backends are given the content rather than names of files, so that one rule holds for all of them: a
-file lies in the graph's own folder, where it may be a link, as in the cache of a model hub.
+One rule holds for all backends: a file lies in the graph's own folder, where it may be a link, as
+in the cache of a model hub.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def weight_files(proto: onnx.ModelProto) -> list[str]:
     return sorted({_place(tensor).get("location", "") for tensor in _external(proto.graph)})
 
 
-def map_files(
+def find_files(
     proto: onnx.ModelProto, folders: Mapping[str, Path], network: str
-) -> dict[str, Array]:
-    """Return the files that a graph's weights lie in, by location, mapped to memory.
+) -> dict[str, Path]:
+    """Return the files that a graph's weights lie in, by location; links are followed.
 
     Constants and weights of subgraphs that lie outside become weights of the graph, in place:
     backends look for no others.
@@ -40,11 +40,6 @@ def map_files(
     network : str
         What errors call the graph.
 
-    Returns
-    -------
-    dict
-        Arrays of bytes. Their memory may be written, without an effect on the files.
-
     Raises
     ------
     EngineError
@@ -54,24 +49,37 @@ def map_files(
     files = {}
     for location in weight_files(proto):
         prefix = next(prefix for prefix in folders if location.startswith(prefix))
-        files[location] = _map(folders[prefix], location.removeprefix(prefix), network)
+        path = PurePosixPath(location.removeprefix(prefix))
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise EngineError(f"{network}: weights at {location!r} are outside its folder")
+        file = folders[prefix] / path
+        try:
+            files[location] = file.resolve(strict=True)
+            regular = file.is_file()
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            raise EngineError(f"{network}: {file} is missing") from error
+        if not regular:
+            raise EngineError(f"{network}: {file} is no regular file")
     return files
 
 
 def read_weights(
-    proto: onnx.ModelProto, files: Mapping[str, Array], network: str
+    proto: onnx.ModelProto, files: Mapping[str, Path], network: str
 ) -> dict[str, Array]:
-    """Return the weights that lie in files, by name; they share the files' memory.
+    """Return the weights that lie in files, by name, mapped to memory.
+
+    The memory may be written, without an effect on the files.
 
     Raises
     ------
     EngineError
-        A file is too short, or a place in it is no number.
+        A file is too short or cannot be read, or a place in it is no number.
     """
+    mapped = {location: _map(file, network) for location, file in files.items()}
     weights: dict[str, Array] = {}
     for tensor in _external(proto.graph):
         place = _place(tensor)
-        file = files[place.get("location", "")]
+        file = mapped[place.get("location", "")]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         size = math.prod(tensor.dims)
         try:
@@ -83,6 +91,14 @@ def read_weights(
         flat = np.frombuffer(file, dtype, size, offset) if size else np.empty(0, dtype)
         weights[tensor.name] = flat.reshape(tuple(tensor.dims))
     return weights
+
+
+def move_locations(proto: onnx.ModelProto, locations: Mapping[str, str]) -> None:
+    """Let weights name other locations, in place."""
+    for tensor in _external(proto.graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = locations[entry.value]
 
 
 def _place(tensor: TensorProto) -> dict[str, str]:
@@ -129,15 +145,8 @@ def _read(main: onnx.GraphProto, tensor: TensorProto, name: str) -> onnx.NodePro
     return helper.make_node("Identity", [weight.name], [name])
 
 
-def _map(folder: Path, location: str, network: str) -> Array:
-    """Map a file to memory; writable for OpenVINO's sake, what is written being a copy."""
-    path = PurePosixPath(location)
-    if not location or path.is_absolute() or ".." in path.parts:
-        raise EngineError(f"{network}: weights at {location!r} are outside the network's folder")
-    file = folder / path
+def _map(file: Path, network: str) -> Array:
     try:
-        if not file.is_file():
-            raise EngineError(f"{network}: {file} is missing")
         return np.memmap(file, np.uint8, "c")
     except (OSError, ValueError) as error:
         raise EngineError(f"{network}: {file} cannot be read ({error})") from error

@@ -155,7 +155,7 @@ def test_weights_outside_the_folder_are_refused(unet, location):
             if entry.key == "location":
                 entry.value = location
     unet.write_bytes(proto.SerializeToString())
-    with pytest.raises(EngineError, match="outside the network's folder"):
+    with pytest.raises(EngineError, match="outside its folder"):
         OpenVinoEngine(unet)
 
 
