@@ -10,6 +10,7 @@ from bksdm.engines.errors import RequestError
 
 EXAMPLES = """examples:
   bksdm verify bundle/ --against nota-ai/bk-sdm-small-2m
+  bksdm verify --integrity bundle/
   bksdm verify --all -o docs/parity.md
 """
 
@@ -24,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help="of the pictures; the checkpoint's own by default")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]",
                         help="what the bundle was exported with; may be repeated")  # fmt: skip
+    parser.add_argument("--integrity", action="store_true",
+                        help="read every file of the bundle, and tell whether it is what was "
+                        "exported")  # fmt: skip
     parser.add_argument("--all", action="store_true",
                         help="in place of a bundle: every sampler and way to start, on a small "
                         "random model and on the built-in one")  # fmt: skip
@@ -33,6 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the comparison; exit 1 when something misses its tolerance."""
+    if options.integrity:
+        if options.bundle is None or options.all or options.against is not None:
+            raise RequestError("verify --integrity takes BUNDLE alone")
+        return _check_integrity(options.bundle)
     from bksdm.cli.extras import require
 
     require("torch", "export")
@@ -49,6 +57,25 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     print(report)
     return 0 if passed else 1
+
+
+def _check_integrity(bundle: Path) -> int:
+    from tqdm import tqdm
+
+    from bksdm.runtime.integrity import find_damage
+
+    with tqdm(desc="reading", unit="file", leave=False, delay=0.5, disable=None) as bar:
+
+        def show(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        problems = find_damage(bundle, show)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{bundle}: every file is what was exported")
+    return 1 if problems else 0
 
 
 def _run_all(output: Path | None) -> int:

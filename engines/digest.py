@@ -22,6 +22,8 @@ from bksdm.engines.weights import weight_files
 
 DIGESTS = "digests.json"
 """In a folder of engines: what is remembered."""
+SEAL = "seal"
+"""In a record: the SHA-256 of the rest of it."""
 # Smaller bundles are hashed in no time, and the built-in one lies among installed files.
 RECORD_FROM_BYTES = 128 * 2**20
 # A file that has changed so shortly before may change again within the same tick of the clock.
@@ -41,7 +43,7 @@ def file_digests(files: Iterable[Path], record: Path) -> dict[Path, str]:
         JSON file that remembers digests; one that cannot be read or written only costs the time
         to hash again.
     """
-    known = read_digests(record)
+    known = (read_sealed(record) or {}).get("files", {})
     found: dict[Path, str] = {}
     new: dict[str, Any] = {}
     size = 0
@@ -60,7 +62,7 @@ def file_digests(files: Iterable[Path], record: Path) -> dict[Path, str]:
         kept = dict(list({**known, **new}.items())[-MOST_REMEMBERED:])
         with contextlib.suppress(OSError):
             record.parent.mkdir(exist_ok=True)
-            write_file(record, json.dumps(kept, indent=1).encode())
+            write_file(record, write_sealed({"files": kept}))
     return found
 
 
@@ -110,13 +112,21 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
-def read_digests(record: Path) -> dict[str, Any]:
-    """Return what is remembered; nothing where that is damaged."""
+def write_sealed(fields: Mapping[str, Any]) -> bytes:
+    """Return a record as JSON, with a digest of its own by which any damage is seen."""
+    seal = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return (json.dumps({**fields, SEAL: seal}, indent=2) + "\n").encode()
+
+
+def read_sealed(record: Path) -> dict[str, Any] | None:
+    """Return the fields of a record; None where it is not, to the byte, what was written."""
     try:
-        value = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        content = record.read_bytes() if record.is_file() else b""
+        fields = json.loads(content)
+        fields.pop(SEAL)
+        return fields if write_sealed(fields) == content else None
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _state(state: os.stat_result) -> dict[str, int]:

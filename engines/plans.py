@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines import files
-from bksdm.engines.digest import model_digest
+from bksdm.engines.digest import model_digest, write_sealed
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 
@@ -159,8 +159,7 @@ def write_plan(
 
 def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None:
     """Write ``engine.json``."""
-    record = {**recipe.fields(), "plans": plans}
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD).write_bytes(write_sealed({**recipe.fields(), "plans": plans}))
 
 
 def list_plans(engines: Path) -> list[str]:

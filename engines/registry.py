@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.fixed_batch import with_any_batch
 from bksdm.engines.protocol import Engine, GraphEdit
 
 if TYPE_CHECKING:
@@ -65,11 +66,14 @@ def make_engine(
     EngineError
         The backend is not installed or the model cannot be loaded.
     """
+    engine: Engine
     if name == "openvino":
         from bksdm.engines.openvino import OpenVinoEngine
 
-        return OpenVinoEngine(model, threads, made_for, edit)
-    from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+        engine = OpenVinoEngine(model, threads, made_for, edit)
+    else:
+        from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 
-    provider = name.partition(":")[2] or "cpu"
-    return OnnxRuntimeEngine(model, provider, threads, cache, made_for, edit=edit)
+        provider = name.partition(":")[2] or "cpu"
+        engine = OnnxRuntimeEngine(model, provider, threads, cache, made_for, edit=edit)
+    return with_any_batch(engine, f"{model.parent.name}/{model.name}")

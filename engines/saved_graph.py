@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bksdm.engines.digest import model_digest, sha256_of
+from bksdm.engines.digest import model_digest, sha256_of, write_sealed
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.files import alone, clear_abandoned, in_use, remove_unused, staged
 from bksdm.engines.graph import load_graph
@@ -144,8 +144,7 @@ class SavedGraph:
                 file.unlink()
             whole.rmdir()
             sums = {name: sha256_of(staging / name) for name in (GRAPH, DATA)}
-            text = json.dumps({**record, "sha256": sums}, indent=2) + "\n"
-            (staging / RECORD).write_text(text, encoding="utf-8")
+            (staging / RECORD).write_bytes(write_sealed({**record, "files": sums}))
             if self._record() != record:
                 raise EngineError(f"{self.model} has changed while it was optimised; start again")
 

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.digest import model_digest
+from bksdm.engines.digest import model_digest, read_sealed, write_sealed
 from bksdm.engines.errors import EngineError
 from bksdm.engines.files import write_file
 from bksdm.engines.plans import RECORD, TUNED
@@ -50,8 +50,8 @@ def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
     Left out is what another machine, another version of an engine or other rules of rewriting
     measured, or the same graph before it changed.
     """
-    entry = _components(tuned_folder(engines)).get(model.parent.name)
     try:
+        entry = _components(tuned_folder(engines)).get(model.parent.name)
         if entry is None or entry["source"] != model_digest(model, engines):
             return {}
         return {
@@ -109,7 +109,7 @@ def write_tuned(
     }  # fmt: skip
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        write_file(folder / RECORD, write_sealed(record))
     except OSError as error:
         raise EngineError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
@@ -117,12 +117,10 @@ def write_tuned(
 
 def _components(folder: Path) -> dict[str, Any]:
     """Return what a record says of every component; nothing where it is missing or stale."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        fits = record["machine"] == _machine() and record["rewrite"] == REWRITE
-        return dict(record["components"]) if fits else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    record = read_sealed(folder / RECORD)
+    if record is None or record["machine"] != _machine() or record["rewrite"] != REWRITE:
         return {}
+    return dict(record["components"])
 
 
 def _machine() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from bksdm.export.parity import ComponentParity, compare, format_table, referenc
 from bksdm.export.preview import write_preview
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json, resolve
+from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
@@ -112,6 +113,7 @@ def export(
         report("preview: fitting colours to latents")
         fit = write_preview(staging)
         report(f"preview: {fit.explained:.0%} of the colours' variance, {fit.rms_error} levels off")
+        write_sums(staging)
         staging.chmod(0o755)
         os.replace(staging, bundle)
     except OSError as error:

@@ -112,6 +112,20 @@ class Bundle:
         """Whether pictures can be checked; the checker is no part of :attr:`components`."""
         return self.model("safety_checker").is_file()
 
+    def widths(self, component: str) -> tuple[int, ...]:
+        """Return how many channels each block of the UNet or the VAE has.
+
+        Raises
+        ------
+        BundleError
+            Its configuration does not say.
+        """
+        path = self.path / component / "config.json"
+        blocks = read_json(path).get("block_out_channels")
+        if not isinstance(blocks, list) or not blocks or not all(type(n) is int for n in blocks):
+            raise BundleError(f"{path}: block_out_channels must be a list of whole numbers")
+        return tuple(blocks)
+
     def model(self, component: str) -> Path:
         """Return the path of a component's graph."""
         return self.path / component / "model.onnx"

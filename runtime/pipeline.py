@@ -138,7 +138,9 @@ class TextToImage:
         )
         latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
         encoder = VaeEncoder(
-            partial(on_host, bundle.model("vae_encoder"), side=pixels), bundle.scaling_factor
+            partial(on_host, bundle.model("vae_encoder"), side=pixels),
+            bundle.scaling_factor,
+            bundle.latent_channels,
         )
         checker = None
         if safety_checker and bundle.has_safety_checker:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import NonFiniteError
+from bksdm.engines.errors import BundleError, NonFiniteError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 
@@ -21,9 +21,14 @@ class VaeEncoder:
         Returns the engine.
     scaling_factor : float
         Latents are multiplied by it after the encoder.
+    latent_channels : int
+        Of a picture's latents.
     """
 
-    def __init__(self, load: Callable[[], Engine], scaling_factor: float) -> None:
+    def __init__(
+        self, load: Callable[[], Engine], scaling_factor: float, latent_channels: int
+    ) -> None:
+        self._channels = latent_channels
         self._engine = once(load)
         self._scaling_factor = np.float32(scaling_factor)
 
@@ -42,6 +47,8 @@ class VaeEncoder:
 
         Raises
         ------
+        BundleError
+            The network has no such output.
         NonFiniteError
             The network produced NaN or infinity.
         """
@@ -51,7 +58,14 @@ class VaeEncoder:
             engine({"sample": sample[i : i + 1].astype(dtype, copy=False)})
             for i in range(len(sample))
         ]
-        parameters = np.concatenate([o["latent_parameters"] for o in outputs]).astype(np.float32)
+        # Optimum has called it latent_sample, too.
+        (name, *others) = engine.outputs
+        parameters = np.concatenate([output[name] for output in outputs]).astype(np.float32)
+        if others or parameters.shape[1] != 2 * self._channels:
+            raise BundleError(
+                f"vae_encoder: {name} has {parameters.shape[1]} channels in place of a mean and a "
+                f"variance for each of {self._channels}; export it with `bksdm export`"
+            )
         if not np.isfinite(parameters).all():
             raise NonFiniteError("latents of the VAE encoder: NaN or infinity")
         mean, log_variance = np.split(parameters, 2, axis=1)

@@ -170,9 +170,21 @@ def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime"
     tiles = Counter(forms.values())
     total = len(convolutions(proto, made_for.side))
     if not total:
-        return "no 3x3 convolutions"
+        others = _count_3x3(proto)
+        return f"{others or 'no'} 3x3 convolutions{' as exported' if others else ''}"
     text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
     text += f"{total - len(forms)} of {total} 3x3 convolutions direct"
     if tail is not None:
         text += f", the end in {tail.count} strips"
     return text
+
+
+def _count_3x3(proto: onnx.ModelProto) -> int:
+    """Count convolutions by their filters, those included whose weights no rule can change."""
+    dims = {weight.name: list(weight.dims) for weight in proto.graph.initializer}
+    kernels = []
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            stated = [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+            kernels.append(stated[0] if stated else dims.get(node.input[1], [])[2:])
+    return kernels.count([3, 3])

@@ -10,6 +10,7 @@ import onnx
 from bksdm.cli import main
 from bksdm.engines.rewrite import strips
 from bksdm.engines.rewrite.choice import CostModel
+from bksdm.models import EMOJI
 from tests.engines.test_rewrite import transformed_is_faster
 
 
@@ -43,3 +44,18 @@ def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
         assert sum(forms) + int(direct) == total
     assert fast["vae_decoder"].endswith(", the end in 4 strips")
     assert "strips" not in fast["unet"]
+
+
+def test_convolutions_that_no_rule_changes_are_counted(nano_bundle_fp16, capsys):
+    for bundle in (nano_bundle_fp16, EMOJI):
+        said = printed(bundle, capsys)
+        assert said["text_encoder"] == "no 3x3 convolutions"
+        for name in ("unet", "vae_decoder"):
+            graph = onnx.load(bundle / name / "model.onnx", load_external_data=False).graph
+            kernels = (
+                onnx.helper.get_node_attr_value(node, "kernel_shape")
+                for node in graph.node
+                if node.op_type == "Conv"
+            )
+            count = sum(list(kernel) == [3, 3] for kernel in kernels)
+            assert said[name] == f"{count} 3x3 convolutions as exported"

@@ -118,7 +118,7 @@ def _encode(bundle):
 def _encoder(bundle):
     side = bundle.sample_size * bundle.vae_scale
     load = partial(open_engine, "onnxruntime", bundle.model("vae_encoder"), None, None, side)
-    return VaeEncoder(load, bundle.scaling_factor)
+    return VaeEncoder(load, bundle.scaling_factor, bundle.latent_channels)
 
 
 def unrecorded(evaluations):

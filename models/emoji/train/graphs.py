@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from bksdm.export.exporter import export
 from bksdm.export.parity import format_table
 from bksdm.export.shared_weights import share_weights
+from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.preview import PREVIEW_FILE
 
 _VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -61,6 +62,7 @@ def add_graphs(checkpoint: Path) -> None:
             share_weights(bundle / component / "model.onnx", folder / weights, graph)
         fast = Path("tokenizer") / "tokenizer.json"
         shutil.copyfile(bundle / fast, checkpoint / fast)
+    write_sums(checkpoint)
 
 
 if __name__ == "__main__":

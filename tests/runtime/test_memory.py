@@ -1,0 +1,65 @@
+"""Memory that a picture needs is told beforehand, and too much of it is refused."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from bksdm.engines.errors import RequestError
+from bksdm.models import EMOJI
+from bksdm.runtime import memory
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.memory import free_bytes, needed_bytes, require_memory
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from bksdm.runtime.pipeline import TextToImage
+side = int(sys.argv[1])
+TextToImage.load()("a", height=side, width=side, num_inference_steps=1, seed=0)
+status = Path("/proc/self/status").read_text().splitlines()
+print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("side", [128, 1024])
+def test_the_estimate_is_near_the_peak(side):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(side)], capture_output=True, text=True, check=True
+    )
+    peak = int(done.stdout) * 1024
+    needed = needed_bytes(Bundle.open(EMOJI), side, side, 1, True)
+    # The constants are those of a full-size model; a smaller one has other shares.
+    assert 0.5 < needed / peak < 2
+
+
+def test_more_of_anything_needs_more():
+    bundle = Bundle.open(EMOJI)
+    base = needed_bytes(bundle, 512, 512, 4, True)
+    assert needed_bytes(bundle, 1024, 512, 4, True) > base
+    assert needed_bytes(bundle, 512, 512, 8, True) > base
+    assert needed_bytes(bundle, 512, 512, 4, False) < base
+
+
+def test_too_much_is_refused_with_both_figures(monkeypatch):
+    bundle = Bundle.open(EMOJI)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 3 * 10**9)
+    require_memory(bundle, 128, 128, 1, True)
+    with pytest.raises(RequestError, match=r"need about \d+\.\d GB of memory, and 3\.0 GB are"):
+        require_memory(bundle, 8192, 8192, 1, True)
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)
+    require_memory(bundle, 8192, 8192, 1, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_free_memory_is_what_can_be_taken():
+    free = free_bytes()
+    assert free is not None
+    pages = resource.getpagesize()
+    with open("/proc/meminfo") as lines:
+        total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
+    assert pages < free <= total
