@@ -20,7 +20,7 @@ from bksdm.benchmarks.tables import conditions, tables
 from bksdm.benchmarks.throughput import measure_throughput
 from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
-from bksdm.runtime.files import write_text
+from bksdm.runtime.output import write_text
 
 INTRODUCTION = """# Results
 
