@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bksdm.runtime.output import write_output
+from bksdm.runtime.user_files import write_output
 
 STAGES = ("tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8", "enqueue", "wait",
           "png")  # fmt: skip

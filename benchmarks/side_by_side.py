@@ -23,7 +23,7 @@ from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
 from bksdm.runtime.noise import initial_noise
-from bksdm.runtime.output import write_text
+from bksdm.runtime.user_files import write_text
 
 STAGES = ("unet", "vae_decoder", "picture")
 PROMPT = "a red apple on a table"

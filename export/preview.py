@@ -14,7 +14,7 @@ from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.protocol import Engine
 from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.output import write_text
+from bksdm.runtime.user_files import write_text
 from bksdm.runtime.preview import PREVIEW_FILE
 
 # Latents along each side of a picture, and how many pictures: 8 of them only measure the error.

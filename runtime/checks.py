@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from numbers import Real
 from pathlib import Path
@@ -15,6 +16,7 @@ from bksdm.engines.errors import RequestError
 
 MAX_SIDE = 8192
 MAX_THREADS = 1024
+LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 60
 """Characters of a refused value that a message repeats."""
 
@@ -69,7 +71,7 @@ def folder(name: str, value: Any) -> Path:
     RequestError
         It is none, or empty.
     """
-    if not isinstance(value, (str, Path)) or value == "":
+    if not isinstance(value, (str, os.PathLike)) or value == "":
         raise RequestError(f"{name} must be a folder's path, not {shown(value)}")
     return Path(value)
 
@@ -109,7 +111,7 @@ def number(name: str, value: Any) -> float:
         result = float(found)
     except OverflowError:
         result = math.inf
-    if not abs(result) <= np.finfo(np.float32).max:
+    if not abs(result) <= LARGEST:
         raise RequestError(f"{name} must be finite in float32, not {shown(found)}")
     return result
 
@@ -117,7 +119,8 @@ def number(name: str, value: Any) -> float:
 def is_part(value: Any) -> bool:
     """Whether a value is a number from 0 to 1."""
     found = plain(value)
-    return isinstance(found, Real) and not isinstance(found, bool) and bool(0 <= found <= 1)
+    a_number = isinstance(found, Real) and not isinstance(found, bool)
+    return a_number and bool(0 <= found <= 1)
 
 
 def part(name: str, value: Any) -> float:

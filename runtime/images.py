@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import stat
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.output import names_open_file, write_output
+from bksdm.runtime.user_files import read_input, write_output
 
-MAX_PIPED = 2**28
-"""Bytes of a picture that comes out of a pipe; more than the largest that is made here."""
 # What Pillow raises for files of every kind of damage.
 UNREADABLE = (
     OSError,
@@ -82,7 +79,7 @@ def open_picture(path: Path) -> Image.Image:
     Parameters
     ----------
     path : Path
-        A file, or what the system calls a pipe that this process has open, as ``/dev/stdin``.
+        A file, or the system's name for a pipe that this process was given, as ``/dev/stdin``.
 
     Raises
     ------
@@ -115,9 +112,9 @@ def read_parameters(path: Path) -> dict[str, str]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture of a size that memory holds; what goes wrong with it is a RequestError."""
-    source = _source(path)
+    content = read_input(path)
     try:
-        with Image.open(source) as image:
+        with Image.open(io.BytesIO(content)) as image:
             limit = Image.MAX_IMAGE_PIXELS
             # Pillow itself refuses twice as many, and warns of these.
             if limit is not None and image.width * image.height > limit:
@@ -127,31 +124,3 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise RequestError(f"{path}: not a readable picture (of no known format)") from error
     except UNREADABLE as error:
         raise RequestError(f"{path}: not a readable picture ({error})") from error
-
-
-def _source(path: Path) -> Path | io.BytesIO:
-    """Return a regular file's path, or what comes out of a pipe that this process has open.
-
-    Anything else may have no end, or never begin.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RequestError(f"{path}: no such file") from error
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{path}: cannot be read ({error})") from error
-    if stat.S_ISREG(mode):
-        return path
-    if stat.S_ISDIR(mode):
-        raise RequestError(f"{path}: a folder, not a picture")
-    pipe = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-    if not pipe or not names_open_file(path):
-        raise RequestError(f"{path}: a device or a pipe, not a picture's file")
-    try:
-        with path.open("rb") as stream:
-            content = stream.read(MAX_PIPED + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror})") from error
-    if len(content) > MAX_PIPED:
-        raise RequestError(f"{path}: more than {MAX_PIPED >> 20} MiB, too large for a picture")
-    return io.BytesIO(content)

@@ -57,10 +57,10 @@ class InitImage:
         own = [pixels - pixels % multiple for pixels in images[0].size]
         if not all(own):
             raise RequestError(f"image must have at least {multiple} pixels along each side")
-        for name, pixels, asked in zip(("width", "height"), own, (width, height), strict=True):
-            if asked is None and pixels > MAX_SIDE:
+        for name, length, asked in zip(("width", "height"), own, (width, height), strict=True):
+            if asked is None and length > MAX_SIDE:
                 raise RequestError(
-                    f"image has a {name} of {pixels} pixels; ask for a size up to {MAX_SIDE}"
+                    f"image has a {name} of {length} pixels; ask for a size up to {MAX_SIDE}"
                 )
         wide = side("width", own[0] if width is None else width, multiple)
         tall = side("height", own[1] if height is None else height, multiple)

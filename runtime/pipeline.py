@@ -130,7 +130,7 @@ class TextToImage:
         from bksdm.engines.registry import AUTO, CPU_ENGINES, DEVICE_ENGINES, ENGINES, open_engine
         from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
 
-        if engine not in (*ENGINES, *DEVICE_ENGINES):
+        if not isinstance(engine, str) or engine not in (*ENGINES, *DEVICE_ENGINES):
             known = ", ".join((*ENGINES, *DEVICE_ENGINES))
             raise EngineError(f"unknown engine {shown(engine)}; known: {known}")
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)

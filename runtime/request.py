@@ -133,7 +133,8 @@ class Request:
             usual = STRENGTH if mask is None else STRENGTH_WITH_MASK
             first = _first_step(steps, usual if strength is None else strength)
         elif mask is not None or strength is not None:
-            raise RequestError("strength and mask go with an image")
+            given, other = ("mask", "strength") if strength is None else ("strength", "mask")
+            raise RequestError(f"{given} and {other} go with an image")
         default = bundle.sample_size * bundle.vae_scale
         tall = side("height", default if height is None else height, bundle.vae_scale)
         wide = side("width", default if width is None else width, bundle.vae_scale)
