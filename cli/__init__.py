@@ -61,8 +61,8 @@ def _run(arguments: list[str]) -> int:
         prog="bksdm", description="Run BK-SDM: export once, then a prompt becomes a picture."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    first = next((i for i, word in enumerate(arguments) if word not in parser.options), None)
-    wanted = None if first is None else arguments[first]
+    known = parser.options
+    wanted = next((word for word in arguments if word.partition("=")[0] not in known), None)
     if wanted is not None and wanted.startswith("-"):
         parser.refuse(wanted)
     for name, summary in COMMANDS.items():

@@ -53,10 +53,13 @@ def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
 
 
 def encode_png(image: Image.Image, parameters: Mapping[str, str]) -> bytes:
-    """Return a PNG file with ``parameters`` as text chunks."""
+    """Return a PNG file with ``parameters`` as text chunks.
+
+    Bytes of a file's name that are no text are written as an escape.
+    """
     chunks = PngImagePlugin.PngInfo()
     for key, value in parameters.items():
-        chunks.add_itxt(f"bksdm:{key}", value)
+        chunks.add_itxt(f"bksdm:{key}", value.encode(errors="backslashreplace").decode())
     written = io.BytesIO()
     image.save(written, format="PNG", pnginfo=chunks)
     return written.getvalue()

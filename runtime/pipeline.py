@@ -334,7 +334,7 @@ class TextToImage:
         Raises
         ------
         RequestError
-            The latents have another shape, or a size that was not built.
+            The latents are no array, or of another shape or a size that was not built.
         NonFiniteError
             The decoder produced NaN or infinity.
         """

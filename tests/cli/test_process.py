@@ -77,6 +77,7 @@ def test_debug_is_known_everywhere(run, words):
         (["generat"], "unknown 'generat'; did you mean generate?"),
         (["quux"], "unknown 'quux'; known: generate, export"),
         (["--verbose", "samplers"], "unknown option '--verbose'"),
+        (["--debug=1", "samplers"], "--debug takes no value, such as '1'"),
         (["samplers", "--jsn"], "unknown option '--jsn'; did you mean --json?"),
         (["samplers", "--js"], "did you mean --json?"),
         (["samplers", "x"], "unexpected argument 'x'"),

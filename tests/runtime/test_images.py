@@ -43,6 +43,11 @@ def test_parameters_come_back_and_nothing_else_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
+def test_bytes_of_a_name_that_are_no_text_are_escaped(tmp_path):
+    save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"image": "in\udcff.png"})
+    assert read_parameters(tmp_path / "x.png") == {"image": "in\\udcff.png"}
+
+
 def test_pictures_of_others_carry_no_parameters(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     assert read_parameters(tmp_path / "x.png") == {}

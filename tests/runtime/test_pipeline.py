@@ -18,7 +18,9 @@ from bksdm.engines.protocol import TensorSpec, check_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.pipeline import Cancelled, TextToImage
+from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer, TruncationWarning
 
@@ -335,10 +337,26 @@ def test_what_cannot_be_loaded_is_named(arguments, named):
         TextToImage.load(**arguments)
 
 
+def test_a_picture_that_cannot_be_read_any_more_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:1500])
+    closed, cut = (Image.open(tmp_path / name) for name in ("x.png", "cut.png"))
+    closed.close()
+    for image in (closed, cut):
+        with pytest.raises(RequestError, match="image cannot be read"):
+            InitImage.check(image, None, None, None, 8)
+        with pytest.raises(RequestError, match="mask cannot be read"):
+            InitImage.check(picture(64, 64), image, None, None, 8)
+    cut.close()
+
+
 @pytest.mark.parametrize("latents", [None, LATENTS.tolist(), LATENTS[0], LATENTS[:, :3], "x"])
 def test_what_cannot_be_decoded_is_named(build, latents):
     with pytest.raises(RequestError, match="latents must be"):
         build().decode(latents)
+    with pytest.raises(RequestError, match="latents must be"):
+        Preview(np.zeros((3, 4), F), np.zeros(3, F), 0.0)(latents)
 
 
 def test_guidance_for_a_time_runs_half_the_batch_elsewhere(build):
