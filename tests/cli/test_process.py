@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from bksdm.cli import COMMANDS, main, samplers
+from bksdm.cli import main, samplers
+from bksdm.cli.commands import COMMANDS
 from bksdm.engines.errors import RequestError
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="signals and shells of Unix")
