@@ -126,6 +126,7 @@ class Request:
                 parse_weights(text)
         per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
         steps = whole("num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)
+        sampler = _sampler(sampler)
         init, first = None, 0
         if image is not None:
             init = _init_image(bundle, image, mask, height, width)
@@ -149,9 +150,7 @@ class Request:
             per_prompt,
             shape,
             _guidance(guidance_scale, guidance_rescale, guidance_interval, level.guided),
-            step_table(
-                {**bundle.scheduler, "eta": part("eta", eta)}, steps, _sampler(sampler), first
-            ),
+            step_table({**bundle.scheduler, "eta": part("eta", eta)}, steps, sampler, first),
             None if seed is None else check_seeds(seed, count),
             None if latents is None else _latents(latents, shape),
             init,

@@ -76,7 +76,7 @@ REFUSED = [
     (["--seed", ""], "--seed must look like 7 or 7,8,9"),
     (["--seed", "1,2"], "--seed has 2 entries, but 1 images are asked for"),
     (["--seed", "-1,2"], "is written --seed=VALUE"),
-    (["--sampler", "magic"], "pndm, ddim, ddpm, euler"),
+    (["--sampler", "magic"], "unknown sampler 'magic'"),
     (["--eta", "2"], "--eta must be a number from 0 to 1, not 2.0"),
     (["--eta", "inf"], "--eta must be a number from 0 to 1, not inf"),
     (["--count", "0"], "--count: num_images_per_prompt must be a whole number from 1 to 1024, not"),
