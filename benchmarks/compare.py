@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bksdm.benchmarks.statistics import Ratio, ratio_of_medians
 from bksdm.engines.errors import BksdmError
+from bksdm.runtime.user_files import read_input
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -17,15 +19,34 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises
     ------
     BksdmError
-        The file is missing or something else.
+        The file is missing, cannot be read or is something else.
     """
+    content = read_input(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        for entry in record["stages"].values():
-            [float(value) for value in entry["samples"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BksdmError(f"{path}: not a record of `bksdm bench latency --json`") from error
+        record = json.loads(content)
+    except (ValueError, RecursionError):
+        record = None
+    if not _is_record(record):
+        raise BksdmError(f"{path}: not a record of `bksdm bench latency --json`")
     return dict(record)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether a value has what :func:`compare` and :func:`differences` read."""
+    if not isinstance(value, dict):
+        return False
+    parts = [value.get("settings"), value.get("stages"), value.get("machine", {})]
+    if not all(isinstance(part, dict) for part in parts):
+        return False
+    measured = [e.get("samples") if isinstance(e, dict) else None for e in value["stages"].values()]
+    return all(
+        isinstance(samples, list) and samples and all(_is_time(sample) for sample in samples)
+        for samples in measured
+    )  # fmt: skip
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and 0 < value < math.inf
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Ratio]:

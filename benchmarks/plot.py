@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
+import io
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from bksdm.runtime.user_files import write_output
 
 STAGES = ("tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8", "enqueue", "wait",
           "png")  # fmt: skip
 
 
 def plot_latency(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a bar per record, stacked by stage, as PNG; beside and renamed.
+    """Write a bar per record, stacked by stage, as PNG.
 
     Parameters
     ----------
@@ -40,7 +42,7 @@ def plot_latency(records: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_throughput(record: dict[str, Any], path: Path) -> None:
-    """Write latency against arrival rate as PNG; beside and renamed.
+    """Write latency against arrival rate as PNG.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ def plot_throughput(record: dict[str, Any], path: Path) -> None:
 
 
 def plot_peers(record: dict[str, Any], path: Path) -> None:
-    """Write a panel of bars per stage, a bar per peer, as PNG; beside and renamed.
+    """Write a panel of bars per stage, a bar per peer, as PNG.
 
     Parameters
     ----------
@@ -97,6 +99,6 @@ def plot_peers(record: dict[str, Any], path: Path) -> None:
 
 
 def _write(figure: Any, path: Path) -> None:
-    beside = path.with_name(f".partial-{path.name}")
-    figure.savefig(beside, dpi=120, format="png")
-    os.replace(beside, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_output(path, picture.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +19,8 @@ from bksdm.benchmarks.tables import conditions, tables
 from bksdm.benchmarks.throughput import measure_throughput
 from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
-from bksdm.runtime.files import write_text
+from bksdm.runtime.bundle import read_json
+from bksdm.runtime.user_files import write_text
 
 INTRODUCTION = """# Results
 
@@ -213,7 +213,7 @@ def write_report(output: Path) -> Path:
         file = output / "results" / f"{name}.json"
         if not file.exists():
             continue
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file)
         parts.append(f"## {entry.title[0].upper()}{entry.title[1:]}\n\n{conditions(record)}.\n")
         parts += [table.markdown() for table in tables(record)]
         if record["kind"] in PLOTS:

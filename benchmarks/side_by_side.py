@@ -22,8 +22,8 @@ from bksdm.benchmarks.environments import PeerError, Runner, environment
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
-from bksdm.runtime.files import write_text
 from bksdm.runtime.noise import initial_noise
+from bksdm.runtime.user_files import write_text
 
 STAGES = ("unet", "vae_decoder", "picture")
 PROMPT = "a red apple on a table"
@@ -150,7 +150,7 @@ def convert(name: str, python: Path, source: Path, work: Path) -> dict[str, floa
         folder.parent.mkdir(parents=True, exist_ok=True)
         with Runner(python, PEERS[name].folder) as runner:
             answer = runner.ask("convert", source=str(source), folder=str(folder))
-        record.write_text(json.dumps(answer), encoding="utf-8")
+        write_text(record, json.dumps(answer))
     return dict(json.loads(record.read_text(encoding="utf-8")))
 
 
@@ -301,5 +301,5 @@ def distance(
 
 
 def write_record(record: Mapping[str, Any], path: Path) -> None:
-    """Write a record as JSON, beside and renamed."""
+    """Write a record as JSON."""
     write_text(path, json.dumps(record, indent=1) + "\n")

@@ -8,6 +8,7 @@ from typing import Any
 
 from bksdm.benchmarks.side_by_side import REFERENCE, STAGES
 from bksdm.benchmarks.statistics import Summary, ratio_of_medians
+from bksdm.cli.text import printable
 
 # Below this many dB a peer's sampler or noise was not that of the others.
 SAME_PICTURE = 40
@@ -35,13 +36,13 @@ class Table:
         from rich.console import Console
         from rich.table import Table as RichTable
 
-        console = Console()
+        console = Console(markup=False)
         table = RichTable(*self.header)
         table.columns[0].no_wrap = True
         for column in table.columns[1:]:
             column.justify = "right"
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         console.print(self.title, highlight=False, markup=False, soft_wrap=True)
         console.print(table)
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.errors import BksdmError, RequestError
+from bksdm.cli.arguments import (
+    integer,
+    named_path,
+    nearest,
+    options_named,
+    output_file,
+    real,
+    threads,
+)
+from bksdm.cli.outputs import check_folder, check_outputs, print_path, results
+from bksdm.cli.text import printable
+from bksdm.engines.errors import RequestError
+from bksdm.engines.files import clear_abandoned
 from bksdm.models import EMOJI
+from bksdm.runtime.checks import shown, side
 
 EXAMPLES = """examples:
   bksdm bench latency
@@ -29,80 +43,88 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     latency = kinds.add_parser("latency", help="time pictures, stage by stage")
-    latency.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE",
+    latency.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
                          help="the built-in model by default")  # fmt: skip
     latency.add_argument("--engine", default="onnxruntime")
-    latency.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
+    latency.add_argument("--steps", type=integer, default=25, help="inference steps (default 25)")
     latency.add_argument("--sampler", help="the bundle's own by default")
-    latency.add_argument("--fast", type=int, default=0, help="as of generate (default 0)")
+    latency.add_argument("--fast", type=integer, default=0, help="as of generate (default 0)")
     latency.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    latency.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
-    latency.add_argument("--repeat", type=int, default=5, help="pictures that count (default 5)")
-    latency.add_argument("--warmup", type=int, default=1, help="pictures before (default 1)")
-    latency.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
-    latency.add_argument("--json", type=Path, metavar="FILE", help="write the record")
-    latency.add_argument("--plot", type=Path, metavar="FILE", help="write a picture of the stages")
+    latency.add_argument("--batch", type=integer, default=1, help="images at once (default 1)")
+    latency.add_argument("--repeat", type=integer, default=5,
+                         help="pictures that count (default 5)")  # fmt: skip
+    latency.add_argument("--warmup", type=integer, default=1, help="pictures before (default 1)")
+    latency.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    _add_files(latency, "the stages")
     latency.set_defaults(measure=_latency)
     compare = kinds.add_parser("compare", help="new by old, with confidence intervals")
-    compare.add_argument("old", type=Path, metavar="OLD.json")
-    compare.add_argument("new", type=Path, metavar="NEW.json")
-    compare.add_argument("--threshold", type=float, default=0.05,
+    compare.add_argument("old", type=named_path, metavar="OLD.json")
+    compare.add_argument("new", type=named_path, metavar="NEW.json")
+    compare.add_argument("--threshold", type=real, default=0.05,
                          help="exit 1 where a stage is surely slower by more (default 0.05)"
                          )  # fmt: skip
     compare.set_defaults(measure=_compare)
     roofline = kinds.add_parser("roofline", help="operations, and the least time they could take")
-    roofline.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
+    roofline.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
     roofline.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    roofline.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    roofline.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
     roofline.add_argument("--gpu", help="a bound from datasheet figures: a100, h100, rtx4090")
     roofline.set_defaults(measure=_roofline)
     rewrite = kinds.add_parser("rewrite", help="what rewriting graphs gains")
-    rewrite.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
+    rewrite.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
     rewrite.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    rewrite.add_argument("--rounds", type=int, default=5, help="runs that count (default 5)")
-    rewrite.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    rewrite.add_argument("--rounds", type=integer, default=5, help="runs that count (default 5)")
+    rewrite.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
     rewrite.set_defaults(measure=_rewrite)
     overhead = kinds.add_parser("overhead", help="what the loop costs beside diffusers' loop")
-    overhead.add_argument("--rounds", type=int, default=100, help="(default 100)")
+    overhead.add_argument("--rounds", type=integer, default=100, help="(default 100)")
     overhead.set_defaults(measure=_overhead)
     throughput = kinds.add_parser("throughput", help="batches, and requests that arrive at random")
-    throughput.add_argument("bundle", type=Path, nargs="?", default=EMOJI, metavar="BUNDLE")
+    throughput.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
     throughput.add_argument("--engine", default="onnxruntime")
-    throughput.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
+    throughput.add_argument("--steps", type=integer, default=25,
+                            help="inference steps (default 25)")  # fmt: skip
     throughput.add_argument("--sampler", help="the bundle's own by default")
     throughput.add_argument("--batches", default="1,2,4", help="batch sizes (default 1,2,4)")
     throughput.add_argument("--load", default="0.3,0.6,0.9",
                             help="arrival rates as parts of what one after another can serve "
                             "(default 0.3,0.6,0.9)")  # fmt: skip
     throughput.add_argument("--rate", help="further arrival rates, in requests per second")
-    throughput.add_argument("--requests", type=int, default=30, help="per rate (default 30)")
-    throughput.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
-    throughput.add_argument("--json", type=Path, metavar="FILE", help="write the record")
-    throughput.add_argument("--plot", type=Path, metavar="FILE", help="write latency by rate")
+    throughput.add_argument("--requests", type=integer, default=30, help="per rate (default 30)")
+    throughput.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    _add_files(throughput, "latency by rate")
     throughput.set_defaults(measure=_throughput)
 
     peers = kinds.add_parser("peers", help="other programs on the same work, in turns")
-    peers.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a diffusers folder")
+    peers.add_argument("checkpoint", type=named_path, metavar="CHECKPOINT",
+                       help="a diffusers folder")  # fmt: skip
     peers.add_argument("--peers", metavar="NAME,…", help="all that can be installed by default")
     peers.add_argument("--size", metavar="WxH", help="pixels (default 512x512)", default="512x512")
-    peers.add_argument("--steps", type=int, default=2, help="of a picture (default 2)")
-    peers.add_argument("--rounds", type=int, default=3, help="turns of every peer (default 3)")
-    peers.add_argument("--repeat", type=int, default=2, help="runs per turn (default 2)")
-    peers.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
-    peers.add_argument("--work", type=Path, default=Path("build/peers"), metavar="DIR",
+    peers.add_argument("--steps", type=integer, default=2, help="of a picture (default 2)")
+    peers.add_argument("--rounds", type=integer, default=3, help="turns of every peer (default 3)")
+    peers.add_argument("--repeat", type=integer, default=2, help="runs per turn (default 2)")
+    peers.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    peers.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
                        help="environments and converted models (default build/peers)")  # fmt: skip
-    peers.add_argument("--json", type=Path, metavar="FILE", help="write the record")
-    peers.add_argument("--plot", type=Path, metavar="FILE", help="write a picture")
+    _add_files(peers, "the times")
     peers.set_defaults(measure=_peers)
     report = kinds.add_parser("report", help="the documented set, into RESULTS.md")
     report.add_argument("--only", metavar="NAME,…", help="of the set: measure these once more")
     report.add_argument("--render", action="store_true", help="measure nothing")
-    report.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
-    report.add_argument("--work", type=Path, default=Path("build/peers"), metavar="DIR",
+    report.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    report.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
                         help="environments and models (default build/peers)")  # fmt: skip
-    report.add_argument("-o", "--output", type=Path, default=Path("benchmarks"), metavar="DIR",
+    report.add_argument("-o", "--output", type=named_path, default=Path("benchmarks"),
+                        metavar="DIR",
                         help="for RESULTS.md and results/ (default benchmarks)")  # fmt: skip
     report.set_defaults(measure=_report)
+
+
+def _add_files(parser: argparse.ArgumentParser, plotted: str) -> None:
+    parser.add_argument("--json", type=output_file, metavar="FILE",
+                        help="write the record, - for standard output")  # fmt: skip
+    parser.add_argument("--plot", type=output_file, metavar="FILE",
+                        help=f"write a picture of {plotted}")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -121,10 +143,11 @@ def _latency(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_latency
     from bksdm.cli.generate import parse_size
 
-    if options.repeat < 1 or options.warmup < 0:
-        raise RequestError("--repeat must be at least 1 and --warmup at least 0")
+    _require_at_least(options, batch=1, repeat=1, warmup=0)
     _check_files(options)
     width, height = (None, None) if options.size is None else parse_size(options.size)
+    _check_request(options, "--batch", height=height, width=width,
+                   num_images_per_prompt=options.batch, fast=options.fast)  # fmt: skip
     settings = Settings(
         options.engine, options.steps, height, width, options.batch, options.repeat,
         options.warmup, options.threads, sampler=options.sampler, fast=options.fast,
@@ -135,11 +158,29 @@ def _latency(options: argparse.Namespace) -> int:
     return 0
 
 
+def _require_at_least(options: argparse.Namespace, **lowest: int) -> None:
+    for name, least in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise RequestError(f"--{name} must be at least {least}, not {shown(value)}")
+
+
+def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) -> None:
+    """Refuse what cannot be drawn before a process is started for it; ``batch`` is an option."""
+    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.request import Request
+
+    with options_named(num_images_per_prompt=batch):
+        Request.check(
+            Bundle.open(options.bundle), "", num_inference_steps=options.steps,
+            sampler=options.sampler, **arguments,
+        )  # fmt: skip
+
+
 def _check_files(options: argparse.Namespace) -> None:
     """Refuse to measure for minutes what cannot be written afterwards."""
-    for file in (options.json, options.plot):
-        if file is not None and not os.access(file.resolve().parent, os.W_OK):
-            raise RequestError(f"cannot write {file}")
+    check_outputs([options.plot])
+    check_outputs([options.json, options.plot], text=True)
 
 
 def _show(
@@ -148,9 +189,10 @@ def _show(
     from bksdm.benchmarks.side_by_side import write_record
     from bksdm.benchmarks.tables import conditions, tables
 
-    print(conditions(record))
-    for table in tables(record):
-        table.print()
+    with redirect_stdout(results([options.json, options.plot])):
+        print(printable(conditions(record)))
+        for table in tables(record):
+            table.print()
     if options.json is not None:
         write_record(record, options.json)
     if options.plot is not None:
@@ -160,17 +202,19 @@ def _show(
 def _compare(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.compare import compare, differences, read_record
 
+    if not 0 <= options.threshold < math.inf:
+        raise RequestError(f"--threshold must be a number from 0 on, not {options.threshold}")
     old, new = (read_record(path) for path in (options.old, options.new))
     for difference in differences(old, new):
-        print(f"note: {difference}")
+        print(f"note: {printable(difference)}")
     slower = []
     print(f"{'new / old':<14}{'ratio':>8}   95 % interval")
     for stage, ratio in compare(old, new).items():
-        print(f"{stage:<14}{ratio.value:8.3f}   {ratio.low:.3f} to {ratio.high:.3f}")
+        print(f"{printable(stage):<14}{ratio.value:8.3f}   {ratio.low:.3f} to {ratio.high:.3f}")
         if ratio.low > 1 + options.threshold:
             slower.append(stage)
     if slower:
-        print(f"slower by more than {options.threshold:.0%}: {', '.join(slower)}")
+        print(f"slower by more than {options.threshold:.0%}: {printable(', '.join(slower))}")
     return 1 if slower else 0
 
 
@@ -179,7 +223,7 @@ def _roofline(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.tables import tables
 
     if options.gpu is not None and options.gpu not in GPUS:
-        raise BksdmError(f"unknown GPU {options.gpu!r}; known: {', '.join(GPUS)}")
+        raise RequestError(f"--gpu: unknown {shown(options.gpu)}; known: {', '.join(GPUS)}")
     width, height = _size(options)
     record = measure_roofline(options.bundle, height, width, _threads(options.threads), options.gpu)
     for table in tables(record):
@@ -197,9 +241,9 @@ def _peers(options: argparse.Namespace) -> int:
     _check_files(options)
     names = EXACT if options.peers is None else tuple(options.peers.split(","))
     _check_names("--peers", names, PEERS)
-    if min(options.rounds, options.repeat, options.steps) < 1:
-        raise RequestError("--rounds, --repeat and --steps must be at least 1")
-    width, height = parse_size(options.size)
+    _require_at_least(options, rounds=1, repeat=1, steps=1)
+    check_folder(options.work)
+    width, height = _multiples(*parse_size(options.size), 8)
     task = Task(
         str(options.checkpoint), height, width, options.steps, options.rounds, options.repeat,
         _threads(options.threads),
@@ -218,21 +262,26 @@ def _report(options: argparse.Namespace) -> int:
     _check_names("--only", names, SET)
     if not options.output.is_dir():
         raise RequestError(f"{options.output}: no such folder")
+    check_outputs([options.output / "RESULTS.md"], text=True)
+    clear_abandoned(options.output / "results")
     if not options.render:
         measure = in_own_process(options.work, _threads(options.threads))
         measure_set(names, options.only is not None, options.output, measure, _progress)
-    print(write_report(options.output))
+    print_path(write_report(options.output), sys.stdout)
     return 0
 
 
 def _progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _check_names(option: str, names: Sequence[str], known: Collection[str]) -> None:
+    all_known = f"; known: {', '.join(known)}"
     for name in names:
         if name not in known:
-            raise RequestError(f"{option}: unknown {name!r}; known: {', '.join(known)}")
+            raise RequestError(
+                f"{option}: unknown {shown(name)}{nearest(name, known) or all_known}"
+            )
 
 
 def _size(options: argparse.Namespace) -> tuple[int, int]:
@@ -241,15 +290,19 @@ def _size(options: argparse.Namespace) -> tuple[int, int]:
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(options.bundle)
-    side = bundle.sample_size * bundle.vae_scale
-    return (side, side) if options.size is None else parse_size(options.size)
+    if options.size is None:
+        return (bundle.sample_size * bundle.vae_scale,) * 2
+    return _multiples(*parse_size(options.size), bundle.vae_scale)
+
+
+def _multiples(width: int, height: int, multiple: int) -> tuple[int, int]:
+    with options_named():
+        return side("width", width, multiple), side("height", height, multiple)
 
 
 def _threads(wanted: int | None) -> int:
     import psutil
 
-    if wanted is not None and wanted < 1:
-        raise RequestError(f"--threads must be at least 1, not {wanted}")
     return int(wanted or psutil.cpu_count(logical=False) or 1)
 
 
@@ -259,8 +312,7 @@ def _rewrite(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.rewrite import measure_rewrite
     from bksdm.benchmarks.tables import tables
 
-    if options.rounds < 1:
-        raise RequestError(f"--rounds must be at least 1, not {options.rounds}")
+    _require_at_least(options, rounds=1)
     width, height = _size(options)
     with tqdm(total=4 * options.rounds + 6, unit="run", leave=False, delay=0.5) as bar:
         record = measure_rewrite(
@@ -274,6 +326,7 @@ def _rewrite(options: argparse.Namespace) -> int:
 def _overhead(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
 
+    _require_at_least(options, rounds=1)
     require("diffusers", "export")
     from bksdm.benchmarks.overhead import report
 
@@ -287,12 +340,14 @@ def _throughput(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_throughput
     from bksdm.benchmarks.throughput import measure_throughput
 
+    _require_at_least(options, requests=1)
     _check_files(options)
     batches = [int(n) for n in _numbers(options.batches, "--batches") if n.is_integer()]
     if len(batches) != len(options.batches.split(",")):
-        raise RequestError(f"--batches must be whole numbers, not {options.batches!r}")
+        raise RequestError(f"--batches must be whole numbers, not {shown(options.batches)}")
     loads = _numbers(options.load, "--load")
     rates = [] if options.rate is None else _numbers(options.rate, "--rate")
+    _check_request(options, "--batches", num_images_per_prompt=max(batches))
     total = (len(loads) + len(rates)) * options.requests
     with tqdm(total=total, unit="request", leave=False, delay=0.5) as bar:
         record = measure_throughput(
@@ -307,7 +362,7 @@ def _numbers(text: str, option: str) -> list[float]:
     try:
         numbers = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise RequestError(f"{option} must be numbers with commas, not {text!r}") from error
+        raise RequestError(f"{option} must be numbers with commas, not {shown(text)}") from error
     if not all(0 < number < 1e6 for number in numbers):
-        raise RequestError(f"{option} must be positive, not {text!r}")
+        raise RequestError(f"{option} must be above 0 and below a million, not {shown(text)}")
     return numbers

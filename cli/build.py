@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bksdm.cli.arguments import integer, named_path
+from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 from bksdm.engines.registry import AUTO, CPU_ENGINES
+from bksdm.runtime.checks import MAX_THREADS
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
@@ -29,7 +32,7 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE",
+    parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
                         help="float16 bundle, or float32 with --tune")  # fmt: skip
     parser.add_argument("--engine",
                         help="tensorrt-rtx (RTX GPUs, builds without one; the default), tensorrt "
@@ -41,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", metavar="WxH[:WxH:WxH]", help="pixels; the model's by default")
     parser.add_argument("--tune", action="store_true",
                         help="measure on this CPU what `generate` then runs fastest")  # fmt: skip
-    parser.add_argument("--threads", type=int, help="--tune: CPU threads (default: physical cores)")
+    parser.add_argument(
+        "--threads", type=integer, help="--tune: CPU threads (default: physical cores)"
+    )
     parser.add_argument("--list", action="store_true", help="show what is built")
     parser.add_argument("--remove", metavar="NAME", help="remove what --list shows")
 
@@ -54,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:
-        print(*list_built(engines), sep="\n")
+        for name in list_built(engines):
+            print(printable(name))
         return 0
     if options.remove is not None:
         remove_built(engines, [options.remove])
@@ -63,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
         for name in ("target", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
+        if options.threads is not None and options.threads > MAX_THREADS:
+            raise EngineError(f"--threads must be at most {MAX_THREADS}, not {options.threads}")
         tune_bundle(bundle, options.engine, options.threads)
         return 0
     if options.threads is not None:

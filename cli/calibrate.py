@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any
+
+from bksdm.cli.arguments import integer, named_path, options_named, output_file
+from bksdm.cli.outputs import check_outputs, results
+from bksdm.cli.text import as_json, printable
 
 EXAMPLES = """examples:
   bksdm calibrate bundle-fp32/
@@ -23,13 +26,15 @@ SEED = 0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="float32 bundle")
-    parser.add_argument("--half", type=Path, metavar="BUNDLE16", help="its float16 counterpart")
+    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", help="float32 bundle")
+    parser.add_argument("--half", type=named_path, metavar="BUNDLE16",
+                        help="its float16 counterpart")  # fmt: skip
     parser.add_argument("--prompt", default="a red apple", help="what to draw")
-    parser.add_argument("--steps", type=int, default=10, help="inference steps (default 10)")
+    parser.add_argument("--steps", type=integer, default=10, help="inference steps (default 10)")
     parser.add_argument("--sampler", help="the bundle's own by default")
     parser.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every tensor's magnitude")
+    parser.add_argument("--json", type=output_file, metavar="FILE",
+                        help="write every tensor's magnitude")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,25 +43,37 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.engines.half import LARGEST
     from bksdm.engines.ranges import half_error
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.request import Request
+    from bksdm.runtime.user_files import write_text
 
+    check_outputs([options.json], text=True)
     bundle = Bundle.open(options.bundle)
     half = None if options.half is None else Bundle.open(options.half)
     width, height = (None, None) if options.size is None else parse_size(options.size)
     report: dict[str, Any] = {}
-    for name, engine in _run(bundle, options, width, height).items():
-        largest = engine.largest
-        beyond = [tensor for tensor, value in largest.items() if not value <= LARGEST]
-        report[name] = {"largest": largest, "beyond_float16": beyond}
-        print(f"{name}: {len(largest)} tensors, {len(beyond)} beyond float16's {LARGEST:.0f}")
-        for tensor, value in list(largest.items())[: max(SHOWN, len(beyond))]:
-            print(f"  {value:12.5g}  {tensor}{'  overflows' if tensor in beyond else ''}")
-        if half is not None and name in half.components:
-            errors = half_error(half.model(name), [engine.first, engine.last])
-            report[name]["relative_l2_of_half"] = errors
-            first, last = errors
-            print(f"  float16: relative L2 {first:.2e} in the first call, {last:.2e} in the last")
+    with options_named():
+        Request.check(
+            bundle, options.prompt, height=height, width=width, num_inference_steps=options.steps,
+            sampler=options.sampler,
+        )  # fmt: skip
+    engines = _run(bundle, options, width, height)
+    with redirect_stdout(results([options.json])):
+        for name, engine in engines.items():
+            largest = engine.largest
+            beyond = [tensor for tensor, value in largest.items() if not value <= LARGEST]
+            report[name] = {"largest": largest, "beyond_float16": beyond}
+            print(f"{name}: {len(largest)} tensors, {len(beyond)} beyond float16's {LARGEST:.0f}")
+            for tensor, value in list(largest.items())[: max(SHOWN, len(beyond))]:
+                overflows = "  overflows" if tensor in beyond else ""
+                print(f"  {value:12.5g}  {printable(tensor)}{overflows}")
+            if half is not None and name in half.components:
+                errors = half_error(half.model(name), [engine.first, engine.last])
+                report[name]["relative_l2_of_half"] = errors
+                first, last = errors
+                print(f"  float16: relative L2 {first:.2e} in the first call, "
+                      f"{last:.2e} in the last")  # fmt: skip
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(options.json, as_json(report) + "\n")
     finite = all(
         math.isfinite(error) for entry in report.values()
         for error in entry.get("relative_l2_of_half", ())

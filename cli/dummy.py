@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import sys
+
+from bksdm.cli.arguments import integer, named_path, options_named
+from bksdm.cli.outputs import print_path
 
 EXAMPLES = """examples:
   bksdm dummy nano -o nano-checkpoint/
@@ -15,8 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("name", help="sd-v1-4, base, small, tiny (also with -2m) or nano")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
+    parser.add_argument("--seed", type=integer, default=0, help="of the weights (default 0)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,7 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     require("torch", "export")
     from bksdm.export.dummy import create_dummy
+    from bksdm.runtime.noise import check_seed
 
-    create_dummy(options.name, options.output, options.seed)
-    print(options.output)
+    with options_named():
+        create_dummy(options.name, options.output, check_seed(options.seed))
+    print_path(options.output, sys.stdout)
     return 0

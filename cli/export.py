@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
+
+from bksdm.cli.arguments import named_path
+from bksdm.cli.text import printable
 
 EXAMPLES = """examples:
   bksdm export nota-ai/bk-sdm-small-2m -o small/
@@ -17,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("source", help="a diffusers folder, or a model id of the hub")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument(
@@ -42,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         options.dtype,
         options.revision,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=lambda line: print(printable(line), file=sys.stderr, flush=True),
         loras=[split_scale(text) for text in options.lora],
         safety_checker=not options.no_safety_checker,
     )
-    print(format_table(report))
+    print(printable(format_table(report), kept="\n"))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from bksdm.engines.errors import BksdmError
@@ -14,6 +15,10 @@ def require(module: str, extra: str) -> None:
     ------
     BksdmError
         It is not; says which extra brings it.
+    OSError
+        The working directory is gone, where torch's libraries would end the process.
     """
     if find_spec(module) is None:
         raise BksdmError(f"this command needs {module}; run: pip install 'bksdm-runtime[{extra}]'")
+    if extra == "export":
+        os.getcwd()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,8 +12,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bksdm.cli.arguments import (
+    input_file,
+    integer,
+    named_path,
+    options_named,
+    output_file,
+    real,
+    threads,
+)
+from bksdm.cli.outputs import check_numbered, check_outputs, numbered, print_path, results
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
+from bksdm.runtime.checks import shown
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
@@ -33,53 +43,57 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("prompt", nargs="+", help="what to draw; several are drawn in one batch")
-    parser.add_argument("--model", type=Path, default=EMOJI, metavar="BUNDLE",
+    parser.add_argument("--model", type=named_path, default=EMOJI, metavar="BUNDLE",
                         help="bundle folder; by default the built-in model of a few dozen objects"
                         )  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, default=Path("image.png"), metavar="FILE",
-                        help="PNG to write; further images get -2, -3 …")  # fmt: skip
+    parser.add_argument("-o", "--output", type=output_file, default=Path("image.png"),
+                        metavar="FILE",
+                        help="PNG to write, - for standard output; further images get -2, -3 …"
+                        )  # fmt: skip
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to avoid")
-    parser.add_argument("--steps", type=int, default=25, help="inference steps (default 25)")
-    parser.add_argument("--guidance", type=float, default=7.5, help="guidance scale (default 7.5)")
-    parser.add_argument("--guidance-rescale", type=float, default=0.0, metavar="PART",
+    parser.add_argument("--steps", type=integer, default=25, help="inference steps (default 25)")
+    parser.add_argument("--guidance", type=real, default=7.5, help="guidance scale (default 7.5)")
+    parser.add_argument("--guidance-rescale", type=real, default=0.0, metavar="PART",
                         help="bring back the deviation that guidance adds, 0 to 1 (default 0)"
                         )  # fmt: skip
     parser.add_argument("--guidance-interval", default="0:1", metavar="FROM:TO",
                         help="guidance in this part of the steps only, which is faster, e.g. 0:0.8"
                         )  # fmt: skip
     parser.add_argument("--seed", metavar="N[,N…]",
-                        help="0 to 2^64-1, one for all images or one for each; random by default"
-                        )  # fmt: skip
+                        help="-2^63 to 2^64-1, one for all images or one for each; random by "
+                             "default")  # fmt: skip
     parser.add_argument(
         "--size", metavar="WxH", help="pixels, e.g. 512x512; the model's by default"
     )
-    parser.add_argument("--count", type=int, default=1, help="number of images (default 1)")
+    parser.add_argument("--count", type=integer, default=1, help="number of images (default 1)")
     parser.add_argument("--sampler",
                         help="as `bksdm samplers` lists them; the bundle's own by default"
                         )  # fmt: skip
-    parser.add_argument("--eta", type=float, default=0.0,
+    parser.add_argument("--eta", type=real, default=0.0,
                         help="noise of ddim and tcd in every step, 0 to 1 (default 0)")  # fmt: skip
     parser.add_argument("--prompt-weights", action="store_true",
                         help="(text:1.3), (text) and [text] weigh what they enclose")  # fmt: skip
     parser.add_argument("--long-prompt", action="store_true",
                         help="encode what is beyond 77 tokens too, not cut it off")  # fmt: skip
-    parser.add_argument("--clip-skip", type=int, default=0, metavar="N",
+    parser.add_argument("--clip-skip", type=integer, default=0, metavar="N",
                         help="leave out the text encoder's last N layers (default 0)")  # fmt: skip
-    parser.add_argument("--fast", type=int, default=0, metavar="LEVEL",
+    parser.add_argument("--fast", type=integer, default=0, metavar="LEVEL",
                         help="1 to 3: less work for nearly the same picture (default 0: exact)"
                         )  # fmt: skip
-    parser.add_argument("--image", type=Path, metavar="FILE", help="picture to start from")
-    parser.add_argument("--strength", type=float, metavar="PART",
+    parser.add_argument("--image", type=input_file, metavar="FILE",
+                        help="picture to start from, - for standard input")  # fmt: skip
+    parser.add_argument("--strength", type=real, metavar="PART",
                         help="how much of --image may change, 0 to 1 (default 0.8; 1 with --mask)"
                         )  # fmt: skip
-    parser.add_argument("--mask", type=Path, metavar="FILE",
+    parser.add_argument("--mask", type=input_file, metavar="FILE",
                         help="of --image only what is white here changes")  # fmt: skip
     parser.add_argument("--preview", action="store_true",
                         help="show what every step makes of the picture, in the terminal"
                         )  # fmt: skip
-    parser.add_argument("--save-steps", type=Path, metavar="DIR",
-                        help="write what every step makes of the picture")  # fmt: skip
-    parser.add_argument("--animate", type=Path, metavar="FILE.webp",
+    parser.add_argument("--save-steps", type=named_path, metavar="DIR",
+                        help="write what every step makes of the picture, in place of the steps of "
+                             "an earlier run")  # fmt: skip
+    parser.add_argument("--animate", type=output_file, metavar="FILE.webp",
                         help="write the steps as an animation")  # fmt: skip
     parser.add_argument("--decode-steps", action="store_true",
                         help="decode the steps by the VAE: exact, slow; by default a quick map"
@@ -90,18 +104,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="onnxruntime or openvino (CPU), auto (the faster, once `bksdm build "
                              "--tune` has measured), onnxruntime:cuda, onnxruntime:tensorrt, or "
                              "what `bksdm build` made")  # fmt: skip
-    parser.add_argument("--threads", type=int, help="CPU threads (default: physical cores)")
+    parser.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures and print their paths."""
-    folder = options.output.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or options.output.is_dir():
-        raise RequestError(f"cannot write {options.output}: no writable folder {folder}")
+    check_outputs([options.output, options.animate])
 
     from tqdm import tqdm
 
-    from bksdm.cli.step_pictures import StepPictures, numbered
+    from bksdm.cli.step_pictures import StepPictures
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.images import save_png
     from bksdm.runtime.pipeline import TextToImage
@@ -111,12 +123,15 @@ def run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.model)
     arguments = _arguments(options)
     # A mistake is refused here rather than after gigabytes are loaded.
-    Request.check(bundle, options.prompt, **arguments)
+    with options_named():
+        count = Request.check(bundle, options.prompt, **arguments).shape[0]
+    check_numbered([options.output, options.animate], count)
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
-    model = TextToImage.load(
-        options.model, options.engine, options.threads,
-        safety_checker=not options.no_safety_checker,
-    )  # fmt: skip
+    with options_named():
+        model = TextToImage.load(
+            options.model, options.engine, options.threads,
+            safety_checker=not options.no_safety_checker,
+        )  # fmt: skip
     if steps.wanted and not options.decode_steps:
         _ = model.preview
     # The delay keeps the bar away from a request that is refused before its first step.
@@ -132,6 +147,7 @@ def run(options: argparse.Namespace) -> int:
         images = result.images
         unfit = result.nsfw_content_detected or [False] * len(images)
         steps.finish(images, unfit)
+    told = results([options.output, options.animate])
     parameters = _parameters(options, bundle, result)
     for index, image in enumerate(images):
         path = numbered(options.output, index)
@@ -144,9 +160,9 @@ def run(options: argparse.Namespace) -> int:
             continue
         prompt = options.prompt[index // options.count]
         save_png(image, path, {"prompt": prompt, **parameters, "index": str(index)})
-        print(path)
+        print_path(path, told)
     for path in steps.animate(images, unfit):
-        print(path)
+        print_path(path, told)
     return 1 if all(unfit) else 0
 
 
@@ -228,8 +244,8 @@ def parse_seed(text: str) -> int | list[int]:
     RequestError
         The text has another form.
     """
-    if re.fullmatch(r"[0-9]{1,20}(,[0-9]{1,20})*", text) is None:
-        raise RequestError(f"--seed must look like 7 or 7,8,9, not {text!r}")
+    if re.fullmatch(r"-?[0-9]{1,99}(,-?[0-9]{1,99})*", text) is None:
+        raise RequestError(f"--seed must look like 7 or 7,8,9, not {shown(text)}")
     first, *others = (int(part) for part in text.split(","))
     return [first, *others] if others else first
 
@@ -242,9 +258,9 @@ def parse_size(text: str) -> tuple[int, int]:
     RequestError
         The text has another form.
     """
-    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text)
+    match = re.fullmatch(r"([0-9]{1,99})[xX]([0-9]{1,99})", text)
     if match is None:
-        raise RequestError(f"--size must look like 512x512, not {text!r}")
+        raise RequestError(f"--size must look like 512x512, not {shown(text)}")
     return int(match[1]), int(match[2])
 
 
@@ -259,5 +275,7 @@ def parse_interval(text: str) -> tuple[float, float]:
     try:
         start, end = (float(part) for part in text.split(":"))
     except ValueError as error:
-        raise RequestError(f"--guidance-interval must look like 0:0.8, not {text!r}") from error
+        raise RequestError(
+            f"--guidance-interval must look like 0:0.8, not {shown(text)}"
+        ) from error
     return start, end

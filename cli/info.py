@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bksdm.engines.errors import BksdmError
+from bksdm.cli.arguments import input_file
+from bksdm.cli.text import as_json, printable
+from bksdm.engines.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
@@ -21,22 +22,25 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("path", type=Path, metavar="BUNDLE_OR_PNG")
+    parser.add_argument("path", type=input_file, metavar="BUNDLE_OR_PNG",
+                        help="- is a picture on standard input")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the description."""
-    if options.path.is_file():
+    if not options.path.exists():
+        raise BundleError(f"{options.path}: no such folder, and no such picture")
+    if options.path.is_dir():
+        described = describe_bundle(options.path)
+    else:
         from bksdm.runtime.images import read_parameters
 
-        described: dict[str, Any] = dict(read_parameters(options.path))
+        described = dict(read_parameters(options.path))
         if not described:
-            raise BksdmError(f"{options.path}: carries no parameters of bksdm")
-    else:
-        described = describe_bundle(options.path)
+            raise RequestError(f"{options.path}: carries no parameters of bksdm")
     if options.json:
-        print(json.dumps(described, indent=2))
+        print(as_json(described))
     else:
         _print(described, "")
     return 0
@@ -82,16 +86,19 @@ def _component(bundle: Bundle, name: str) -> dict[str, Any]:
 
 def _print(value: dict[str, Any], indent: str) -> None:
     for key, entry in value.items():
+        name = printable(key)
         if isinstance(entry, dict):
-            print(f"{indent}{key}:")
+            print(f"{indent}{name}:")
             _print(entry, indent + "  ")
         elif isinstance(entry, list):
-            print(f"{indent}{key}: {', '.join(map(_line, entry))}")
+            print(f"{indent}{name}: {', '.join(map(_line, entry))}")
         else:
-            print(f"{indent}{key}: {f'{entry:,}' if isinstance(entry, int) else entry}")
+            print(f"{indent}{name}: {_line(entry)}")
 
 
 def _line(entry: Any) -> str:
     if isinstance(entry, dict):
-        return " ".join(f"{key} {value}" for key, value in entry.items())
-    return str(entry)
+        return printable(" ".join(f"{key} {value}" for key, value in entry.items()))
+    if isinstance(entry, bool):
+        return "yes" if entry else "no"
+    return f"{entry:,}" if isinstance(entry, int) else printable(str(entry))

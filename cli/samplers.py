@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
+
+from bksdm.cli.text import as_json
 
 EXAMPLES = """examples:
   bksdm samplers
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         table = step_table(SCHEDULE, 20, name)
         described[name] = {"evaluations": len(table), "noise": table.draws > 0}
     if options.json:
-        print(json.dumps(described, indent=2))
+        print(as_json(described))
         return 0
     print(f"{'sampler':<24}{'UNet calls for 20 steps':>24}   adds noise")
     for name, entry in described.items():

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import io
+import re
 import sys
 from pathlib import Path
 
 from PIL import Image, features
 
+from bksdm.cli.outputs import check_folder, is_replaced, numbered
 from bksdm.cli.terminal import TerminalPicture
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.images import save_png, to_pil
+from bksdm.engines.files import clear_abandoned
+from bksdm.runtime.images import read_parameters, save_png, to_pil
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.sampling import Step
+from bksdm.runtime.user_files import write_output
 
 FRAME_MS, LAST_FRAME_MS = 120, 2000
 
@@ -27,31 +31,27 @@ class StepPictures:
     show : bool
         Whether the terminal shows the first image.
     folder : Path, optional
-        Where each step's images are written.
+        Where each step's images are written, in place of those of an earlier run.
     animation : Path, optional
         WebP to write in the end, one for each image.
 
     Raises
     ------
     RequestError
-        There is no terminal, a folder cannot be made, or the animation has another form.
+        There is no terminal, the folder cannot be made, or the animation has another form.
     """
 
     def __init__(
         self, exact: bool, show: bool, folder: Path | None, animation: Path | None
     ) -> None:
-        if animation is not None and animation.suffix.lower() != ".webp":
+        named = animation is None or animation.suffix.lower() == ".webp"
+        if animation is not None and not named and is_replaced(animation):
             raise RequestError(f"--animate writes WebP; name a file that ends in .webp, "
                                f"not {animation}")  # fmt: skip
         if animation is not None and not features.check("webp"):
             raise RequestError("--animate needs a Pillow that was built with WebP")
-        if animation is not None and not os.access(animation.resolve().parent, os.W_OK):
-            raise RequestError(f"cannot write {animation}: no writable folder")
         if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RequestError(f"cannot make {folder}: {error.strerror}") from error
+            check_folder(folder)
         self._exact = exact
         self._folder = folder
         self._animation = animation
@@ -76,7 +76,9 @@ class StepPictures:
             self._terminal.show(pictures[0])
         if self._folder is not None:
             digits = len(str(step.total))
-            self._saved = self._saved or [[] for _ in pictures]
+            if not self._saved:
+                _prepare(self._folder)
+                self._saved = [[] for _ in pictures]
             for index, picture in enumerate(pictures):
                 name = numbered(Path(f"step-{step.index + 1:0{digits}}.png"), index)
                 told = {"step": f"{step.index + 1} of {step.total}", "exact": str(self._exact)}
@@ -117,20 +119,31 @@ class StepPictures:
             self._terminal = None
 
 
-def numbered(path: Path, index: int) -> Path:
-    """Return the path of an image beside the first: ``a.png``, ``a-2.png`` …."""
-    return path.with_name(f"{path.stem}-{index + 1}{path.suffix}") if index else path
+def _prepare(folder: Path) -> None:
+    """Make a folder for steps, or take those of an earlier run out of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(folder)
+        for path in folder.glob("step-*.png"):
+            if re.fullmatch(r"step-\d+(-\d+)?\.png", path.name) and _is_step(path):
+                path.unlink()
+    except OSError as error:
+        raise RequestError(f"cannot write to {folder}: {error.strerror or error}") from error
+
+
+def _is_step(path: Path) -> bool:
+    """Whether a picture was written here, and not by somebody else under such a name."""
+    try:
+        return "step" in read_parameters(path)
+    except RequestError:
+        return False
 
 
 def _save_animation(frames: list[Image.Image], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
-    try:
-        frames[0].save(
-            partial, format="WEBP", save_all=True, append_images=frames[1:], duration=durations,
-            loop=0, quality=90,
-        )  # fmt: skip
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
+    written = io.BytesIO()
+    frames[0].save(
+        written, format="WEBP", save_all=True, append_images=frames[1:], duration=durations,
+        loop=0, quality=90,
+    )  # fmt: skip
+    write_output(path, written.getvalue())

@@ -6,6 +6,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from bksdm.cli.arguments import integer, named_path, options_named, output_file
+from bksdm.cli.outputs import check_outputs, print_path, results
+from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
 
 EXAMPLES = """examples:
@@ -18,10 +21,12 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", nargs="?")
+    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?")
     parser.add_argument("--against", metavar="SOURCE", help="diffusers checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
-    parser.add_argument("--steps", type=int, default=2, help="steps of the pictures (default 2)")
+    parser.add_argument(
+        "--steps", type=integer, default=2, help="steps of the pictures (default 2)"
+    )
     parser.add_argument("--sampler", help="of the pictures; the checkpoint's own by default")
     parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]",
                         help="what the bundle was exported with; may be repeated")  # fmt: skip
@@ -31,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true",
                         help="in place of a bundle: every sampler and way to start, on a small "
                         "random model and on the built-in one")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE",
-                        help="with --all: write the page there")  # fmt: skip
+    parser.add_argument("-o", "--output", type=output_file, metavar="FILE",
+                        help="with --all: write the page there, - for standard output")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,8 +51,18 @@ def run(options: argparse.Namespace) -> int:
     require("torch", "export")
     if options.all != (options.bundle is None) or options.all != (options.against is None):
         raise RequestError("verify takes BUNDLE and --against, or --all alone")
+    if options.output is not None and not options.all:
+        raise RequestError("-o goes with --all; the comparison of a bundle is printed")
     if options.all:
+        check_outputs([options.output], text=True)
         return _run_all(options.output)
+    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.request import Request
+
+    with options_named():
+        Request.check(Bundle.open(options.bundle), "", num_inference_steps=options.steps,
+                      sampler=options.sampler)  # fmt: skip
+    # torch takes seconds to load, and networks follow.
     from bksdm.export.lora import split_scale
     from bksdm.export.verify import verify
 
@@ -55,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         options.bundle, options.against, options.revision, options.steps, options.sampler,
         [split_scale(text) for text in options.lora],
     )  # fmt: skip
-    print(report)
+    print(printable(report, kept="\n"))
     return 0 if passed else 1
 
 
@@ -85,7 +100,7 @@ def _run_all(output: Path | None) -> int:
     from bksdm.export.exporter import export
     from bksdm.export.verify_all import measure, passed, render, total
     from bksdm.models import EMOJI
-    from bksdm.runtime.files import write_text
+    from bksdm.runtime.user_files import write_text
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "nano", Path(folder) / "bundle"
@@ -98,5 +113,5 @@ def _run_all(output: Path | None) -> int:
         print(page, end="")
     else:
         write_text(output, page)
-        print(output)
+        print_path(output, results([output]))
     return 0 if passed(cells) else 1

@@ -14,8 +14,8 @@ from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.protocol import Engine
 from bksdm.engines.rewrite.compose import MadeFor
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.files import write_text
 from bksdm.runtime.preview import PREVIEW_FILE
+from bksdm.runtime.user_files import write_text
 
 # Latents along each side of a picture, and how many pictures: 8 of them only measure the error.
 SIDE, PICTURES, HELD_OUT = 8, 32, 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,11 @@ def read_json(path: Path) -> dict[str, Any]:
         The file is missing, unreadable, no JSON or no object.
     """
     try:
+        # A pipe may have no writer, and a device no end.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleError(f"{path}: not a regular file")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{path}: missing") from error
     except (OSError, UnicodeDecodeError) as error:
         raise BundleError(f"{path}: cannot be read ({error})") from error

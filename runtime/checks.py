@@ -1,7 +1,13 @@
-"""Checks of single arguments; each returns the value, or says what it must be."""
+"""Checks of single arguments; each returns the value as Python has it, or says what it must be."""
 
 from __future__ import annotations
 
+import math
+import operator
+import os
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +15,35 @@ import numpy as np
 from bksdm.engines.errors import RequestError
 
 MAX_SIDE = 8192
+MAX_THREADS = 1024
+LARGEST = float(np.finfo(np.float32).max)
+SHOWN = 60
+"""Characters of a refused value that a message repeats."""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message has it: in one line, with its end left out if it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python refuses to write integers of more than 4300 digits
+        text = f"a number of more than {SHOWN} digits"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
+
+
+def plain(value: Any) -> Any:
+    """Return what a scalar or an array without axes holds; anything else as it is.
+
+    numpy's scalars and arrays become Python's numbers, texts and truth values; so do those of
+    other array libraries, which have ``ndim`` and ``item`` as well.
+    """
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def several(value: Any) -> Sequence[Any] | None:
+    """Return a sequence, or an array with axes as a list; None for a single value."""
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return list(value.tolist())
+    return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
 def texts(name: str, value: Any) -> tuple[str, ...]:
@@ -19,12 +54,26 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     RequestError
         It is neither, or empty.
     """
-    found = (value,) if isinstance(value, str) else value
-    if not isinstance(found, (list, tuple)) or not all(isinstance(t, str) for t in found):
-        raise RequestError(f"{name} must be a text or a list of texts")
+    entries = several(value)
+    found = [plain(value)] if entries is None else [plain(entry) for entry in entries]
+    if not all(isinstance(text, str) for text in found):
+        raise RequestError(f"{name} must be a text or a list of texts, not {shown(value)}")
     if not found:
         raise RequestError(f"{name} must not be an empty list")
-    return tuple(found)
+    return tuple(str(text) for text in found)
+
+
+def folder(name: str, value: Any) -> Path:
+    """Return a path.
+
+    Raises
+    ------
+    RequestError
+        It is none, or empty.
+    """
+    if not isinstance(value, (str, os.PathLike)) or value == "":
+        raise RequestError(f"{name} must be a folder's path, not {shown(value)}")
+    return Path(value)
 
 
 def flag(name: str, value: Any) -> bool:
@@ -35,15 +84,43 @@ def flag(name: str, value: Any) -> bool:
     RequestError
         It is neither.
     """
-    if not isinstance(value, bool):
-        raise RequestError(f"{name} must be True or False, not {value!r}")
-    return value
+    found = plain(value)
+    if not isinstance(found, bool):
+        raise RequestError(f"{name} must be True or False, not {shown(value)}")
+    return found
+
+
+def is_false(value: Any) -> bool:
+    """Whether a value is False or numpy's; 0, None and what is empty are not."""
+    found = plain(value)
+    return isinstance(found, bool) and not found
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number that is finite in float32, which the runtime computes in.
+
+    Raises
+    ------
+    RequestError
+        It is none.
+    """
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise RequestError(f"{name} must be a number, not {shown(value)}")
+    try:
+        result = float(found)
+    except OverflowError:
+        result = math.inf
+    if not abs(result) <= LARGEST:
+        raise RequestError(f"{name} must be finite in float32, not {shown(found)}")
+    return result
 
 
 def is_part(value: Any) -> bool:
     """Whether a value is a number from 0 to 1."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 <= value <= 1
+    found = plain(value)
+    a_number = isinstance(found, Real) and not isinstance(found, bool)
+    return a_number and bool(0 <= found <= 1)
 
 
 def part(name: str, value: Any) -> float:
@@ -55,8 +132,8 @@ def part(name: str, value: Any) -> float:
         It is none.
     """
     if not is_part(value):
-        raise RequestError(f"{name} must be a number from 0 to 1, not {value!r}")
-    return float(value)
+        raise RequestError(f"{name} must be a number from 0 to 1, not {shown(value)}")
+    return float(plain(value))
 
 
 def whole(name: str, value: Any, lowest: int, highest: int) -> int:
@@ -67,11 +144,17 @@ def whole(name: str, value: Any, lowest: int, highest: int) -> int:
     RequestError
         It is none, or out of range.
     """
-    integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not integer or not lowest <= value <= highest:
-        wanted = f"to {highest}" if highest < 1000 else "on"
-        raise RequestError(f"{name} must be a whole number from {lowest} {wanted}, not {value!r}")
-    return int(value)
+    found = plain(value)
+    wanted = f"{name} must be a whole number from {lowest} to {highest}, not {shown(value)}"
+    if isinstance(found, bool):
+        raise RequestError(wanted)
+    try:
+        result = operator.index(found)
+    except TypeError as error:
+        raise RequestError(wanted) from error
+    if not lowest <= result <= highest:
+        raise RequestError(wanted)
+    return result
 
 
 def side(name: str, value: Any, multiple: int) -> int:

@@ -20,7 +20,7 @@ from bksdm.runtime.images import to_uint8
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.sampling import sample
-from bksdm.runtime.work import Cancelled, Work
+from bksdm.runtime.work import Work
 
 
 class HostExecutor:
@@ -106,8 +106,7 @@ class HostExecutor:
             latents = work.start
             for step in sample(work.table, work.start, predict, work.noises, work.known):
                 latents = step.latents
-                if work.callback is not None and work.callback(step) is False:
-                    raise Cancelled(step)
+                work.report(step)
         seconds["loop"] -= seconds["unet"]
 
         return self.decode(latents, seconds)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import struct
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from bksdm.engines.errors import BksdmError, RequestError
+from bksdm.engines.errors import RequestError
+from bksdm.runtime.user_files import read_input, write_output
 
 # What Pillow raises for files of every kind of damage.
 UNREADABLE = (
     OSError,
+    RuntimeError,
     ValueError,
     SyntaxError,
+    TypeError,
     EOFError,
     struct.error,
     Image.DecompressionBombError,
@@ -48,55 +52,78 @@ def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
+def encode_png(image: Image.Image, parameters: Mapping[str, str]) -> bytes:
+    """Return a PNG file with ``parameters`` as text chunks.
+
+    Bytes of a file's name that are no text are written as an escape.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in parameters.items():
+        chunks.add_itxt(f"bksdm:{key}", value.encode(errors="backslashreplace").decode())
+    written = io.BytesIO()
+    image.save(written, format="PNG", pnginfo=chunks)
+    return written.getvalue()
+
+
 def save_png(image: Image.Image, path: Path, parameters: Mapping[str, str]) -> None:
-    """Write ``image`` with ``parameters`` as text chunks; beside the target first, then renamed.
+    """Write ``image`` with ``parameters`` as text chunks, at once.
 
     Raises
     ------
     RequestError
         The file cannot be written.
     """
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in parameters.items():
-        chunks.add_itxt(f"bksdm:{key}", value)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        image.save(partial, format="PNG", pnginfo=chunks)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RequestError(f"cannot write {path}: {error.strerror or error}") from error
+    write_output(path, encode_png(image, parameters))
 
 
 def open_picture(path: Path) -> Image.Image:
     """Read a picture, turned upright and in RGB, as diffusers' ``load_image`` does.
 
+    Parameters
+    ----------
+    path : Path
+        A file, or the system's name for a pipe that this process was given, as ``/dev/stdin``.
+
     Raises
     ------
     RequestError
-        The file is no readable picture, is cut off, or would need memory out of all proportion.
+        There is no such file, it is no readable picture, is cut off, or would need memory out of
+        all proportion.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except UNREADABLE as error:
-        raise RequestError(f"{path}: not a readable picture ({error})") from error
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def read_parameters(path: Path) -> dict[str, str]:
     """Return the parameters that :func:`save_png` wrote; empty for any other picture.
 
+    Parameters
+    ----------
+    path : Path
+        As of :func:`open_picture`; pixels are not read.
+
     Raises
     ------
-    BksdmError
-        The file is no readable picture.
+    RequestError
+        There is no such file, or it is no picture.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            text = {str(k): str(v) for k, v in image.info.items() if str(k).startswith("bksdm:")}
-    except UNREADABLE as error:
-        raise BksdmError(f"{path}: not a readable picture ({error})") from error
+    with _opened(path) as image:
+        text = {str(k): str(v) for k, v in image.info.items() if str(k).startswith("bksdm:")}
     return {key.removeprefix("bksdm:"): value for key, value in text.items()}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture of a size that memory holds; what goes wrong with it is a RequestError."""
+    content = read_input(path)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            # Pillow itself refuses twice as many, and warns of these.
+            if limit is not None and image.width * image.height > limit:
+                raise ValueError(f"{image.width}x{image.height} pixels are too many")
+            yield image
+    except UnidentifiedImageError as error:
+        raise RequestError(f"{path}: not a readable picture (of no known format)") from error
+    except UNREADABLE as error:
+        raise RequestError(f"{path}: not a readable picture ({error})") from error

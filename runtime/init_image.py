@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.checks import side
+from bksdm.runtime.checks import MAX_SIDE, shown, side
+from bksdm.runtime.images import UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,22 @@ class InitImage:
         Raises
         ------
         RequestError
-            Something is no picture, is too small, or images and masks differ in number.
+            Something is no picture, cannot be read or is too small, or images and masks differ in
+            number.
         """
         images = _pictures("image", image)
         own = [pixels - pixels % multiple for pixels in images[0].size]
         if not all(own):
             raise RequestError(f"image must have at least {multiple} pixels along each side")
+        for name, length, asked in zip(("width", "height"), own, (width, height), strict=True):
+            if asked is None and length > MAX_SIDE:
+                raise RequestError(
+                    f"image has a {name} of {length} pixels; ask for a size up to {MAX_SIDE}"
+                )
         wide = side("width", own[0] if width is None else width, multiple)
         tall = side("height", own[1] if height is None else height, multiple)
         size = (wide, tall)
-        pixels = np.stack([_resized(picture.convert("RGB"), size) for picture in images])
+        pixels = np.stack([_resized("image", picture, size, "RGB") for picture in images])
         sample = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2) * np.float32(2) - np.float32(1))
         if mask is None:
             return cls(sample, None)
@@ -66,7 +73,7 @@ class InitImage:
         if len(masks) not in (1, len(images)):
             raise RequestError(f"mask has {len(masks)} entries, but image has {len(images)}")
         # diffusers resizes a mask before it makes it grey, and takes every eighth pixel of it.
-        grey = np.stack([_resized(m, size, "L") for m in masks])[:, None]
+        grey = np.stack([_resized("mask", m, size, "L") for m in masks])[:, None]
         painted = grey[:, :, ::multiple, ::multiple] >= 0.5
         return cls(sample, np.repeat(painted, len(images) // len(masks), axis=0))
 
@@ -77,10 +84,16 @@ class InitImage:
 def _pictures(name: str, value: Any) -> list[Image.Image]:
     pictures = value if isinstance(value, Sequence) else [value]
     if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
-        raise RequestError(f"{name} must be a PIL image or a list of them")
+        raise RequestError(f"{name} must be a PIL image or a list of them, not {shown(value)}")
     return list(pictures)
 
 
-def _resized(picture: Image.Image, size: tuple[int, int], mode: str = "RGB") -> NDArray[np.float32]:
-    resized = picture.resize(size, Image.Resampling.LANCZOS).convert(mode)
+def _resized(
+    name: str, picture: Image.Image, size: tuple[int, int], mode: str
+) -> NDArray[np.float32]:
+    try:
+        whole = picture.convert("RGB") if mode == "RGB" else picture
+        resized = whole.resize(size, Image.Resampling.LANCZOS).convert(mode)
+    except UNREADABLE as error:
+        raise RequestError(f"{name} cannot be read ({error})") from error
     return np.asarray(resized, np.float32) / np.float32(255)

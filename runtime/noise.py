@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
+from bksdm.runtime.checks import several, whole
 
-LARGEST_SEED = 2**64 - 1
+LOWEST_SEED, HIGHEST_SEED = -(2**63), 2**64 - 1
+"""What ``torch.Generator.manual_seed`` takes; below 0 it adds 2**64."""
 
 
 class TorchCpuGenerator:
@@ -19,7 +21,7 @@ class TorchCpuGenerator:
     Parameters
     ----------
     seed : int
-        0 to 2**64 − 1; torch seeds its MT19937 with the low 32 bits.
+        −2**63 to 2**64 − 1; torch seeds its MT19937 with the low 32 bits.
 
     Raises
     ------
@@ -79,7 +81,7 @@ class TorchCudaGenerator:
     Parameters
     ----------
     seed : int
-        0 to 2**64 − 1, the Philox key.
+        −2**63 to 2**64 − 1; modulo 2**64 it is the Philox key.
     resident_threads : int, optional
         Multiprocessors times threads per multiprocessor of the GPU to imitate, which decides the
         order of draws larger than that; by default larger than any draw.
@@ -208,22 +210,20 @@ def check_seeds(seeds: object, count: int) -> int | list[int]:
     RequestError
         A seed is out of range, or there are not ``count`` of them.
     """
-    if not isinstance(seeds, (list, tuple)):
+    found = several(seeds)
+    if found is None:
         return check_seed(seeds)
-    if len(seeds) != count:
-        raise RequestError(f"seed has {len(seeds)} entries, but {count} images are asked for")
-    return [check_seed(seed) for seed in seeds]
+    if len(found) != count:
+        raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
+    return [check_seed(seed) for seed in found]
 
 
 def check_seed(seed: object) -> int:
-    """Return the seed as an int.
+    """Return the seed as torch keeps it, from 0 to 2**64 − 1.
 
     Raises
     ------
     RequestError
-        It is no integer from 0 to 2**64 − 1.
+        It is no integer from −2**63 to 2**64 − 1.
     """
-    whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-    if not whole or not 0 <= int(seed) <= LARGEST_SEED:  # type: ignore[call-overload]
-        raise RequestError(f"seed must be an integer from 0 to {LARGEST_SEED}, not {seed!r}")
-    return int(seed)  # type: ignore[call-overload, no-any-return]
+    return whole("seed", seed, LOWEST_SEED, HIGHEST_SEED) % 2**64

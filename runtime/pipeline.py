@@ -16,6 +16,7 @@ from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.protocol import Engine, GraphEdit
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.checks import MAX_THREADS, flag, folder, shown, whole
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.preview import Preview
@@ -96,7 +97,7 @@ class TextToImage:
         path: str | Path = EMOJI,
         engine: str = "onnxruntime",
         threads: int | None = None,
-        engine_cache: Path | None = None,
+        engine_cache: str | Path | None = None,
         safety_checker: bool = True,
     ) -> TextToImage:
         """Open a bundle and load its networks.
@@ -111,8 +112,8 @@ class TextToImage:
             ``onnxruntime:tensorrt``, and ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has
             made engines.
         threads : int, optional
-            CPU threads; by default one per physical core.
-        engine_cache : Path, optional
+            CPU threads, up to 1024; by default one per physical core.
+        engine_cache : str or Path, optional
             Where optimised graphs are stored, for a bundle that cannot be written; by default its
             own ``engines`` folder.
         safety_checker : bool
@@ -121,18 +122,24 @@ class TextToImage:
 
         Raises
         ------
+        RequestError
+            An argument has a wrong type, or ``threads`` is out of range.
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
         from bksdm.engines.registry import AUTO, CPU_ENGINES, DEVICE_ENGINES, ENGINES, open_engine
         from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
 
-        if engine not in (*ENGINES, *DEVICE_ENGINES):
+        if not isinstance(engine, str) or engine not in (*ENGINES, *DEVICE_ENGINES):
             known = ", ".join((*ENGINES, *DEVICE_ENGINES))
-            raise EngineError(f"unknown engine {engine!r}; known: {known}")
-        bundle = Bundle.open(Path(path))
+            raise EngineError(f"unknown engine {shown(engine)}; known: {known}")
+        threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
+        wanted = flag("safety_checker", safety_checker)
+        bundle = Bundle.open(folder("path", path))
         tokenizer = Tokenizer.load(bundle.path / "tokenizer")
-        cache = bundle.path / "engines" if engine_cache is None else engine_cache
+        cache = bundle.path / "engines"
+        if engine_cache is not None:
+            cache = folder("engine_cache", engine_cache)
         on_host = partial(
             open_engine, engine if engine in ENGINES else ENGINES[0], threads=threads, cache=cache
         )
@@ -143,7 +150,7 @@ class TextToImage:
             bundle.latent_channels,
         )
         checker = None
-        if safety_checker and bundle.has_safety_checker:
+        if wanted and bundle.has_safety_checker:
             graph = bundle.model("safety_checker")
             checker = SafetyChecker(on_host(graph, side=latents), graph.parent)
         open_part = partial(on_host, side=latents)
@@ -247,6 +254,10 @@ class TextToImage:
         Cancelled
             The callback returned False.
         """
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise RequestError(
+                f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}"
+            )
         request = Request.check(
             self.bundle,
             prompt,
@@ -325,11 +336,13 @@ class TextToImage:
         Raises
         ------
         RequestError
-            The latents have another shape, or a size that was not built.
+            The latents are no array, or of another shape or a size that was not built.
         NonFiniteError
             The decoder produced NaN or infinity.
         """
         channels = self.bundle.latent_channels
+        if not isinstance(latents, np.ndarray):
+            raise RequestError(f"latents must be a numpy array of floats, not {shown(latents)}")
         if latents.ndim != 4 or latents.shape[1] != channels or not latents.size:
             raise RequestError(
                 f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"

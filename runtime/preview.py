@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import BundleError, RequestError
 from bksdm.runtime.bundle import read_json
+from bksdm.runtime.checks import shown
 
 PREVIEW_FILE = "preview.json"
 """In the VAE decoder's folder; ``bksdm export`` fits and writes it."""
@@ -65,9 +66,11 @@ class Preview:
         Raises
         ------
         RequestError
-            The latents have another shape.
+            The latents are no array, or of another shape.
         """
         channels = self.weights.shape[1]
+        if not isinstance(latents, np.ndarray):
+            raise RequestError(f"latents must be a numpy array of floats, not {shown(latents)}")
         if latents.ndim != 4 or latents.shape[1] != channels:
             raise RequestError(
                 f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,18 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import flag, is_part, part, side, texts, whole
+from bksdm.runtime.checks import (
+    flag,
+    is_part,
+    number,
+    part,
+    plain,
+    several,
+    shown,
+    side,
+    texts,
+    whole,
+)
 from bksdm.runtime.feature_reuse import LEVELS
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
@@ -20,6 +30,7 @@ from bksdm.runtime.noise import check_seeds
 from bksdm.runtime.prompt_encoder import Wording
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers import StepTable, step_table
+from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
 
 MAX_IMAGES = 1024
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -82,7 +93,7 @@ class Request:
         num_images_per_prompt: Any = 1,
         seed: Any = None,
         latents: Any = None,
-        sampler: str | None = None,
+        sampler: Any = None,
         eta: Any = 0.0,
         guidance_rescale: Any = 0.0,
         guidance_interval: Any = (0.0, 1.0),
@@ -114,7 +125,8 @@ class Request:
             for text in (*prompts, *negatives):
                 parse_weights(text)
         per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
-        steps = whole("num_inference_steps", num_inference_steps, 1, 2**31)
+        steps = whole("num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)
+        sampler = _sampler(sampler)
         init, first = None, 0
         if image is not None:
             init = _init_image(bundle, image, mask, height, width)
@@ -122,7 +134,8 @@ class Request:
             usual = STRENGTH if mask is None else STRENGTH_WITH_MASK
             first = _first_step(steps, usual if strength is None else strength)
         elif mask is not None or strength is not None:
-            raise RequestError("strength and mask go with an image")
+            given, other = ("mask", "strength") if strength is None else ("strength", "mask")
+            raise RequestError(f"{given} and {other} go with an image")
         default = bundle.sample_size * bundle.vae_scale
         tall = side("height", default if height is None else height, bundle.vae_scale)
         wide = side("width", default if width is None else width, bundle.vae_scale)
@@ -137,7 +150,7 @@ class Request:
             per_prompt,
             shape,
             _guidance(guidance_scale, guidance_rescale, guidance_interval, level.guided),
-            step_table({**bundle.scheduler, "eta": eta}, steps, sampler, first),
+            step_table({**bundle.scheduler, "eta": part("eta", eta)}, steps, sampler, first),
             None if seed is None else check_seeds(seed, count),
             None if latents is None else _latents(latents, shape),
             init,
@@ -163,16 +176,25 @@ def _init_image(bundle: Bundle, image: Any, mask: Any, height: Any, width: Any) 
 
 def _first_step(steps: int, strength: Any) -> int:
     """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋."""
-    left = min(int(steps * part("strength", strength)), steps)
-    if left == 0 and strength > 0:
+    wanted = part("strength", strength)
+    # In the strength's own precision: 10 · 0.7 is 7 in float32 as well, as it is for diffusers.
+    left = min(int(steps * strength), steps)
+    if left == 0 and wanted > 0:
         raise RequestError(
-            f"strength {strength} leaves none of {steps} steps; take more steps or a higher one"
+            f"strength {wanted:g} leaves none of {steps} steps; take more steps or a higher one"
         )
     return steps - left
 
 
+def _sampler(value: Any) -> str | None:
+    found = plain(value)
+    if found is not None and not isinstance(found, str):
+        raise RequestError(f"sampler must be a name, not {shown(value)}")
+    return None if found is None else str(found)
+
+
 def _clip_skip(bundle: Bundle, value: Any) -> int:
-    skipped = 0 if value is None else whole("clip_skip", value, 0, 2**31)
+    skipped = 0 if value is None else whole("clip_skip", value, 0, 1024)
     if skipped and skipped >= bundle.text_layers:
         raise RequestError(
             f"clip_skip must be below the text encoder's {bundle.text_layers} layers, not {skipped}"
@@ -181,27 +203,26 @@ def _clip_skip(bundle: Bundle, value: Any) -> int:
 
 
 def _guidance(scale: Any, rescale: Any, interval: Any, guided: float) -> Guidance | None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise RequestError(f"guidance_scale must be a number, not {scale!r}")
-    if not math.isfinite(scale):
-        raise RequestError(f"guidance_scale must be finite, not {scale}")
+    scale = number("guidance_scale", scale)
     rescale = part("guidance_rescale", rescale)
-    pair = isinstance(interval, (tuple, list)) and len(interval) == 2
-    if not pair or not all(is_part(p) for p in interval) or not interval[0] < interval[1]:
+    pair = several(interval)
+    if pair is None or len(pair) != 2 or not all(map(is_part, pair)) or not pair[0] < pair[1]:
         raise RequestError(
-            f"guidance_interval must be two numbers from 0 to 1, ascending, not {interval!r}"
+            f"guidance_interval must be two numbers from 0 to 1, ascending, not {shown(interval)}"
         )
-    start, end = (float(bound) for bound in interval)
+    start, end = (float(plain(bound)) for bound in pair)
     if (start, end) == (0, 1):
         end = guided
-    return Guidance(float(scale), rescale, start, end) if scale > 1 else None
+    return Guidance(scale, rescale, start, end) if scale > 1 else None
 
 
 def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
-        raise RequestError("latents must be a numpy array of floats")
+        raise RequestError(f"latents must be a numpy array of floats, not {shown(latents)}")
     if latents.shape != shape:
         raise RequestError(f"latents must have shape {shape}, not {latents.shape}")
-    if not np.isfinite(latents).all():
+    with np.errstate(over="ignore"):
+        single = latents.astype(np.float32)
+    if not np.isfinite(single).all():
         raise RequestError("latents hold NaN or infinity")
-    return latents.astype(np.float32)
+    return single

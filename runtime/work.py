@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.runtime.checks import is_false
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.prompt_encoder import PLAIN, Wording
 from bksdm.runtime.samplers import StepTable
@@ -60,6 +61,17 @@ class Work:
     wording: Wording = PLAIN
     reuse: int = 1
     callback: StepCallback | None = None
+
+    def report(self, step: Step) -> None:
+        """Call the callback, if there is one.
+
+        Raises
+        ------
+        Cancelled
+            It returned False.
+        """
+        if self.callback is not None and is_false(self.callback(step)):
+            raise Cancelled(step)
 
 
 class Executor(Protocol):

@@ -25,7 +25,7 @@ from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.prompt_encoder import PLAIN, PromptEncoder
 from bksdm.runtime.sampling import Step
-from bksdm.runtime.work import Cancelled, Work
+from bksdm.runtime.work import Work
 
 KEPT_SESSIONS = 4
 PRECISION = "float16"
@@ -111,8 +111,7 @@ class CudaExecutor:
                         tuple(work.table.denoised[index]),
                     )  # fmt: skip
                     before = latents
-                    if work.callback(step) is False:
-                        raise Cancelled(step)
+                    work.report(step)
             seconds["enqueue"] = time.perf_counter() - start
             pixels = session.end()
         except BaseException:

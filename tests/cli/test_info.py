@@ -1,61 +1,59 @@
-"""What `bksdm info` says of the graphs that run on the CPU."""
+"""What ``bksdm info`` says of bundles and pictures."""
 
 from __future__ import annotations
 
 import json
 import re
 
-import onnx
+from PIL import Image, PngImagePlugin
 
-from bksdm.cli import main
-from bksdm.engines.rewrite import strips
-from bksdm.engines.rewrite.choice import CostModel
 from bksdm.models import EMOJI
-from tests.engines.test_rewrite import transformed_is_faster
 
 
-def printed(bundle, capsys):
-    """Return the line of every network."""
-    assert main(["info", str(bundle), "--json"]) == 0
-    components = json.loads(capsys.readouterr().out)["components"]
-    return {name: described["on the CPU"] for name, described in components.items()}
+def test_a_bundle_and_its_digest(run):
+    described = json.loads(run("info", EMOJI, "--json")[1])
+    assert set(described["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert described["components"]["unet"]["dtype"] == "float16"
+    assert len(described["digest"]) == 64
+    assert json.loads(run("info", EMOJI, "--json")[1])["digest"] == described["digest"]
+    said = run("info", EMOJI)[1]
+    assert "scheduler: PNDMScheduler" in said
+    assert "safety_checker: no\n" in said
 
 
-def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
-    plain = printed(nano_bundle, capsys)
-    monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
-    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
-    fast = printed(nano_bundle, capsys)
-    assert plain["text_encoder"] == fast["text_encoder"] == "no 3x3 convolutions"
-    for name in ("unet", "vae_decoder"):
-        graph = onnx.load(nano_bundle / name / "model.onnx", load_external_data=False).graph
-        shapes = {w.name: w.dims for w in graph.initializer}
-        filters = [shapes[n.input[1]] for n in graph.node if n.op_type == "Conv"]
-        halving = sum(
-            list(a.ints) == [2, 2] for n in graph.node if n.op_type == "Conv"
-            for a in n.attribute if a.name == "strides"
-        )  # fmt: skip
-        total = sum(list(dims[2:]) == [3, 3] for dims in filters) - halving
-        # Nothing gains at the model's own size of 8×8 latents.
-        assert plain[name] == f"{total} of {total} 3x3 convolutions direct"
-        forms = [int(count) for count in re.findall(r"(\d+) by ", fast[name])]
-        (direct,) = re.findall(r"(\d+) of ", fast[name])
-        assert sum(forms) > 0
-        assert sum(forms) + int(direct) == total
-    assert fast["vae_decoder"].endswith(", the end in 4 strips")
-    assert "strips" not in fast["unet"]
+HOSTILE = "a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028日本 👩🏽‍🚀"
 
 
-def test_convolutions_that_no_rule_changes_are_counted(nano_bundle_fp16, capsys):
-    for bundle in (nano_bundle_fp16, EMOJI):
-        said = printed(bundle, capsys)
-        assert said["text_encoder"] == "no 3x3 convolutions"
-        for name in ("unet", "vae_decoder"):
-            graph = onnx.load(bundle / name / "model.onnx", load_external_data=False).graph
-            kernels = (
-                onnx.helper.get_node_attr_value(node, "kernel_shape")
-                for node in graph.node
-                if node.op_type == "Conv"
-            )
-            count = sum(list(kernel) == [3, 3] for kernel in kernels)
-            assert said[name] == f"{count} 3x3 convolutions as exported"
+def test_nothing_of_a_picture_reaches_the_terminal_as_an_order(run, tmp_path):
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("bksdm:prompt", HOSTILE)
+    chunks.add_itxt("bksdm:\x1b]0;title\x07", "x")
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    code, out, _ = run("info", path)
+    assert (code, out) == (0, (
+        r"prompt: a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028" "日本 👩🏽‍🚀\n"
+        r"\x1b]0;title\x07: x" "\n"
+    ))  # fmt: skip
+    code, out, _ = run("info", path, "--json")
+    assert json.loads(out) == {"prompt": HOSTILE, "\x1b]0;title\x07": "x"}
+    # Printable ASCII and line ends.
+    assert re.fullmatch(r"[\x20-\x7e\n]*", out)
+
+
+ORDERS = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]"
+
+
+def test_nor_does_anything_of_an_argument(run, draw, tiny_bundle, tmp_path):
+    code, _, err = run("generate", HOSTILE * 20, "--model", tiny_bundle, "--steps", 1,
+                       "-o", tmp_path / "x.png")  # fmt: skip
+    assert code == 0
+    assert "warning: cut from the prompt" in err
+    assert not re.search(ORDERS, err)
+    options = ["--seed", "--image", "--model", "--engine", "--sampler", "--size", "--steps"]
+    for words in (*([option, HOSTILE] for option in options), [f"--{HOSTILE}"],
+                  ["-o", f"{tmp_path}/no/{HOSTILE}"]):  # fmt: skip
+        code, out, err = draw("-o", tmp_path / "x.png", *words)
+        assert (code, out) == (2, "")
+        assert not re.search(ORDERS, err), words
+        assert err.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.request import _first_step
 from bksdm.runtime.samplers import NAMED
 
 from .pictures import assert_same_pictures, pictures
@@ -183,6 +185,16 @@ def test_as_many_steps_as_training_steps(nano_bundle):
     table = step_table({**config, "steps_offset": 0}, 1000, first=999)
     assert len(table) == 2
     assert np.isfinite(table.levels).all()
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, np.array, np.float16])
+def test_a_strength_of_any_precision_leaves_as_many_steps_as_in_diffusers(kind):
+    """It multiplies and cuts off: 10 · 0.7 is 7 in float32, whose 0.7 is below 0.7."""
+    pipeline = SimpleNamespace(scheduler=PNDMScheduler(skip_prk_steps=True))
+    pipeline.scheduler.set_timesteps(10)
+    for strength in (0.7, 0.29, 0.3, 0.99, 1):
+        _, left = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, 10, kind(strength), "cpu")
+        assert 10 - _first_step(10, kind(strength)) == left
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
-from bksdm.engines.errors import BksdmError, RequestError
-from bksdm.runtime.images import read_parameters, save_png, to_pil, to_uint8
+from bksdm.engines.errors import RequestError
+from bksdm.runtime.images import (
+    encode_png,
+    open_picture,
+    read_parameters,
+    save_png,
+    to_pil,
+    to_uint8,
+)
 
 
 def test_every_rounding_equals_diffusers():
@@ -33,14 +43,75 @@ def test_parameters_come_back_and_nothing_else_is_left(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
+def test_bytes_of_a_name_that_are_no_text_are_escaped(tmp_path):
+    save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"image": "in\udcff.png"})
+    assert read_parameters(tmp_path / "x.png") == {"image": "in\\udcff.png"}
+
+
 def test_pictures_of_others_carry_no_parameters(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     assert read_parameters(tmp_path / "x.png") == {}
 
 
-def test_unreadable_and_unwritable_files_are_errors(tmp_path):
-    (tmp_path / "x.png").write_bytes(b"no picture")
-    with pytest.raises(BksdmError, match="not a readable picture"):
-        read_parameters(tmp_path / "x.png")
+def test_unwritable_files_are_errors(tmp_path):
     with pytest.raises(RequestError, match="cannot write"):
         save_png(Image.new("RGB", (4, 4)), tmp_path / "no" / "x.png", {})
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """Files that hold no picture, by what is said of them."""
+    folder = tmp_path_factory.mktemp("broken")
+    whole = encode_png(Image.effect_noise((64, 64), 50), {"prompt": "x"})
+    (folder / "text").write_bytes(b"no picture")
+    (folder / "cut").write_bytes(whole[:2000])
+    (folder / "changed").write_bytes(whole.replace(b"IDAT", b"IDAX"))
+    (folder / "folder").mkdir()
+    return {
+        folder / "text": "not a readable picture .of no known format",
+        folder / "cut": "not a readable picture .image file is truncated",
+        folder / "changed": "not a readable picture",
+        folder / "folder": "a folder, not a file",
+        folder / "missing": "no such file",
+        folder / "text" / "x": "no such file",
+        folder / ("x" * 300): "cannot be read .File name too long",
+    }
+
+
+def test_what_is_no_picture_is_named(broken):
+    for path, named in broken.items():
+        with pytest.raises(RequestError, match=named) as caught:
+            open_picture(path)
+        assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_pictures_are_opened_by_threads_side_by_side(broken, tmp_path, monkeypatch):
+    """Filters of warnings are the whole process's: who swaps them takes others' away."""
+
+    class Forbidden(warnings.catch_warnings):
+        def __enter__(self):
+            raise AssertionError("swaps the process's filters")
+
+    good, large = tmp_path / "good.png", tmp_path / "large.png"
+    save_png(Image.new("RGB", (30, 20), (1, 2, 3)), good, {"prompt": "x"})
+    Image.new("RGB", (80, 80)).save(large)
+
+    def work(number):
+        assert open_picture(good).getpixel((0, 0)) == (1, 2, 3)
+        assert read_parameters(good) == {"prompt": "x"}
+        for path, named in {large: "80x80 pixels are too many", **broken}.items():
+            with pytest.raises(RequestError, match=named):
+                open_picture(path)
+        return number
+
+    def beside_each_other():
+        before = list(warnings.filters), warnings.showwarning
+        with monkeypatch.context() as patch, ThreadPoolExecutor(8) as pool:
+            patch.setattr(warnings, "catch_warnings", Forbidden)
+            patch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+            assert list(pool.map(work, range(20))) == list(range(20))
+        assert (list(warnings.filters), warnings.showwarning) == before
+
+    # Pillow itself warns of the large one.
+    with pytest.warns(Image.DecompressionBombWarning):
+        beside_each_other()

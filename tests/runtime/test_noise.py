@@ -13,6 +13,7 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.noise import (
     TorchCpuGenerator,
     TorchCudaGenerator,
+    check_seed,
     initial_noise,
     philox,
 )
@@ -24,8 +25,7 @@ SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 
 
 def generator(seed):
-    # torch takes seeds beyond 2^63 as their negative twin.
-    return torch.Generator("cpu").manual_seed(seed if seed < 2**63 else seed - 2**64)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 @settings(max_examples=300, deadline=None)
@@ -49,10 +49,32 @@ def test_batches_are_drawn_as_diffusers_draws_them(count):
     np.testing.assert_allclose(initial_noise(shape, seeds, count), each, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "7", None])
+@pytest.mark.parametrize("seed", [-(2**63) - 1, -(2**63), -1, 0, 2**63, 2**64 - 1, 2**64])
+def test_the_range_of_seeds_is_that_of_torch(seed):
+    try:
+        theirs = torch.Generator("cpu").manual_seed(seed)
+    except ValueError:
+        with pytest.raises(RequestError, match="seed must be a whole number from -9223"):
+            check_seed(seed)
+        return
+    assert check_seed(seed) == theirs.initial_seed()
+    expected = torch.randn((2, 4, 8, 8), generator=theirs).numpy()
+    found = initial_noise((4, 8, 8), seed, 2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "seed", [1.5, True, np.True_, "7", None, np.float32(1), pytest.param(10**5000, id="huge")]
+)
 def test_bad_seeds_are_refused(seed):
     with pytest.raises(RequestError, match="seed"):
         initial_noise((4, 8, 8), seed, 1)
+
+
+def test_seeds_of_any_sequence_are_those_of_a_list():
+    wanted = initial_noise((4, 8, 8), [5, 6, 7], 3)
+    for seeds in (range(5, 8), np.arange(5, 8), (np.int64(5), np.uint8(6), np.array(7))):
+        np.testing.assert_array_equal(initial_noise((4, 8, 8), seeds, 3), wanted)
 
 
 def test_the_number_of_seeds_must_fit():

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from contextlib import nullcontext
+from fractions import Fraction
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from bksdm.engines.errors import NonFiniteError, RequestError, SamplerError
+from bksdm.engines.errors import BksdmError, NonFiniteError, RequestError, SamplerError
 from bksdm.engines.protocol import TensorSpec, check_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.pipeline import Cancelled, TextToImage
+from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer, TruncationWarning
 
@@ -69,7 +76,7 @@ def build(tokenizer, tmp_path):
     scheduler = {
         "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085,
         "beta_end": 0.012, "beta_schedule": "scaled_linear", "skip_prk_steps": True,
-        "set_alpha_to_one": False, "steps_offset": 1,
+        "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False,
     }  # fmt: skip
     bundle = Bundle(tmp_path, scheduler, 4, 8, WIDTH, 0.5, 8)
 
@@ -120,6 +127,21 @@ def test_a_callback_that_returns_false_stops_with_its_step(build):
     assert seen == [0, 1, 2]
     assert len(noise.calls) == 3
     assert caught.value.step.latents.shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("answer", "stops"),
+    [(False, True), (np.False_, True), (np.array(False), True), (None, False), (True, False),
+     (0, False), ({}, False), ("", False), (np.array(0), False), (np.array([]), False)],
+)  # fmt: skip
+def test_false_of_any_kind_stops_and_nothing_else(build, answer, stops):
+    """Callbacks of diffusers return a dictionary, which may be empty."""
+    noise = unet()
+    expected = pytest.raises(Cancelled) if stops else nullcontext()
+    with expected:
+        build(noise=noise)("x", num_inference_steps=3, callback_on_step_end=lambda step: answer)
+    # pndm repeats its second step.
+    assert len(noise.calls) == (1 if stops else 4)
 
 
 def test_guidance_doubles_the_batch_and_only_above_one(build):
@@ -191,31 +213,154 @@ def test_timings_name_every_stage(build):
     assert all(value >= 0 for value in seconds.values())
 
 
+def picture(*size):
+    return Image.new("RGB", size)
+
+
+class Tensor:
+    """A scalar of another array library."""
+
+    ndim = 0
+
+    def __init__(self, value):
+        self.value = value
+
+    def item(self):
+        return self.value
+
+
+F = np.float32
+SAME = {
+    "guidance_scale": [3.0, F(3), np.float64(3), np.float16(3), np.array(3.0), np.array(3), 3,
+                       np.int8(3), np.longdouble(3), Tensor(3.0), Fraction(3)],
+    "guidance_rescale": [0.5, F(0.5), np.array(0.5), np.float16(0.5), Tensor(0.5)],
+    "guidance_interval": [(0.0, 0.5), [0, 0.5], np.array([0, 0.5]), (np.int64(0), np.array(0.5))],
+    "num_inference_steps": [2, np.int64(2), np.uint8(2), np.array(2), Tensor(2)],
+    "num_images_per_prompt": [2, np.int32(2), np.array(2)],
+    "height": [72, np.int16(72), np.array(72)],
+    "width": [72, np.uint64(72), np.array(72)],
+    "seed": [7, np.int64(7), np.uint8(7), np.array(7), Tensor(7)],
+    "eta": [0.5, F(0.5), np.array(0.5), Tensor(0.5)],
+    "clip_skip": [None, 0, np.int64(0), np.array(0)],
+    "fast": [0, np.int64(0), np.array(0)],
+    "prompt_weights": [True, np.True_, np.array(True), Tensor(True)],
+    "long_prompt": [True, np.True_, np.array(True)],
+    "prompt": ["a b", np.str_("a b"), np.array("a b"), ["a b"], ("a b",), np.array(["a b"])],
+    "negative_prompt": ["c", np.str_("c"), np.array("c"), ["c"], np.array(["c"])],
+    "sampler": ["ddim", np.str_("ddim"), np.array("ddim")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_numbers_texts_and_truth_values_of_numpy_are_those_of_python(build, name):
+    model = build()
+    usual = {"prompt": "x", "num_inference_steps": 1, "seed": 1, "sampler": "ddim"}
+    first, *others = (
+        model(**{**usual, name: value})
+        for value in SAME[name]
+    )  # fmt: skip
+    for other in others:
+        np.testing.assert_array_equal(other.pixels, first.pixels)
+        assert other.seed == first.seed
+        assert type(other.seed) is int
+
+
+LATENTS = np.zeros((1, 4, 8, 8), F)
+WRONG = [
+    *({name: value} for value in ("much", None, [1.0], 1j, True, np.True_, np.array([1.0]), object)
+      for name in ("guidance_scale", "guidance_rescale", "eta")),
+    *({name: value} for value in ("2", 2.0, F(2), [2], True, np.True_, 0, -1, 10**30, 10**5000, 1j)
+      for name in ("num_inference_steps", "num_images_per_prompt", "height", "width")),
+    *({name: value} for value in (float("nan"), -0.1, 1.5, np.array(7), 10**400)
+      for name in ("guidance_rescale", "eta")),
+    *({name: value} for value in (1, "yes", None, np.array([True, False]), 0.0)
+      for name in ("prompt_weights", "long_prompt")),
+    *({name: value} for value in (5, b"x", Path("x"), [1], [["x"]], {"x"}, np.array([1]))
+      for name in ("prompt", "negative_prompt")),
+    *({"guidance_scale": value} for value in (float("nan"), float("inf"), 1e39, 10**400, F("inf"))),
+    *({"guidance_interval": value} for value in (
+        (0.8, 0.2), (0, 2), 0.5, None, "0:1", (0.1,), (0, 0.5, 1), (float("nan"), 1), ("0", "1"))),
+    *({"seed": value} for value in (1.5, "7", True, [1, 2], 2**64, -(2**63) - 1, [1.5], Path("7"))),
+    *({"sampler": value} for value in (5, ["ddim"], b"ddim", "magic", "")),
+    *({"clip_skip": value} for value in (-1, 1.0, "1", True, 10**9)),
+    *({"fast": value} for value in (4, -1, "1", True, None)),
+    *({"latents": value} for value in (
+        LATENTS.tolist(), LATENTS[0], LATENTS.astype(int), LATENTS * np.nan, LATENTS[..., :4],
+        LATENTS.astype(np.float64) + 1e300, "x")),
+    *({"image": value} for value in ("apple.png", [], b"x", np.zeros((8, 8, 3), np.uint8), [None])),
+    {"mask": picture(64, 64)},
+    {"strength": 0.5},
+    *({"callback_on_step_end": value} for value in (5, "x", [])),
+    {"prompt": []},
+    {"prompt": ()},
+    {"prompt": np.array([], str)},
+    {"negative_prompt": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", WRONG, ids=[str(i) for i in range(len(WRONG))])
+def test_a_wrong_argument_is_named_in_one_short_line(build, tmp_path, arguments):
+    (tmp_path / "vae_encoder").mkdir()
+    (tmp_path / "vae_encoder" / "model.onnx").touch()
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text('{"num_hidden_layers": 1}')
+    (name,) = arguments
+    with pytest.raises((RequestError, SamplerError)) as caught:
+        build()(**{"prompt": "x", "num_inference_steps": 1, **arguments})
+    message = str(caught.value)
+    assert name in message
+    assert "\n" not in message
+    assert len(message) < (800 if name == "sampler" else 200)
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"guidance_rescale": 1.5}, "guidance_rescale"),
-        ({"guidance_rescale": float("nan")}, "guidance_rescale"),
-        ({"guidance_rescale": "much"}, "guidance_rescale"),
-        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval"),
-        ({"guidance_interval": (0, 2)}, "guidance_interval"),
-        ({"guidance_interval": 0.5}, "guidance_interval"),
+        ({"path": 5}, "path must be a folder's path, not 5"),
+        ({"path": ""}, "path must be a folder's path, not ''"),
+        ({"path": "nowhere"}, "nowhere: no such folder"),
+        ({"engine": None}, "unknown engine None"),
+        ({"engine": ["onnxruntime"]}, "unknown engine"),
+        ({"engine": np.array(["onnxruntime"])}, "unknown engine"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 1024, not 0"),
+        ({"threads": -1}, "threads must be a whole number from 1 to 1024, not -1"),
+        ({"threads": 1.0}, "threads must be a whole number"),
+        ({"threads": "2"}, "threads must be a whole number"),
+        ({"threads": True}, "threads must be a whole number"),
+        ({"threads": 10**6}, "threads must be a whole number from 1 to 1024"),
+        ({"engine_cache": 5}, "engine_cache must be a folder's path"),
+        ({"safety_checker": "off"}, "safety_checker must be True or False, not 'off'"),
     ],
 )
-def test_bad_guidance_is_named(nano_bundle, arguments, named):
-    with pytest.raises(RequestError, match=named):
-        TextToImage.load(nano_bundle)("x", num_inference_steps=1, **arguments)
+def test_what_cannot_be_loaded_is_named(arguments, named):
+    with pytest.raises(BksdmError, match=re.escape(named)):
+        TextToImage.load(**arguments)
 
 
-def test_guidance_for_a_time_runs_half_the_batch_elsewhere(nano_bundle, monkeypatch):
-    model = TextToImage.load(nano_bundle)
-    unet, rows = model._executor._unet, []
+def test_a_picture_that_cannot_be_read_any_more_is_named(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:1500])
+    closed, cut = (Image.open(tmp_path / name) for name in ("x.png", "cut.png"))
+    closed.close()
+    for image in (closed, cut):
+        with pytest.raises(RequestError, match="image cannot be read"):
+            InitImage.check(image, None, None, None, 8)
+        with pytest.raises(RequestError, match="mask cannot be read"):
+            InitImage.check(picture(64, 64), image, None, None, 8)
+    cut.close()
 
-    def count(feeds):
-        rows.append({len(array) for array in feeds.values()})
-        return unet(feeds)
 
-    count.inputs = unet.inputs
-    monkeypatch.setattr(model._executor, "_unet", count)
-    model("x", num_inference_steps=5, sampler="ddim", seed=0, guidance_interval=(0.2, 0.8))
+@pytest.mark.parametrize("latents", [None, LATENTS.tolist(), LATENTS[0], LATENTS[:, :3], "x"])
+def test_what_cannot_be_decoded_is_named(build, latents):
+    with pytest.raises(RequestError, match="latents must be"):
+        build().decode(latents)
+    with pytest.raises(RequestError, match="latents must be"):
+        Preview(np.zeros((3, 4), F), np.zeros(3, F), 0.0)(latents)
+
+
+def test_guidance_for_a_time_runs_half_the_batch_elsewhere(build):
+    noise = unet()
+    build(noise=noise)("x", num_inference_steps=5, sampler="ddim", guidance_interval=(0.2, 0.8))
+    rows = [{len(array) for array in feeds.values()} for feeds in noise.calls]
     assert rows == [{1}, {2}, {2}, {2}, {1}]

@@ -1,0 +1,167 @@
+"""Command-line arguments: what their values may be, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bksdm.engines.errors import RequestError, SamplerError
+from bksdm.runtime.checks import MAX_THREADS, shown
+from bksdm.runtime.user_files import STDIN, STDOUT
+
+OPTIONS = {
+    "negative_prompt": "--negative",
+    "height": "--size",
+    "width": "--size",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance",
+    "guidance_rescale": "--guidance-rescale",
+    "guidance_interval": "--guidance-interval",
+    "num_images_per_prompt": "--count",
+    "seed": "--seed",
+    "eta": "--eta",
+    "clip_skip": "--clip-skip",
+    "fast": "--fast",
+    "strength": "--strength",
+    "image": "--image",
+    "mask": "--mask",
+    "threads": "--threads",
+}
+"""By argument of :class:`~bksdm.runtime.pipeline.TextToImage`."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, a :class:`RequestError`, with the nearest right word."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+        self.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS,
+            help="show where in the program an error comes from",
+        )  # fmt: skip
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and refuse what is unknown where the options are known."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown[0])
+        return found, unknown
+
+    def refuse(self, word: str) -> NoReturn:
+        """Raise that a word is none of the options, and no argument.
+
+        Raises
+        ------
+        RequestError
+            Always.
+        """
+        if not word.startswith("-"):
+            self.error(f"unexpected argument {shown(word)}")
+        option = word.partition("=")[0]
+        self.error(f"unknown option {shown(option)}{nearest(option, self.options)}")
+
+    @property
+    def options(self) -> list[str]:
+        """The options, as ``-o`` and ``--output``."""
+        return list(self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            hint = nearest(str(value), known)
+            raise argparse.ArgumentError(
+                action, f"unknown {shown(value)}{hint or '; known: ' + ', '.join(known)}"
+            )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what ``main`` prints.
+
+        Raises
+        ------
+        RequestError
+            Always.
+        """
+        told = message.removeprefix("argument ")
+        option, lacking, _ = told.partition(": expected one argument")
+        if lacking:
+            long = option.rpartition("/")[2]
+            told = f"{option} needs a value; one that begins with a dash is written {long}=VALUE"
+        told = told.replace(": ignored explicit argument", " takes no value, such as")
+        raise RequestError(f"{told} (see `{self.prog} --help`)")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of a message that names the known word that was probably meant."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def integer(text: str) -> int:
+    """Return a whole number in decimal digits."""
+    if re.fullmatch(r"[+-]?[0-9]{1,4000}", text) is None:
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {shown(text)}")
+    return int(text)
+
+
+def threads(text: str) -> int:
+    """Return a number of threads."""
+    found = integer(text)
+    if not 1 <= found <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number from 1 to {MAX_THREADS}, not {shown(found)}"
+        )
+    return found
+
+
+def real(text: str) -> float:
+    """Return a number; what it may be is for the command to check."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from error
+
+
+def named_path(text: str) -> Path:
+    """Return the path of a file or folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(text)
+
+
+def input_file(text: str) -> Path:
+    """Return a file's path; ``-`` is standard input."""
+    return STDIN if text == "-" else named_path(text)
+
+
+def output_file(text: str) -> Path:
+    """Return a file's path; ``-`` is standard output."""
+    if text.endswith(("/", "/.", "/..")):
+        raise argparse.ArgumentTypeError(f"must name a file, not the folder {shown(text)}")
+    return STDOUT if text == "-" else named_path(text)
+
+
+@contextmanager
+def options_named(**others: str) -> Iterator[None]:
+    """Put the option before a message that begins with the argument which it stands for.
+
+    Parameters
+    ----------
+    others : str
+        Options that the command has in place of those of :data:`OPTIONS`.
+    """
+    try:
+        yield
+    except (RequestError, SamplerError) as error:
+        name, space, rest = str(error).partition(" ")
+        option = {**OPTIONS, **others}.get(name)
+        if option is None:
+            raise
+        same = option == "--" + name.replace("_", "-")
+        raise type(error)(f"{option}{'' if same else f': {name}'}{space}{rest}") from error

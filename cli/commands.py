@@ -1,0 +1,143 @@
+"""The commands, one file per verb, each imported when it runs; and how a run ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+import warnings
+from contextlib import suppress
+from importlib import import_module
+from typing import TextIO
+
+from bksdm.cli.arguments import Parser
+from bksdm.cli.process import Stopped, drop_output, open_streams, stop_signals
+from bksdm.cli.text import one_line, printable
+from bksdm.engines.errors import BksdmError, RequestError
+
+COMMANDS = {
+    "generate": "make pictures from a prompt",
+    "export": "turn a diffusers checkpoint into a bundle",
+    "build": "compile a bundle for a GPU, or tune it to this CPU",
+    "info": "show what a bundle, or a picture made here, holds",
+    "verify": "compare a bundle with diffusers",
+    "samplers": "list the samplers",
+    "bench": "measure latency, compare records, set a bound",
+    "calibrate": "show how much of the range of float16 a model uses",
+    "dummy": "write a checkpoint with random weights",
+}
+REFUSED, FAULT, UNREAD = 2, 70, 141
+"""Exit codes for what the user can put right, for what only we can, and as SIGPIPE has it."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; whatever goes wrong is told in one line."""
+    try:
+        open_streams()
+        with stop_signals(), warnings.catch_warnings():
+            warnings.showwarning = _warn
+            # An error follows that says so.
+            warnings.filterwarnings("ignore", ".*decompression bomb")
+            code = _run(arguments)
+            _flush()
+            return code
+    except (Exception, KeyboardInterrupt, Stopped) as error:
+        if "--debug" in arguments:
+            _say(printable("".join(traceback.format_exception(error)), kept="\n"))
+        return _end(error)
+
+
+def _run(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="bksdm", description="Run BK-SDM: export once, then a prompt becomes a picture."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    known = parser.options
+    wanted = next((word for word in arguments if word.partition("=")[0] not in known), None)
+    if wanted is not None and wanted.startswith("-"):
+        parser.refuse(wanted)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=summary, description=summary.capitalize() + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        if name == wanted:
+            module = import_module(f"bksdm.cli.{name}")
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:  # --help has been printed
+        return int(stop.code or 0)
+    return int(options.run(options))
+
+
+def _end(error: BaseException) -> int:
+    """Say in one line why a command has ended, and return its exit code."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_output()
+    if isinstance(error, BrokenPipeError):
+        return UNREAD
+    line, code = _reason(error)
+    _say(f"bksdm: {one_line(line)}")
+    return code
+
+
+def _reason(error: BaseException) -> tuple[str, int]:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 128 + signal.SIGINT
+    if isinstance(error, Stopped):
+        return f"ended by {error}", 128 + error.number
+    if isinstance(error, MemoryError):
+        return "error: not enough memory; ask for fewer or smaller pictures", REFUSED
+    if isinstance(error, (BksdmError, OSError)):
+        told = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        if not _has_working_directory():
+            told += "; the working directory is gone, change to one that is there"
+        return f"error: {told}", REFUSED
+    return (
+        f"error: {type(error).__name__}: {error}; this is a fault of the program: please report "
+        "it, with what the same command says with --debug",
+        FAULT,
+    )
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _flush() -> None:
+    """Write what was printed; at the end of the process nobody would hear that it failed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise RequestError(f"cannot write standard output: {error.strerror}") from error
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # nobody reads standard error
+        print(line, file=sys.stderr, flush=True)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning as one line, without the place in our code that it comes from."""
+    _say(f"bksdm: warning: {one_line(str(message))}")

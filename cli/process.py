@@ -1,0 +1,69 @@
+"""The process around a command: its streams, and the signals that end it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from bksdm.cli.text import ESCAPED
+
+
+class Stopped(BaseException):
+    """The process was told to end; what is under way is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def stop_signals() -> Iterator[None]:
+    """Raise :class:`Stopped` at SIGTERM and SIGHUP while the block runs.
+
+    Neither is touched where it is ignored, as under ``nohup``, or handled by who called us.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # A second one would interrupt the cleaning up.
+        signal.signal(number, signal.SIG_IGN)
+        raise Stopped(number)
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, stop)
+                taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def open_streams() -> None:
+    """Put the null device where a standard stream is closed, and let no character fail.
+
+    Otherwise the next file that is opened would take the stream's place.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors=ESCAPED)
+
+
+def drop_output() -> None:
+    """Discard what standard output still holds, which Python would try to write at its end."""
+    with contextlib.suppress(OSError, ValueError):  # it may be no file
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
