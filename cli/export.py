@@ -20,6 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="BUNDLE")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--variant", help="of the weight files, such as fp16")
+    parser.add_argument("--token", help="of an account that may read a hub model")
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:SCALE]",
         help="safetensors file to merge into the weights, by diffusers or Kohya; may be repeated",
@@ -45,6 +47,8 @@ def run(options: argparse.Namespace) -> int:
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         loras=[split_scale(text) for text in options.lora],
         safety_checker=not options.no_safety_checker,
+        variant=options.variant,
+        token=options.token,
     )
     print(format_table(report))
     return 0

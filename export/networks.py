@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bksdm.export.pretrained import build, config_of, load
+
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
 _MAX_LATENT = 2**14 - 1
 # The tracer wants to know that no side shrinks to 1 on its way down the blocks. The graph holds no
@@ -281,7 +283,7 @@ NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder
 """What every bundle has; it has a `SafetyChecker` where the checkpoint does."""
 
 
-def load_network(kind: type[Network], checkpoint: Path) -> Network:
+def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:
     """Load one network of a diffusers checkpoint in float32, ready to run and to trace.
 
     Parameters
@@ -290,61 +292,48 @@ def load_network(kind: type[Network], checkpoint: Path) -> Network:
         One of `NETWORKS`, or `SafetyChecker`.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
+    variant
+        Of the weight files.
 
     Returns
     -------
     Network
         In evaluation mode, without gradients.
+
+    Raises
+    ------
+    ExportError
+        It cannot be built, or the files do not hold exactly its weights.
     """
-    import json
-
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPTextModel
-
-    classes = {
-        "text_encoder": CLIPTextModel,
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "safety_checker": StableDiffusionSafetyChecker,
-    }
-    folder = checkpoint / kind.subfolder
-    from_transformers = kind in (TextEncoder, SafetyChecker)
-    options = {"attn_implementation": "sdpa"} if kind is TextEncoder else {}
-    model = classes[kind.subfolder].from_pretrained(folder, torch_dtype=torch.float32, **options)
-    # Both libraries fill in defaults that old checkpoints leave out, and where they loaded from.
-    text = model.config.to_json_string(use_diff=False) if from_transformers else None
-    config: dict[str, Any] = json.loads(text or model.to_json_string())
-    for private in ("_name_or_path", "_attn_implementation"):
-        config.pop(private, None)
-    network: Any = kind
-    shell: Network = network(model, config)
-    return shell.eval().requires_grad_(False)
+    return _shell(kind, load(kind.subfolder, checkpoint, variant))
 
 
-def weightless(checkpoint: Path) -> dict[str, nn.Module]:
-    """Build text encoder and UNet from their configurations, on torch's device ``meta``.
+def weightless(kind: type[Network], checkpoint: Path) -> Network:
+    """Build a network from its configuration, on torch's device ``meta``.
 
     Parameters
     ----------
-    checkpoint
-        A folder that `bksdm.export.source.resolve` accepted.
+    kind, checkpoint
+        As of `load_network`.
 
     Returns
     -------
-    dict
-        By component; all names and shapes are there, and no memory is taken.
-    """
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    Network
+        All names and shapes are there, and no memory is taken.
 
-    unet = UNet2DConditionModel.load_config(checkpoint / "unet")
-    text = CLIPTextConfig.from_pretrained(checkpoint / "text_encoder")
+    Raises
+    ------
+    ExportError
+        It cannot be built.
+    """
     with torch.device("meta"):
-        return {
-            "text_encoder": CLIPTextModel(text),
-            "unet": UNet2DConditionModel.from_config(unet),
-        }
+        return _shell(kind, build(kind.subfolder, checkpoint))
+
+
+def _shell(kind: type[Network], model: Any) -> Network:
+    network: Any = kind
+    shell: Network = network(model, config_of(model))
+    return shell.eval().requires_grad_(False)
 
 
 def _generator(case: Case) -> torch.Generator:
