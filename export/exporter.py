@@ -97,12 +97,12 @@ def export(
     for lora in read:
         check(lora, {name: network.model for name, network in networks.items()})
     with publishing(bundle) as staging:
-        if safety_checker and SafetyChecker not in kinds:
-            report("safety_checker: the checkpoint has none")
         with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
             _copy_small_files(checkpoint, staging, read)
         _write_configurations(networks, checkpoint, staging)
         inspect_configurations(staging, checkpoint, networks, report)
+        if safety_checker and SafetyChecker not in kinds:
+            report("safety_checker: the checkpoint has none")
         rows = [
             _export_network(kind, checkpoint, variant, read, staging, dtype, report)
             for kind in kinds

@@ -17,14 +17,11 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     ExportError
-        The file is missing, unreadable, no regular file, a pointer of Git LFS, not JSON or not an
-        object; names it.
+        The file is missing, unreadable, no regular file, not JSON or not an object; names it.
     """
     try:
         return bundle.read_json(path)
     except BundleError as error:
-        if path.is_file() and is_lfs_pointer(path):
-            raise ExportError(f"{path}: a pointer of Git LFS; run `git lfs pull`") from error
         raise ExportError(str(error)) from error
 
 

@@ -31,7 +31,9 @@ def library_errors(what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the type of an exception and the first line of its text."""
-    lines = str(error).strip().splitlines()
+    """Return the type of an exception and the first line of its text that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # A heading says nothing without what follows.
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     name = type(error).__name__
-    return f"{name}: {lines[0].strip()}" if lines else name
+    return f"{name}: {first}" if first else name

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
@@ -128,9 +129,13 @@ class _Upsample(nn.Module):
 
 
 def _replace_upsamplers(blocks: Any) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
     for block in blocks:
         for index, upsampler in enumerate(block.upsamplers or ()):
-            block.upsamplers[index] = _Upsample(upsampler)
+            # Some kinds of blocks have others, which ask no such questions.
+            if isinstance(upsampler, Upsample2D):
+                block.upsamplers[index] = _Upsample(upsampler)
 
 
 class Unet(Network):
@@ -332,7 +337,10 @@ def weightless(kind: type[Network], checkpoint: Path) -> Network:
 
 def _shell(kind: type[Network], model: Any) -> Network:
     network: Any = kind
-    shell: Network = network(model, config_of(model))
+    with library_errors(
+        f"no {kind.component} can be made of a {type(model).__name__} of this kind"
+    ):
+        shell: Network = network(model, config_of(model))
     return shell.eval().requires_grad_(False)
 
 

@@ -56,13 +56,15 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
     folder = checkpoint / subfolder
+
+    def read(kind: Any, **options: Any) -> Any:
+        return kind.from_pretrained(folder, dtype="float32", **options)
+
     made_by: dict[str, Callable[[], Any]] = {
-        "text_encoder": lambda: CLIPTextModel(
-            CLIPTextConfig.from_pretrained(folder, attn_implementation="sdpa")
-        ),
+        "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
         "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
         "vae": lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
-        "safety_checker": lambda: StableDiffusionSafetyChecker(CLIPConfig.from_pretrained(folder)),
+        "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):
         return made_by[subfolder]()

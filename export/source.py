@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.hub import fetch
+from bksdm.export.json_files import is_lfs_pointer
 from bksdm.export.json_files import read_json as read_json
 from bksdm.export.weights import HALF, choose, files_of, listing, variants
 
@@ -115,6 +116,7 @@ def validate(folder: Path, variant: str | None = None) -> None:
     index_path = folder / "model_index.json"
     if not os.path.lexists(index_path):
         raise ExportError(f"{folder} {_describe_folder(folder)}; {_SUPPORTED}")
+    _validate_fetched(folder)
     index = read_json(index_path)
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise ExportError(
@@ -196,6 +198,14 @@ def _validate_variant(where: str | Path, files: Collection[str], variant: str | 
         raise ExportError(
             f"{where}: no weights of variant {variant!r}; known: {', '.join(sorted(known)) or '–'}"
         )
+
+
+def _validate_fetched(folder: Path) -> None:
+    """See that Git LFS has put the small files in the place of its pointers."""
+    for pattern in ("*.json", "*/*.json", "tokenizer/*.txt"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file() and is_lfs_pointer(path):
+                raise ExportError(f"{path}: a pointer of Git LFS, not the file; run `git lfs pull`")
 
 
 def _validate_unet(path: Path) -> None:

@@ -56,9 +56,16 @@ def choose(files: Collection[str], subfolder: str, variant: str | None = None) -
         else a pickle. Nothing but float16 is taken if nothing else is there. Empty where there are
         no weights at all.
     """
+    stems = _STEMS[subfolder]
     for name in dict.fromkeys((variant, None, HALF)):
-        for stem, suffix in zip(_STEMS[subfolder], _FORMATS, strict=True):
-            if chosen := _named(files, f"{subfolder}/{stem}", suffix, f".{name}" if name else ""):
+        mark = f".{name}" if name else ""
+        for stem, suffix in zip(stems, _FORMATS, strict=True):
+            path = f"{subfolder}/{stem}"
+            single = [file for file in (f"{path}{mark}{suffix}",) if file in files]
+            sharded = _sharded(files, path, suffix, mark)
+            # Where there are both, each of the libraries has its own preference.
+            chosen = sharded or single if stems == _DIFFUSERS else single or sharded
+            if chosen:
                 return chosen
     return []
 
@@ -71,15 +78,16 @@ def files_of(checkpoint: Path, subfolder: str, variant: str | None = None) -> li
     ExportError
         There are none.
     """
-    chosen = choose(listing(checkpoint), subfolder, variant)
-    if not chosen:
-        found = (path.name for path in sorted((checkpoint / subfolder).glob("*")))
-        shown = [name for name in found if name.endswith(_FORMATS)]
-        raise ExportError(
-            f"{checkpoint / subfolder}: {', '.join(shown) or 'no weights'} found, needed is "
-            f"{_STEMS[subfolder][0]}{_FORMATS[0]}"
-        )
-    return chosen
+    if chosen := choose(listing(checkpoint), subfolder, variant):
+        return chosen
+    needed = f"{_STEMS[subfolder][0]}{_FORMATS[0]}"
+    found = [path for path in sorted((checkpoint / subfolder).glob("*")) if path.suffix in _FORMATS]
+    for path in found:
+        if not path.is_file():
+            what = "a link to nothing" if path.is_symlink() else "no regular file"
+            raise ExportError(f"{path}: {what}; needed is a file {needed}")
+    shown = ", ".join(path.name for path in found) or "no weights"
+    raise ExportError(f"{checkpoint / subfolder}: {shown} found, needed is {needed}")
 
 
 def listing(checkpoint: Path) -> list[str]:
@@ -92,21 +100,18 @@ def listing(checkpoint: Path) -> list[str]:
     ]
 
 
-def _named(files: Collection[str], stem: str, suffix: str, variant: str) -> list[str]:
-    """Return a single file, or an index and its shards, in the order that the library looks."""
-    single = f"{stem}{variant}{suffix}"
-    # The second one is what older versions wrote.
+def _sharded(files: Collection[str], stem: str, suffix: str, mark: str) -> list[str]:
+    """Return an index and its shards, if there is one."""
+    # The second form is what older versions wrote.
     forms = {
-        f"{stem}{suffix}.index{variant}.json": f"{stem}{variant}{_SHARD}{suffix}",
-        f"{stem}{suffix}{variant}.index.json": f"{stem}{_SHARD}{variant}{suffix}",
+        f"{stem}{suffix}.index{mark}.json": f"{stem}{mark}{_SHARD}{suffix}",
+        f"{stem}{suffix}{mark}.index.json": f"{stem}{_SHARD}{mark}{suffix}",
     }
-    sharded = next((index for index in forms if index in files), None)
-    if single in files and (sharded is None or stem.endswith(_TRANSFORMERS)):
-        return [single]
-    if sharded is None:
+    index = next((index for index in forms if index in files), None)
+    if index is None:
         return []
-    shard = re.compile(forms[sharded])
-    return [sharded, *sorted(file for file in files if shard.fullmatch(file))]
+    shard = re.compile(forms[index])
+    return [index, *sorted(file for file in files if shard.fullmatch(file))]
 
 
 def variants(files: Iterable[str]) -> set[str]:
@@ -180,14 +185,17 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[st
             others.append(key)
     wrong = [name for name in found if not _same_kind(found[name], wanted[name])]
     problems = {
-        "are missing": [name for name in wanted if name not in found],
-        "do not fit": [f"{name} {_told(found[name])} for {_told(wanted[name])}" for name in wrong],
-        "are none of its own": others,
+        "missing": [name for name in wanted if name not in found],
+        "not fitting": [f"{name} {_told(found[name])} for {_told(wanted[name])}" for name in wrong],
+        "unknown": others,
     }
-    said = [f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names]
-    if said:
-        raise ExportError(f"{where}: of the network's {len(wanted)} tensors {'; '.join(said)}"
-                          + _OLD_ATTENTION * _are_convolutions(found, wanted, wrong))  # fmt: skip
+    if said := [
+        f"{len(names)} {what} ({_first(names)})" for what, names in problems.items() if names
+    ]:
+        hint = _OLD_ATTENTION if _is_old_attention(found, wanted, wrong) else ""
+        raise ExportError(
+            f"{where}: not the {len(wanted)} tensors of this network: {', '.join(said)}{hint}"
+        )
     return {name: found[name] for name in wanted}
 
 
@@ -198,11 +206,13 @@ def _same_kind(found: Tensor, wanted: Tensor) -> bool:
     return found.shape == wanted.shape and found.is_floating_point() == wanted.is_floating_point()
 
 
-def _are_convolutions(
+def _is_old_attention(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Sequence[str]
 ) -> bool:
-    """Whether tensors are those of convolutions of one by one in place of linear layers."""
-    return bool(names) and all(found[n].shape == (*wanted[n].shape, 1, 1) for n in names)
+    """Whether tensors of an attention are convolutions of one by one in place of linear layers."""
+    return bool(names) and all(
+        ".to_" in name and found[name].shape == (*wanted[name].shape, 1, 1) for name in names
+    )
 
 
 def _told(tensor: Tensor) -> str:
@@ -271,9 +281,8 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
         raise
     except Exception as error:  # of many types, depending on where a damaged file breaks off
         raise ExportError(
-            f"{path}: damaged, or a pickle of more than tensors ({reason(error)}); "
-            "convert it to safetensors"
+            f"{path}: damaged, or a pickle of more than tensors; convert it to safetensors"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ExportError(f"{path}: holds {type(content).__name__} of other things than tensors")
+        raise ExportError(f"{path}: holds something else than tensors by their names")
     return {str(name): tensor for name, tensor in content.items()}
