@@ -310,7 +310,7 @@ def load_network(kind: type[Network], checkpoint: Path, variant: str | None = No
     ExportError
         It cannot be built, or the files do not hold exactly its weights.
     """
-    return _shell(kind, load(kind.subfolder, checkpoint, variant))
+    return _shell(kind, load(kind.subfolder, checkpoint, variant), checkpoint)
 
 
 def weightless(kind: type[Network], checkpoint: Path) -> Network:
@@ -332,14 +332,13 @@ def weightless(kind: type[Network], checkpoint: Path) -> Network:
         It cannot be built.
     """
     with torch.device("meta"):
-        return _shell(kind, build(kind.subfolder, checkpoint))
+        return _shell(kind, build(kind.subfolder, checkpoint), checkpoint)
 
 
-def _shell(kind: type[Network], model: Any) -> Network:
+def _shell(kind: type[Network], model: Any, checkpoint: Path) -> Network:
     network: Any = kind
-    with library_errors(
-        f"no {kind.component} can be made of a {type(model).__name__} of this kind"
-    ):
+    config = checkpoint / kind.subfolder / "config.json"
+    with library_errors(f"{config}: does not serve as {kind.component}"):
         shell: Network = network(model, config_of(model))
     return shell.eval().requires_grad_(False)
 
