@@ -16,7 +16,7 @@ from bksdm.export.pretrained import build, config_of, load
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
 _MAX_LATENT = 2**14 - 1
-# The tracer wants to know that no side shrinks to 1 on its way down the blocks. The graph holds no
+# The tracer wants to know that no side shrinks to 1 on its way down four blocks. The graph holds no
 # trace of it: smaller sizes run all the same, which `bksdm.export.parity` checks.
 _MIN_TRACED = 9
 # Above every size the tracer may see; see `Unet`.
@@ -178,7 +178,9 @@ class Unet(Network):
         """Batch everywhere, height and width of the latents, and the text's length."""
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
-        return ({0: batch, **_sides()}, {0: batch}, {0: batch, 1: tokens})
+        deeper = max(0, len(self.config["block_out_channels"]) - 4)
+        sides = _sides((_MIN_TRACED - 1) * 2**deeper + 1)
+        return ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens})
 
 
 class VaeDecoder(Network):
@@ -351,8 +353,8 @@ def _batch() -> Any:
     return Dim("batch", min=1, max=2**14 - 1)
 
 
-def _sides() -> dict[int, Any]:
+def _sides(smallest: int = _MIN_TRACED) -> dict[int, Any]:
     return {
-        2: Dim("height", min=_MIN_TRACED, max=_MAX_LATENT),
-        3: Dim("width", min=_MIN_TRACED, max=_MAX_LATENT),
+        2: Dim("height", min=smallest, max=_MAX_LATENT),
+        3: Dim("width", min=smallest, max=_MAX_LATENT),
     }
