@@ -22,9 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--variant", help="of the weight files, such as fp16")
+    parser.add_argument("--token", help="of an account that may read a hub model")
     parser.add_argument(
         "--lora", action="append", default=[], metavar="FILE[:SCALE]",
-        help="safetensors file to merge into the weights, by diffusers or Kohya; may be repeated",
+        help="file to merge into the weights, by diffusers or Kohya; may be repeated",
     )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",
                         help="leave out the checkpoint's safety checker")  # fmt: skip
@@ -47,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
         progress=lambda line: print(printable(line), file=sys.stderr, flush=True),
         loras=[split_scale(text) for text in options.lora],
         safety_checker=not options.no_safety_checker,
+        variant=options.variant,
+        token=options.token,
     )
     print(printable(format_table(report), kept="\n"))
     return 0

@@ -24,6 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?")
     parser.add_argument("--against", metavar="SOURCE", help="diffusers checkpoint")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--variant", help="of the weight files, such as fp16")
+    parser.add_argument("--token", help="of an account that may read a hub model")
     parser.add_argument(
         "--steps", type=integer, default=2, help="steps of the pictures (default 2)"
     )
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
 
     report, passed = verify(
         options.bundle, options.against, options.revision, options.steps, options.sampler,
-        [split_scale(text) for text in options.lora],
+        [split_scale(text) for text in options.lora], options.variant, options.token,
     )  # fmt: skip
     print(printable(report, kept="\n"))
     return 0 if passed else 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +9,8 @@ from typing import Any
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
+from bksdm.export.library_errors import library_errors
+from bksdm.export.publishing import publishing, refuse_existing
 
 _CROSS_DOWN = "CrossAttnDownBlock2D"
 _CROSS_UP = "CrossAttnUpBlock2D"
@@ -203,22 +203,9 @@ def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
         The name is unknown, or the folder exists or cannot be written.
     """
     _known(name)
-    folder = Path(folder)
-    if folder.exists() or folder.is_symlink():
-        raise ExportError(f"{folder} exists already; name a folder that does not")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write {folder}: {error.strerror}") from error
-    try:
+    refuse_existing(folder)
+    with publishing(folder) as staging, library_errors(f"cannot write {folder}"):
         _write(name, staging, seed)
-        staging.chmod(0o755)
-        staging.rename(folder)
-    except OSError as error:
-        raise ExportError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write(name: str, folder: Path, seed: int) -> None:

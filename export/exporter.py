@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.graph import write_graph
+from bksdm.export.inspection import inspect, inspect_configurations
+from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network, weightless
+from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.preview import write_preview
+from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json, resolve
 from bksdm.runtime.integrity import write_sums
@@ -42,6 +43,8 @@ def export(
     progress: Callable[[str], None] | None = None,
     loras: Sequence[tuple[Path, float]] = (),
     safety_checker: bool = True,
+    variant: str | None = None,
+    token: str | None = None,
 ) -> list[ComponentParity]:
     """Write the bundle of a checkpoint, each network checked against torch.
 
@@ -64,6 +67,8 @@ def export(
         is that with the merged network. `model_index.json` records them as ``_lora``.
     safety_checker
         Whether the checkpoint's safety checker, if it has one, goes into the bundle.
+    variant, token
+        As of `bksdm.export.source.resolve`.
 
     Returns
     -------
@@ -75,57 +80,47 @@ def export(
     ------
     ExportError
         The type is unknown, the source is not supported, the bundle exists or cannot be written, a
-        LoRA is not one or does not fit the source, or a network misses parity; that message ends
-        with the table.
+        LoRA is not one or does not fit the source, all before the first network is traced; or a
+        network misses parity, and that message ends with the table.
     """
     bundle = Path(bundle)
     report = progress or (lambda line: None)
     if dtype not in DTYPES:
         raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
-    if bundle.exists() or bundle.is_symlink():
-        raise ExportError(f"{bundle} exists already; name a folder that does not")
+    refuse_existing(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
-    checkpoint = resolve(source, revision, safety_checker)
+    checkpoint = resolve(source, revision, safety_checker, variant, token, report)
     kinds: list[type[Network]] = list(NETWORKS)
-    if safety_checker and has_safety_checker(checkpoint):
+    if safety_checker and has_safety_checker(checkpoint, variant):
         kinds.append(SafetyChecker)
-    if read:
-        with quiet():
-            models = weightless(checkpoint)
-        for lora in read:
-            check(lora, models)
-    try:
-        bundle.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{bundle.name}-", dir=bundle.parent))
-    except OSError as error:
-        raise ExportError(f"cannot write {bundle}: {error.strerror}") from error
-    try:
+    with quiet():
+        networks = inspect(checkpoint, kinds, variant)
+    for lora in read:
+        check(lora, {name: network.model for name, network in networks.items()})
+    with publishing(bundle) as staging:
+        with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
+            _copy_small_files(checkpoint, staging, read)
+        _write_configurations(networks, checkpoint, staging)
+        inspect_configurations(staging, checkpoint, networks, report)
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
-        _copy_small_files(checkpoint, staging, read)
-        rows = [_export_network(kind, checkpoint, read, staging, dtype, report) for kind in kinds]
-        if SafetyChecker in kinds:
-            # Beside the graph that is fed by it; a folder of its own would be no network.
-            settings = checkpoint / "feature_extractor" / PREPROCESSOR_FILE
-            shutil.copyfile(settings, staging / SafetyChecker.component / PREPROCESSOR_FILE)
+        rows = [
+            _export_network(kind, checkpoint, variant, read, staging, dtype, report)
+            for kind in kinds
+        ]
         if not all(row.passed for row in rows):
             raise ExportError("the export misses parity with torch\n" + format_table(rows))
         report("preview: fitting colours to latents")
         fit = write_preview(staging)
         report(f"preview: {fit.explained:.0%} of the colours' variance, {fit.rms_error} levels off")
         write_sums(staging)
-        staging.chmod(0o755)
-        os.replace(staging, bundle)
-    except OSError as error:
-        raise ExportError(f"cannot write {bundle}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return rows
 
 
 def _export_network(
     kind: type[Network],
     checkpoint: Path,
+    variant: str | None,
     loras: Sequence[Lora],
     staging: Path,
     dtype: str,
@@ -133,26 +128,35 @@ def _export_network(
 ) -> ComponentParity:
     """Export and check one network; torch's copy of it is gone before onnxruntime loads its own."""
     half = dtype == "float16"
-    folder = staging / kind.component
-    folder.mkdir()
     report(f"{kind.component}: loading")
     with quiet():
-        network = load_network(kind, checkpoint)
+        network = load_network(kind, checkpoint, variant)
     for lora in loras:
         if layers := lora.of(kind.component):
             report(f"{kind.component}: merging {len(layers)} layers of {lora.path}")
             merge(lora, kind.component, network.model)
-    with quiet():
+    with quiet(), library_errors(f"{kind.component} cannot be run"):
         truth = references(network, half)
-    _write_json(folder / "config.json", network.config)
     report(f"{kind.component}: tracing in {dtype}")
-    path = write_graph(network, folder, half)
+    path = write_graph(network, staging / kind.component, half)
     del network
     gc.collect()
     report(f"{kind.component}: comparing with torch")
-    row = compare(path, kind.component, dtype, truth)
+    with library_errors(f"{kind.component} cannot be compared with torch"):
+        row = compare(path, kind.component, dtype, truth)
     gc.collect()
     return row
+
+
+def _write_configurations(networks: Mapping[str, Network], checkpoint: Path, staging: Path) -> None:
+    """Write what says how each network is to be fed, into the folder where it will be."""
+    for name, network in networks.items():
+        (staging / name).mkdir()
+        _write_json(staging / name / "config.json", network.config)
+    if SafetyChecker.component in networks:
+        # Beside the graph that is fed by it; a folder of its own would be no network.
+        settings = checkpoint / "feature_extractor" / PREPROCESSOR_FILE
+        shutil.copyfile(settings, staging / SafetyChecker.component / PREPROCESSOR_FILE)
 
 
 def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:

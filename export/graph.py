@@ -11,6 +11,7 @@ import onnx_ir
 import torch
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.library_errors import library_errors
 from bksdm.export.networks import Case, Network
 from bksdm.export.quiet import quiet
 
@@ -83,23 +84,19 @@ def cast_inputs(
 
 def _trace(network: Network, arguments: tuple[torch.Tensor, ...]) -> onnx_ir.Model:
     shapes = network.dynamic_shapes()
-    try:
-        with torch.no_grad():
-            # Here rather than inside torch.onnx, which tries several ways one after another.
-            traced = torch.export.export(network, arguments, dynamic_shapes=shapes, strict=False)
-            program = torch.onnx.export(
-                traced,
-                (),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=shapes,
-                input_names=list(network.inputs),
-                output_names=[network.output],
-                verbose=False,
-            )
-    except RuntimeError as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ExportError(f"{network.component} cannot be traced: {line}") from error
+    with library_errors(f"{network.component} cannot be traced"), torch.no_grad():
+        # Here rather than inside torch.onnx, which tries several ways one after another.
+        traced = torch.export.export(network, arguments, dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            traced,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=shapes,
+            input_names=list(network.inputs),
+            output_names=[network.output],
+            verbose=False,
+        )
     if program is None:
         raise ExportError(f"{network.component} cannot be traced: torch.onnx returned no graph")
     return program.model

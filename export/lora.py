@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 from bksdm.engines.digest import sha256_of
 from bksdm.engines.errors import ExportError
 from bksdm.export.lora_scaling import adapter_config, scaling_of
+from bksdm.export.weights import read_pickle
 
 # What stands before a layer's name, and the network it means. The last one is of the files that
 # diffusers' `unet.save_attn_procs` writes.
@@ -28,7 +30,8 @@ _COMPONENTS = {
 }
 _FACTOR = re.compile(
     r"(?P<layer>.+)(?P<joint>_lora\.|\.lora\.|\.lora_linear_layer\.|\.lora_)"
-    r"(?P<half>down|up|A|B)\.weight"
+    # Where peft has given its adapter a name, that stands before the last word.
+    r"(?P<half>down|up|A|B)(\.[^.]+)?\.weight"
 )
 _HALVES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 # diffusers' attention processors of old had layers of their own beside those of the network.
@@ -36,6 +39,7 @@ _OLD_PROCESSORS = {
     "unet": {"to_out": "to_out.0"},
     "text_encoder": {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
 }
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _OTHER_KINDS = {
     "hada_": "LoHa",
     "lokr_": "LoKr",
@@ -125,12 +129,12 @@ def split_scale(text: str) -> tuple[Path, float]:
 
 
 def read_lora(path: Path, scale: float = 1.0) -> Lora:
-    """Read a safetensors file in the naming of diffusers, peft or Kohya.
+    """Read a file in the naming of diffusers, peft or Kohya.
 
     Parameters
     ----------
     path : Path
-        The file. float16 and bfloat16 are as welcome as float32.
+        Safetensors, or a pickle of tensors alone (``.bin``, ``.pt``, ``.ckpt``), in any type.
     scale : float
         How much of it is to be merged.
 
@@ -159,6 +163,10 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ExportError(f"{path}: cannot be read, it is no regular file")
+        if path.suffix in _PICKLES:
+            return read_pickle(path), {}
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no mapping
             return tensors, file.metadata() or {}

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bksdm.export.library_errors import library_errors
+from bksdm.export.pretrained import build, config_of, load
+
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
 _MAX_LATENT = 2**14 - 1
-# The tracer wants to know that no side shrinks to 1 on its way down the blocks. The graph holds no
+# The tracer wants to know that no side shrinks to 1 on its way down four blocks. The graph holds no
 # trace of it: smaller sizes run all the same, which `bksdm.export.parity` checks.
 _MIN_TRACED = 9
 # Above every size the tracer may see; see `Unet`.
@@ -126,9 +129,13 @@ class _Upsample(nn.Module):
 
 
 def _replace_upsamplers(blocks: Any) -> None:
+    from diffusers.models.upsampling import Upsample2D
+
     for block in blocks:
         for index, upsampler in enumerate(block.upsamplers or ()):
-            block.upsamplers[index] = _Upsample(upsampler)
+            # Some kinds of blocks have others, which ask no such questions.
+            if isinstance(upsampler, Upsample2D):
+                block.upsamplers[index] = _Upsample(upsampler)
 
 
 class Unet(Network):
@@ -171,7 +178,9 @@ class Unet(Network):
         """Batch everywhere, height and width of the latents, and the text's length."""
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
-        return ({0: batch, **_sides()}, {0: batch}, {0: batch, 1: tokens})
+        deeper = max(0, len(self.config["block_out_channels"]) - 4)
+        sides = _sides((_MIN_TRACED - 1) * 2**deeper + 1)
+        return ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens})
 
 
 class VaeDecoder(Network):
@@ -281,7 +290,7 @@ NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder
 """What every bundle has; it has a `SafetyChecker` where the checkpoint does."""
 
 
-def load_network(kind: type[Network], checkpoint: Path) -> Network:
+def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:
     """Load one network of a diffusers checkpoint in float32, ready to run and to trace.
 
     Parameters
@@ -290,61 +299,50 @@ def load_network(kind: type[Network], checkpoint: Path) -> Network:
         One of `NETWORKS`, or `SafetyChecker`.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
+    variant
+        Of the weight files.
 
     Returns
     -------
     Network
         In evaluation mode, without gradients.
+
+    Raises
+    ------
+    ExportError
+        It cannot be built, or the files do not hold exactly its weights.
     """
-    import json
-
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-    from transformers import CLIPTextModel
-
-    classes = {
-        "text_encoder": CLIPTextModel,
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "safety_checker": StableDiffusionSafetyChecker,
-    }
-    folder = checkpoint / kind.subfolder
-    from_transformers = kind in (TextEncoder, SafetyChecker)
-    options = {"attn_implementation": "sdpa"} if kind is TextEncoder else {}
-    model = classes[kind.subfolder].from_pretrained(folder, torch_dtype=torch.float32, **options)
-    # Both libraries fill in defaults that old checkpoints leave out, and where they loaded from.
-    text = model.config.to_json_string(use_diff=False) if from_transformers else None
-    config: dict[str, Any] = json.loads(text or model.to_json_string())
-    for private in ("_name_or_path", "_attn_implementation"):
-        config.pop(private, None)
-    network: Any = kind
-    shell: Network = network(model, config)
-    return shell.eval().requires_grad_(False)
+    return _shell(kind, load(kind.subfolder, checkpoint, variant), checkpoint)
 
 
-def weightless(checkpoint: Path) -> dict[str, nn.Module]:
-    """Build text encoder and UNet from their configurations, on torch's device ``meta``.
+def weightless(kind: type[Network], checkpoint: Path) -> Network:
+    """Build a network from its configuration, on torch's device ``meta``.
 
     Parameters
     ----------
-    checkpoint
-        A folder that `bksdm.export.source.resolve` accepted.
+    kind, checkpoint
+        As of `load_network`.
 
     Returns
     -------
-    dict
-        By component; all names and shapes are there, and no memory is taken.
-    """
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    Network
+        All names and shapes are there, and no memory is taken.
 
-    unet = UNet2DConditionModel.load_config(checkpoint / "unet")
-    text = CLIPTextConfig.from_pretrained(checkpoint / "text_encoder")
+    Raises
+    ------
+    ExportError
+        It cannot be built.
+    """
     with torch.device("meta"):
-        return {
-            "text_encoder": CLIPTextModel(text),
-            "unet": UNet2DConditionModel.from_config(unet),
-        }
+        return _shell(kind, build(kind.subfolder, checkpoint), checkpoint)
+
+
+def _shell(kind: type[Network], model: Any, checkpoint: Path) -> Network:
+    network: Any = kind
+    config = checkpoint / kind.subfolder / "config.json"
+    with library_errors(f"{config}: does not serve as {kind.component}"):
+        shell: Network = network(model, config_of(model))
+    return shell.eval().requires_grad_(False)
 
 
 def _generator(case: Case) -> torch.Generator:
@@ -355,8 +353,8 @@ def _batch() -> Any:
     return Dim("batch", min=1, max=2**14 - 1)
 
 
-def _sides() -> dict[int, Any]:
+def _sides(smallest: int = _MIN_TRACED) -> dict[int, Any]:
     return {
-        2: Dim("height", min=_MIN_TRACED, max=_MAX_LATENT),
-        3: Dim("width", min=_MIN_TRACED, max=_MAX_LATENT),
+        2: Dim("height", min=smallest, max=_MAX_LATENT),
+        3: Dim("width", min=smallest, max=_MAX_LATENT),
     }

@@ -9,28 +9,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import ExportError, SamplerError
+from bksdm.engines.errors import SamplerError
+from bksdm.export.library_errors import library_errors
+from bksdm.export.pretrained import load
 from bksdm.export.quiet import quiet
 from bksdm.runtime.samplers import NAMED
 
 
-def open_pipeline(checkpoint: Path) -> Any:
+def open_pipeline(checkpoint: Path, variant: str | None = None) -> Any:
     """Return diffusers' ``StableDiffusionPipeline`` of a checkpoint, in float32.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        A folder that `bksdm.export.source.resolve` accepted.
+    variant : str, optional
+        Of the weight files.
 
     Raises
     ------
     ExportError
-        diffusers cannot open it.
+        diffusers cannot open it, or its weights are not whole.
     """
-    with quiet():
+    with quiet(), library_errors(f"{checkpoint}: diffusers cannot open it"):
         from diffusers import StableDiffusionPipeline
 
-        try:
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                checkpoint, safety_checker=None, torch_dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            raise ExportError(f"{checkpoint}: diffusers cannot open it ({error})") from error
+        # By themselves they would fill up what is missing with random numbers.
+        networks = {
+            name: load(name, checkpoint, variant) for name in ("text_encoder", "unet", "vae")
+        }
+        pipeline = StableDiffusionPipeline.from_pretrained(
+            checkpoint, safety_checker=None, **networks
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

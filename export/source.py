@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.hub import fetch
+from bksdm.export.json_files import is_lfs_pointer
+from bksdm.export.json_files import read_json as read_json
+from bksdm.export.weights import HALF, choose, files_of, listing, variants
 
 _SUPPORTED = "supported: a diffusers StableDiffusionPipeline folder (SD 1.x, SD 2.x, BK-SDM)"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What is written like a place on disk cannot be meant as an id of the hub.
+_PLACE = re.compile(r"[.~/\\]|.*[\\/]$|.*/.*/|\w:")
 _CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel",
     "tokenizer": "CLIPTokenizer",
 }
-# Stems of the weight files, per folder; ".safetensors" is tried before ".bin".
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
-_BINARY = {**_WEIGHTS, "text_encoder": "pytorch_model", "safety_checker": "pytorch_model"}
-_OPTIONAL_WEIGHTS = {"safety_checker": "model"}
-_SMALL_FILES = (
-    "model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "feature_extractor/*",
-)  # fmt: skip
+_WEIGHTED = ("unet", "vae", "text_encoder")
 # UNet options that ask for inputs which the exported graph does not have.
 _UNET_EXTRAS = (
     "addition_embed_type",
     "class_embed_type",
     "encoder_hid_dim_type",
+    "num_class_embeds",
     "time_cond_proj_dim",
 )
 
 
-def resolve(source: str | Path, revision: str | None = None, safety_checker: bool = True) -> Path:
+def resolve(
+    source: str | Path,
+    revision: str | None = None,
+    safety_checker: bool = True,
+    variant: str | None = None,
+    token: str | None = None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Return the folder of a checkpoint that can be exported, downloading it if need be.
 
     Parameters
@@ -48,6 +53,14 @@ def resolve(source: str | Path, revision: str | None = None, safety_checker: boo
         Branch, tag or commit on the hub; only with a hub id.
     safety_checker
         Whether to download the checker's weights, if there is one.
+    variant
+        Of the weight files, as diffusers has it: ``fp16`` takes ``model.fp16.safetensors`` and
+        the like where there are any.
+    token
+        Of an account on the hub that may read the checkpoint.
+    report
+        Called with a line for every network of which only float16 weights are there, and where the
+        hub's cache has to do.
 
     Returns
     -------
@@ -60,30 +73,40 @@ def resolve(source: str | Path, revision: str | None = None, safety_checker: boo
     ExportError
         Neither a folder nor a hub id, the download failed, or the checkpoint is not supported.
     """
-    path = Path(source)
-    if str(source) and path.is_dir():
+    name = os.fspath(source)
+    if name and os.path.isdir(name):
         if revision is not None:
-            raise ExportError(f"{path} is a local folder; a revision ({revision}) is for hub ids")
-        folder = path
-    elif path.is_file():
-        raise ExportError(f"{path} is {_describe_file(path)}; {_SUPPORTED}")
-    elif _HUB_ID.fullmatch(str(source)):
-        folder = _download(str(source), revision, safety_checker)
+            raise ExportError(f"{name} is a local folder; a revision ({revision}) is for hub ids")
+        folder = Path(name)
+    elif os.path.lexists(name):
+        raise ExportError(f"{name} is {_describe_file(Path(name))}; {_SUPPORTED}")
+    elif _HUB_ID.fullmatch(name) and not _PLACE.match(name):
+        folder = fetch(
+            name, revision, token, partial(_wanted, name, safety_checker, variant),
+            lambda small: _validate_unet(small / "unet" / "config.json"), report,
+        )  # fmt: skip
     else:
         raise ExportError(
-            f"{str(source)!r} is neither a folder nor a hub id (owner/name); {_SUPPORTED}"
+            f"{name!r} is neither a folder nor a hub id (owner/name): no such folder; {_SUPPORTED}"
         )
-    validate(folder)
+    validate(folder, variant)
+    if variant != HALF:
+        for subfolder in _WEIGHTED:
+            file = files_of(folder, subfolder, variant)[0]
+            if f".{HALF}." in file:
+                report(f"{subfolder}: there are only float16 weights, {file}")
     return folder
 
 
-def validate(folder: Path) -> None:
+def validate(folder: Path, variant: str | None = None) -> None:
     """Check that a folder holds a pipeline which the exporter knows.
 
     Parameters
     ----------
     folder
         A diffusers checkpoint.
+    variant
+        Of the weight files.
 
     Raises
     ------
@@ -91,8 +114,9 @@ def validate(folder: Path) -> None:
         Naming the file and field that was found to differ, and what is supported.
     """
     index_path = folder / "model_index.json"
-    if not index_path.is_file():
+    if not os.path.lexists(index_path):
         raise ExportError(f"{folder} {_describe_folder(folder)}; {_SUPPORTED}")
+    _validate_fetched(folder)
     index = read_json(index_path)
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise ExportError(
@@ -106,11 +130,12 @@ def validate(folder: Path) -> None:
             raise ExportError(f"{index_path}: {name} is {found!r}, supported is {wanted}")
     _validate_unet(folder / "unet" / "config.json")
     _validate_rest(folder)
-    for name in _WEIGHTS:
-        _validate_weights(folder / name, name)
+    _validate_variant(folder, listing(folder), variant)
+    for name in _WEIGHTED:
+        files_of(folder, name, variant)
 
 
-def has_safety_checker(folder: Path) -> bool:
+def has_safety_checker(folder: Path, variant: str | None = None) -> bool:
     """Whether a checkpoint that `validate` accepted has a safety checker, with its weights.
 
     Raises
@@ -131,41 +156,77 @@ def has_safety_checker(folder: Path) -> bool:
         )
     read_json(folder / "feature_extractor" / "preprocessor_config.json")
     read_json(folder / "safety_checker" / "config.json")
-    _validate_weights(folder / "safety_checker", "safety_checker")
+    files_of(folder, "safety_checker", variant)
     return True
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def weight_files(
+    files: Collection[str], safety_checker: bool = True, variant: str | None = None
+) -> list[str]:
+    """Choose the weight files of every network from a repository's listing.
 
-    Raises
-    ------
-    ExportError
-        The file is missing, unreadable, not JSON or not an object.
+    Parameters
+    ----------
+    files
+        All paths of the repository.
+    safety_checker
+        Whether its weights are among them, if there are any.
+    variant
+        Of the files, see `bksdm.export.weights.choose`.
+
+    Returns
+    -------
+    list of str
+        A network without weights is left out, for `validate` to name.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ExportError(f"{path}: {error.strerror or 'unreadable'}; {_SUPPORTED}") from error
-    except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: not valid JSON; {_SUPPORTED}") from error
-    if not isinstance(content, dict):
-        raise ExportError(f"{path}: {type(content).__name__} found, a JSON object is needed")
-    return content
+    names = (*_WEIGHTED, "safety_checker") if safety_checker else _WEIGHTED
+    return [file for name in names for file in choose(files, name, variant)]
+
+
+def _wanted(
+    hub_id: str, safety_checker: bool, variant: str | None, files: Collection[str]
+) -> list[str]:
+    """Return what to download of a repository, once it is known to be of the right kind."""
+    if "model_index.json" not in files:
+        raise ExportError(f"{hub_id} has no model_index.json on the hub; {_SUPPORTED}")
+    _validate_variant(hub_id, files, variant)
+    return weight_files(files, safety_checker, variant)
+
+
+def _validate_variant(where: str | Path, files: Collection[str], variant: str | None) -> None:
+    if variant is not None and variant not in (known := variants(files)):
+        raise ExportError(
+            f"{where}: no weights of variant {variant!r}; known: {', '.join(sorted(known)) or '–'}"
+        )
+
+
+def _validate_fetched(folder: Path) -> None:
+    """See that Git LFS has put the small files in the place of its pointers."""
+    for pattern in ("*.json", "*/*.json", "tokenizer/*.txt"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file() and is_lfs_pointer(path):
+                raise ExportError(f"{path}: a pointer of Git LFS, not the file; run `git lfs pull`")
 
 
 def _validate_unet(path: Path) -> None:
     config = read_json(path)
-    channels = config.get("in_channels")
-    if channels != 4:
+    latents = read_json(path.parents[1] / "vae" / "config.json").get("latent_channels", 4)
+    channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 4)
+    if channels != latents:
         kinds = {9: " (an inpainting UNet)", 8: " (an InstructPix2Pix UNet)", 7: " (an upscaler)"}
         kind = kinds.get(channels, "") if isinstance(channels, int) else ""
-        raise ExportError(f"{path}: in_channels is {channels!r}{kind}, supported is 4")
-    if config.get("out_channels") != 4:
-        raise ExportError(f"{path}: out_channels is {config.get('out_channels')!r}, supported is 4")
-    if not isinstance(config.get("cross_attention_dim"), int):
-        found = config.get("cross_attention_dim")
-        raise ExportError(f"{path}: cross_attention_dim is {found!r}, supported is one integer")
+        raise ExportError(f"{path}: in_channels is {channels!r}{kind}, supported is {latents}")
+    if out_channels != latents:
+        raise ExportError(f"{path}: out_channels is {out_channels!r}, supported is {latents}")
+    width = config.get("cross_attention_dim", 1280)
+    blocks = config.get("down_block_types", [""] * 4)
+    per_block = isinstance(width, list) and isinstance(blocks, list) and len(width) == len(blocks)
+    one = width[0] if per_block and len({*map(repr, width)}) == 1 else width
+    if not isinstance(one, int):
+        raise ExportError(
+            f"{path}: cross_attention_dim is {width!r}, supported is one integer, or the same one "
+            "for every block"
+        )
     for name in _UNET_EXTRAS:
         if config.get(name) is not None:
             raise ExportError(
@@ -174,9 +235,6 @@ def _validate_unet(path: Path) -> None:
 
 
 def _validate_rest(folder: Path) -> None:
-    latents = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
-    if latents != 4:
-        raise ExportError(f"{folder / 'vae'}: latent_channels is {latents!r}, supported is 4")
     read_json(folder / "text_encoder" / "config.json")
     path = folder / "scheduler" / "scheduler_config.json"
     if not isinstance(read_json(path).get("_class_name"), str):
@@ -187,20 +245,10 @@ def _validate_rest(folder: Path) -> None:
         raise ExportError(f"{tokenizer}: needs vocab.json and merges.txt, or tokenizer.json")
 
 
-def _validate_weights(folder: Path, name: str) -> None:
-    stem = (_WEIGHTS | _OPTIONAL_WEIGHTS)[name]
-    wanted = [f"{stem}.safetensors", f"{_BINARY[name]}.bin"]
-    accepted = [*wanted, *(f"{file}.index.json" for file in wanted)]
-    if any((folder / file).is_file() for file in accepted):
-        return
-    found = sorted(
-        file.name for file in folder.glob("*") if file.suffix in {".safetensors", ".bin"}
-    )
-    raise ExportError(f"{folder}: {', '.join(found) or 'no weights'} found, needed is {wanted[0]}")
-
-
 def _describe_file(path: Path) -> str:
     """Say what kind of single file was given, from the names of its tensors."""
+    if not path.is_file():
+        return "no folder"
     if path.suffix != ".safetensors":
         return f"a single {path.suffix or 'unnamed'} file"
     try:
@@ -221,54 +269,3 @@ def _describe_folder(folder: Path) -> str:
     if (folder / "adapter_config.json").is_file():
         return "holds an adapter and no model_index.json"
     return "has no model_index.json"
-
-
-def _download(hub_id: str, revision: str | None, safety_checker: bool) -> Path:
-    """Fetch the small files first: what they say decides whether gigabytes follow."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        info = HfApi().model_info(hub_id, revision=revision)
-        # The commit, not the branch: both downloads and the listing are then of one state.
-        commit = info.sha
-        files = {sibling.rfilename for sibling in info.siblings or ()}
-        folder = Path(snapshot_download(hub_id, revision=commit, allow_patterns=list(_SMALL_FILES)))
-        if "model_index.json" not in files:
-            raise ExportError(f"{hub_id} has no model_index.json on the hub; {_SUPPORTED}")
-        _validate_unet(folder / "unet" / "config.json")
-        snapshot_download(
-            hub_id, revision=commit, allow_patterns=weight_files(files, safety_checker)
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()
-        where = f"{hub_id}@{revision}" if revision else hub_id
-        what = reason[0] if reason else type(error).__name__
-        raise ExportError(f"cannot fetch {where} from the hub: {what}") from error
-    return folder
-
-
-def weight_files(files: set[str], safety_checker: bool = True) -> list[str]:
-    """Choose one weight file per network from a repository's listing.
-
-    Parameters
-    ----------
-    files
-        All paths of the repository.
-    safety_checker
-        Whether its weights are among them, if there are any.
-
-    Returns
-    -------
-    list of str
-        Safetensors where there is one, else the pickle; half-precision and non-EMA variants are
-        never chosen. A network without weights is left out, for `validate` to name.
-    """
-    chosen = []
-    stems = _WEIGHTS | (_OPTIONAL_WEIGHTS if safety_checker else {})
-    for name, stem in stems.items():
-        for file in (f"{name}/{stem}.safetensors", f"{name}/{_BINARY[name]}.bin"):
-            if file in files:
-                chosen.append(file)
-                break
-    return chosen

@@ -30,6 +30,8 @@ def verify(
     steps: int = 2,
     sampler: str | None = None,
     loras: Sequence[tuple[Path, float]] = (),
+    variant: str | None = None,
+    token: str | None = None,
 ) -> tuple[str, bool]:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -47,6 +49,8 @@ def verify(
         A name of :data:`bksdm.runtime.samplers.NAMED`; by default the checkpoint's own.
     loras : sequence of (Path, float)
         Files and scales that the bundle was exported with.
+    variant, token : str, optional
+        As of :func:`bksdm.export.source.resolve`.
 
     Returns
     -------
@@ -61,7 +65,7 @@ def verify(
     """
     opened = Bundle.open(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
-    checkpoint = resolve(source, revision)
+    checkpoint = resolve(source, revision, variant=variant, token=token)
     tokens = graph_inputs(opened.model("unet"))["encoder_hidden_states"].shape[1]
     # A graph of one length, as old versions of ours wrote it, is compared at that length.
     fixed = {"tokens": tokens} if isinstance(tokens, int) else {}
@@ -73,7 +77,7 @@ def verify(
         if not opened.model(kind.component).is_file():
             continue
         with quiet():
-            network = load_network(kind, checkpoint)
+            network = load_network(kind, checkpoint, variant)
             for lora in read:
                 if lora.of(kind.component):
                     merge(lora, kind.component, network.model)
@@ -82,7 +86,7 @@ def verify(
         rows.append(compare(opened.model(kind.component), kind.component, dtype, truth))
     model = TextToImage.load(bundle, safety_checker=False)
     ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
-    pipeline = open_pipeline(checkpoint)
+    pipeline = open_pipeline(checkpoint, variant)
     for lora in read:
         merge(lora, "unet", pipeline.unet)
         merge(lora, "text_encoder", pipeline.text_encoder)

@@ -44,8 +44,15 @@ class Bundle:
     vae_scale: int
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: Path, graphs: bool = True) -> Bundle:
         """Read and check a bundle.
+
+        Parameters
+        ----------
+        path : Path
+            The folder.
+        graphs : bool
+            Whether the networks' graphs have to be there; ``bksdm export`` checks all else first.
 
         Raises
         ------
@@ -63,7 +70,7 @@ class Bundle:
             )
         for component in COMPONENTS:
             model = path / component / "model.onnx"
-            if not model.is_file():
+            if graphs and not model.is_file():
                 hint = "; it is a diffusers checkpoint, run `bksdm export` on it first"
                 torch_weights = any(path.glob("unet/*.safetensors"))
                 raise BundleError(f"{model}: missing{hint if torch_weights else ''}")
@@ -151,6 +158,9 @@ def read_json(path: Path) -> dict[str, Any]:
     BundleError
         The file is missing, unreadable, no JSON or no object.
     """
+    # A pipe may have no writer, and a device no end.
+    if path.exists() and not path.is_file():
+        raise BundleError(f"{path}: not a regular file")
     try:
         # A pipe may have no writer, and a device no end.
         if not stat.S_ISREG(path.stat().st_mode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -213,6 +214,25 @@ def test_alphas_of_the_header(nano_checkpoint, plain, folder):
     assert _changed({"unet": unet_only}, found) == 0
 
 
+def test_names_of_adapters_and_pickles(nano_checkpoint, plain, folder):
+    expected = _merged(nano_checkpoint, (plain, 1.0))
+
+    def named(name, keep=""):
+        path = folder / f"{name}{keep}.safetensors"
+        tensors = {k: t for k, t in load_file(plain).items() if k.startswith(keep)}
+        save_file({k.replace(".weight", f".{name}.weight"): t for k, t in tensors.items()}, path)
+        return path
+
+    for name in ("default_0", "default", "my-style"):
+        assert _changed(_merged(nano_checkpoint, (named(name), 1.0)), expected) == 0
+    # diffusers' own name for its first adapter; that of a text encoder it cannot read.
+    path = named("default_0", "unet.")
+    _assert_same(_merged(nano_checkpoint, (path, 1.0)), _fused(nano_checkpoint, (path, 1.0)))
+    path = folder / "style.bin"
+    torch.save(load_file(plain), path)
+    assert _changed(_merged(nano_checkpoint, (path, 1.0)), expected) == 0
+
+
 def test_several_add_up(nano_checkpoint, plain, folder):
     path = _kohya(plain, folder / "second.safetensors", {"unet": 2.0, "text_encoder": 2.0})
     files = ((plain, 0.5), (path, -0.25))
@@ -295,6 +315,7 @@ REFUSED = {
     "rank 0": (_pair(down=torch.ones(0, 16), up=torch.ones(16, 0)), "do not fit each other"),
     "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "says the same as another"),
     "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
+    "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "says the same as"),
     "empty": ({}, "not a LoRA file, it holds no tensors"),
 }  # fmt: skip
 HEADERS = {
@@ -353,6 +374,17 @@ def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
         path.write_text("no tensors" if damage == "text" else "")
     named = {"missing": "no such file", "folder": "cannot be read"}.get(damage, "damaged, or not a")
     _refused(nano_checkpoint, path, named, capsys)
+
+
+def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
+    path = tmp_path / "x.pt"
+    for content, named in ((print, "pickle of more than tensors; convert it to safetensors"),
+                           ({"state_dict": _pair()}, "something else than tensors")):  # fmt: skip
+        torch.save(content, path)
+        _refused(nano_checkpoint, path, named, capsys)
+    path.unlink()
+    os.mkfifo(path)
+    _refused(nano_checkpoint, path, "no regular file", capsys)
 
 
 def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):

@@ -82,10 +82,13 @@ def test_damaged_json(checkpoint, path, text):
     assert path.split("/")[-1] in _refusal(checkpoint)
 
 
-def test_only_a_half_precision_variant(checkpoint):
+def test_only_half_precision_is_taken_with_a_word(checkpoint):
     weights = checkpoint / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert "diffusion_pytorch_model.fp16.safetensors found" in _refusal(checkpoint)
+    lines = []
+    assert resolve(checkpoint, report=lines.append) == checkpoint
+    name = "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert lines == [f"unet: there are only float16 weights, {name}"]
 
 
 def test_component_classes(checkpoint):

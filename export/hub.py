@@ -1,0 +1,101 @@
+"""Checkpoints of the hub: the files of one that an export needs, or what its cache holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from bksdm.engines.errors import ExportError
+from bksdm.export.library_errors import reason
+
+_SMALL_FILES = (
+    "model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "feature_extractor/*",
+)  # fmt: skip
+# By the class of the hub's errors, the special before the general.
+_ADVICE = {
+    "GatedRepoError": "accept its conditions on its page, and pass --token",
+    "RevisionNotFoundError": "there is no such revision",
+    "RepositoryNotFoundError": "check the name; if it is private, pass --token",
+}
+
+
+def fetch(
+    hub_id: str,
+    revision: str | None,
+    token: str | None,
+    choose: Callable[[Collection[str]], list[str]],
+    check: Callable[[Path], None],
+    report: Callable[[str], None],
+) -> Path:
+    """Download a checkpoint; or take it from the cache where the hub cannot be reached.
+
+    Parameters
+    ----------
+    hub_id
+        ``owner/name``.
+    revision
+        Branch, tag or commit.
+    token
+        Of an account that may read it; by default the one that is logged in.
+    choose
+        Given all paths of the repository, returns those with the weights that are wanted.
+    check
+        Called with the folder before the weights are fetched, to refuse it.
+    report
+        Called with a line where the cache has to do.
+
+    Returns
+    -------
+    Path
+        The snapshot's folder.
+
+    Raises
+    ------
+    ExportError
+        It can be had from neither; says why and what to do.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    where = f"{hub_id}@{revision}" if revision else hub_id
+    try:
+        folder = Path(
+            snapshot_download(
+                hub_id, revision=revision, token=token, allow_patterns=list(_SMALL_FILES)
+            )
+        )
+        # Of the same commit, even if there is a newer one by now.
+        info = HfApi(token=token).model_info(hub_id, revision=folder.name)
+    except HFValidationError as error:
+        raise ExportError(f"{hub_id}: no such folder, and no id of the hub") from error
+    except Exception as error:  # the hub's client has errors of its own, its transport others
+        cached = _cached(hub_id, revision)
+        if cached is None:
+            raise ExportError(_cannot_fetch(where, error)) from error
+        report(f"{where}: the hub cannot be reached ({reason(error)}); taken from its cache")
+        return cached
+    files = {sibling.rfilename for sibling in info.siblings or ()}
+    check(folder)
+    try:
+        snapshot_download(hub_id, revision=folder.name, token=token, allow_patterns=choose(files))
+    except ExportError:
+        raise
+    except Exception as error:
+        raise ExportError(_cannot_fetch(where, error)) from error
+    return folder
+
+
+def _cached(hub_id: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(hub_id, "model_index.json", revision=revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _cannot_fetch(where: str, error: Exception) -> str:
+    kinds = [kind.__name__ for kind in type(error).__mro__]
+    advice = next((text for name, text in _ADVICE.items() if name in kinds), None)
+    return (
+        f"{where}: no such folder, and it cannot be fetched from the hub ({reason(error)}); "
+        f"{advice or 'check the connection, or name a folder'}"
+    )

@@ -1,0 +1,169 @@
+"""What can be known of a checkpoint's networks before any of them is traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from bksdm.engines.errors import BundleError, ExportError, SamplerError
+from bksdm.engines.protocol import TensorSpec
+from bksdm.export.library_errors import library_errors
+from bksdm.export.networks import Case, Network, weightless
+from bksdm.export.pretrained import build
+from bksdm.export.weights import files_of, fit, read_tensors
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.safety_checker import SafetyChecker as Checker
+from bksdm.runtime.samplers import DIFFUSERS_CLASSES, step_table
+from bksdm.runtime.tokenizer import Tokenizer
+
+# 8 by 8 latents end at 1 by 1 below four blocks; 9 by 12 are what some kinds of blocks cannot do.
+_CASES = (Case(1, 8, 8, seed=0), Case(1, 9, 12, seed=0, tokens=154))
+_COLOURS = 3
+
+
+def inspect(
+    checkpoint: Path, kinds: Sequence[type[Network]], variant: str | None = None
+) -> dict[str, Network]:
+    """Build the networks without weights, run them once that way, and look through their files.
+
+    Parameters
+    ----------
+    checkpoint
+        A folder that `bksdm.export.source.resolve` accepted.
+    kinds
+        Which networks.
+    variant
+        Of the weight files.
+
+    Returns
+    -------
+    dict
+        The networks by component, on torch's device ``meta``: names, shapes and configurations are
+        as they will be.
+
+    Raises
+    ------
+    ExportError
+        A network cannot be built or run, one does not take what the other makes, or the files do
+        not hold exactly its weights, all of them finite; names the file.
+    """
+    networks = {kind.component: weightless(kind, checkpoint) for kind in kinds}
+    looked_through = set()
+    for network in networks.values():
+        if network.subfolder not in looked_through:
+            looked_through.add(network.subfolder)
+            _look_through(network.subfolder, checkpoint, variant)
+    for case in _CASES:
+        _run(networks, case, checkpoint)
+    return networks
+
+
+def inspect_configurations(
+    bundle: Path,
+    checkpoint: Path,
+    networks: Mapping[str, Network],
+    report: Callable[[str], None],
+) -> None:
+    """See that the runtime will accept a bundle, by all of it but the graphs.
+
+    Parameters
+    ----------
+    bundle
+        Unfinished; its index and configurations are there.
+    checkpoint
+        What it is made of, whose files the messages name.
+    networks
+        As `inspect` returns them.
+    report
+        Called with a line where the bundle will need a sampler to be asked for.
+
+    Raises
+    ------
+    ExportError
+        The runtime would refuse it.
+    """
+    try:
+        opened = Bundle.open(bundle, graphs=False)
+        ids = Tokenizer.load(bundle / "tokenizer")([""])
+        if checker := networks.get("safety_checker"):
+            (example,) = checker.example(_CASES[0])
+            spec = TensorSpec(np.dtype(np.float32), tuple(example.shape))
+            # Of the engine, only what it takes is asked for.
+            engine: Any = SimpleNamespace(inputs={"clip_input": spec})
+            Checker(engine, checkpoint / "feature_extractor")
+    except BundleError as error:
+        told = str(error).replace(str(bundle / "vae_decoder"), str(checkpoint / "vae"))
+        raise ExportError(told.replace(str(bundle), str(checkpoint))) from error
+    text_encoder = networks["text_encoder"]
+    embeddings, positions = text_encoder.config["vocab_size"], text_encoder.example(_CASES[0])[0]
+    if ids.max() >= embeddings or ids.shape[1] > positions.shape[1]:
+        raise ExportError(
+            f"{checkpoint / 'tokenizer'}: makes rows of {ids.shape[1]} tokens up to {ids.max()}, "
+            f"but the text encoder knows {embeddings} tokens at {positions.shape[1]} places"
+        )
+    _inspect_scheduler(checkpoint / "scheduler" / "scheduler_config.json", opened.scheduler, report)
+
+
+def _inspect_scheduler(
+    path: Path, fields: Mapping[str, object], report: Callable[[str], None]
+) -> None:
+    import diffusers
+
+    name = fields.get("_class_name")
+    try:
+        step_table(fields, 1)
+    except SamplerError as error:
+        # One that diffusers has and we have not can be replaced by another in every call.
+        if not isinstance(name, str) or name in DIFFUSERS_CLASSES or not hasattr(diffusers, name):
+            told = str(error).removeprefix("scheduler config: ")
+            raise ExportError(f"{path}: {told}") from error
+        report(f"scheduler: there is no {name} here; pictures will need --sampler")
+
+
+def _look_through(subfolder: str, checkpoint: Path, variant: str | None) -> None:
+    """See that the files of a model hold its weights and nothing else."""
+    files = files_of(checkpoint, subfolder, variant)
+    where = checkpoint / files[0]
+    with torch.device("meta"):
+        model = build(subfolder, checkpoint)
+    for name, tensor in fit(model, read_tensors(checkpoint, files), where).items():
+        if not tensor.float().isfinite().all():
+            raise ExportError(f"{where}: {name} holds values that are not finite numbers")
+
+
+def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
+    """Follow the shapes from the prompt to the picture and back."""
+    inputs = {name: network.example(case) for name, network in networks.items()}
+    outputs = {}
+    for name, network in networks.items():
+        config = checkpoint / network.subfolder / "config.json"
+        with torch.no_grad(), library_errors(f"{config}: the {name} cannot be run"):
+            outputs[name] = network(*(tensor.to("meta") for tensor in inputs[name])).shape
+    *_, text = inputs["unet"]
+    made, taken = outputs["text_encoder"][2], text.shape[2]
+    if made != taken:
+        raise ExportError(
+            f"{checkpoint / 'unet' / 'config.json'}: cross_attention_dim is {taken}, but the text "
+            f"encoder makes embeddings of {made}"
+        )
+    latents, pixels = inputs["vae_decoder"][0].shape, inputs["vae_encoder"][0].shape
+    wanted = {
+        "unet": inputs["unet"][0].shape,
+        "vae_decoder": (*pixels[:1], _COLOURS, *pixels[2:]),
+        "vae_encoder": (*latents[:1], 2 * latents[1], *latents[2:]),
+    }
+    for name, shape in wanted.items():
+        if tuple(outputs[name]) != tuple(shape):
+            raise ExportError(
+                f"{checkpoint / networks[name].subfolder / 'config.json'}: the {name} makes "
+                f"{list(outputs[name])} of {list(inputs[name][0].shape)}, needed is {list(shape)}"
+            )
+    if pixels[1] != _COLOURS:
+        raise ExportError(
+            f"{checkpoint / 'vae' / 'config.json'}: in_channels is {pixels[1]}, supported is 3"
+        )

@@ -1,0 +1,37 @@
+"""Configurations of a checkpoint, read with messages for those who have to put them right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bksdm.engines.errors import BundleError, ExportError
+from bksdm.runtime import bundle
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    ExportError
+        The file is missing, unreadable, no regular file, not JSON or not an object; names it.
+    """
+    try:
+        return bundle.read_json(path)
+    except BundleError as error:
+        raise ExportError(str(error)) from error
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file only says which one Git LFS would put in its place.
+
+    Raises
+    ------
+    OSError
+        It cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_LFS)) == _LFS
