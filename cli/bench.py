@@ -241,8 +241,8 @@ def _size(options: argparse.Namespace) -> tuple[int, int]:
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(options.bundle)
-    side = bundle.sample_size * bundle.vae_scale
-    return (side, side) if options.size is None else parse_size(options.size)
+    height, width = bundle.default_size
+    return (width, height) if options.size is None else parse_size(options.size)
 
 
 def _threads(wanted: int | None) -> int:

@@ -15,22 +15,27 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.graph import write_graph
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network, weightless
+from bksdm.export.networks import (
+    NETWORKS,
+    Network,
+    SafetyChecker,
+    Unet,
+    load_network,
+    weightless,
+)
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.preview import write_preview
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json, resolve
+from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
+from bksdm.runtime.loaded_configuration import (
+    loaded_sample_size,
+    loaded_scheduler,
+    scheduler_class,
+)
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.json",
-)
 
 
 def export(
@@ -142,6 +147,9 @@ def _export_network(
             merge(lora, kind.component, network.model)
     with quiet():
         truth = references(network, half)
+    if kind is Unet:
+        size = loaded_sample_size(read_json(checkpoint / "unet" / "config.json"))
+        network.config["sample_size"] = size
     _write_json(folder / "config.json", network.config)
     report(f"{kind.component}: tracing in {dtype}")
     path = write_graph(network, folder, half)
@@ -155,23 +163,34 @@ def _export_network(
 
 def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:
     """Write the index, the scheduler's configuration and the tokenizer."""
+    source = read_json(checkpoint / "model_index.json")
     (staging / "scheduler").mkdir()
     scheduler = Path("scheduler") / "scheduler_config.json"
-    shutil.copyfile(checkpoint / scheduler, staging / scheduler)
-    index = _index(read_json(checkpoint / "model_index.json"))
+    _write_json(staging / scheduler, _scheduler(checkpoint / scheduler, source))
+    index = _index(source)
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
         index["_lora"] = [
             {"file": lora.path.name, "sha256": lora.sha256, "scale": lora.scale} for lora in loras
         ]
     _write_json(staging / "model_index.json", index)
-    target = staging / "tokenizer"
-    target.mkdir()
-    for name in _TOKENIZER_FILES:
-        if (checkpoint / "tokenizer" / name).is_file():
-            shutil.copyfile(checkpoint / "tokenizer" / name, target / name)
-    if not (target / "tokenizer.json").is_file():
-        _write_fast_tokenizer(checkpoint / "tokenizer", target / "tokenizer.json")
+    (staging / "tokenizer").mkdir()
+    for name, text in tokenizer_texts(read_tokenizer(checkpoint)).items():
+        (staging / "tokenizer" / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _scheduler(path: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """Return the scheduler's configuration as diffusers' pipelines load it."""
+    class_name = scheduler_class(index)
+    if class_name is None:
+        raise ExportError(
+            f"{path.parents[1] / 'model_index.json'}: scheduler must name a class of diffusers, "
+            f"not {index.get('scheduler')!r}"
+        )
+    try:
+        return loaded_scheduler(read_json(path), class_name)
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}") from error
 
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
@@ -186,17 +205,6 @@ def _index(source: dict[str, Any]) -> dict[str, Any]:
         "safety_checker": [None, None],
         **{name: source[name] for name in kept},
     }
-
-
-def _write_fast_tokenizer(folder: Path, path: Path) -> None:
-    """Write ``tokenizer.json``: the runtime reads it without transformers."""
-    from transformers import CLIPTokenizer
-
-    with quiet():
-        # Any: transformers' slow and fast classes share this name over its versions.
-        loader: Any = CLIPTokenizer
-        tokenizer = loader.from_pretrained(folder)
-    tokenizer.backend_tokenizer.save(str(path))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -156,16 +156,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _validate_unet(path: Path) -> None:
     config = read_json(path)
-    channels = config.get("in_channels")
-    if channels != 4:
+    latents = read_json(path.parents[1] / "vae" / "config.json").get("latent_channels", 4)
+    channels, out_channels = config.get("in_channels", 4), config.get("out_channels", 4)
+    if channels != latents:
         kinds = {9: " (an inpainting UNet)", 8: " (an InstructPix2Pix UNet)", 7: " (an upscaler)"}
         kind = kinds.get(channels, "") if isinstance(channels, int) else ""
-        raise ExportError(f"{path}: in_channels is {channels!r}{kind}, supported is 4")
-    if config.get("out_channels") != 4:
-        raise ExportError(f"{path}: out_channels is {config.get('out_channels')!r}, supported is 4")
-    if not isinstance(config.get("cross_attention_dim"), int):
-        found = config.get("cross_attention_dim")
-        raise ExportError(f"{path}: cross_attention_dim is {found!r}, supported is one integer")
+        raise ExportError(f"{path}: in_channels is {channels!r}{kind}, supported is {latents}")
+    if out_channels != latents:
+        raise ExportError(f"{path}: out_channels is {out_channels!r}, supported is {latents}")
+    width = config.get("cross_attention_dim", 1280)
+    blocks = config.get("down_block_types", [""] * 4)
+    per_block = isinstance(width, list) and isinstance(blocks, list) and len(width) == len(blocks)
+    one = width[0] if per_block and len({*map(repr, width)}) == 1 else width
+    if not isinstance(one, int):
+        raise ExportError(
+            f"{path}: cross_attention_dim is {width!r}, supported is one integer, or the same one "
+            "for every block"
+        )
     for name in _UNET_EXTRAS:
         if config.get(name) is not None:
             raise ExportError(
@@ -174,9 +181,6 @@ def _validate_unet(path: Path) -> None:
 
 
 def _validate_rest(folder: Path) -> None:
-    latents = read_json(folder / "vae" / "config.json").get("latent_channels", 4)
-    if latents != 4:
-        raise ExportError(f"{folder / 'vae'}: latent_channels is {latents!r}, supported is 4")
     read_json(folder / "text_encoder" / "config.json")
     path = folder / "scheduler" / "scheduler_config.json"
     if not isinstance(read_json(path).get("_class_name"), str):
