@@ -129,8 +129,8 @@ def _merged(
     """Return the settings, roles of the model's own, and the added tokens that a file lists.
 
     ``special_tokens_map.json``, ``added_tokens.json`` and the list in ``tokenizer.json`` count
-    only where ``tokenizer_config.json`` has no ``added_tokens_decoder``, as of transformers 4.34
-    on; the map then overrules the settings.
+    only where ``tokenizer_config.json`` has no ``added_tokens_decoder``; the map then overrules the
+    settings.
     """
     path = folder / "tokenizer_config.json"
     settings = _optional(path)
@@ -139,7 +139,10 @@ def _merged(
             raise BundleError(f"{path}: {name} is not supported")
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
-    roles = _popped_roles(settings)
+    own = {name: value for name, value in settings.items()
+           if _is_role(name, value) and name not in NAMED_TOKENS}  # fmt: skip
+    settings = {name: value for name, value in settings.items() if name not in own}
+    roles = own | _popped_roles(settings)
     listed: list[tuple[int, AddedToken]] = []
     if "added_tokens_decoder" in settings:
         for index, token in settings["added_tokens_decoder"].items():
@@ -164,6 +167,10 @@ def _merged(
         if settings.get(name) is not None:
             settings[name] = by_text.get(str(settings[name]), settings[name])
     return settings, roles, [token for _, token in sorted(dict(listed).items())]
+
+
+def _is_role(name: str, value: Any) -> bool:
+    return name.endswith("_token") and isinstance(value, (str, AddedToken))
 
 
 def _popped_roles(settings: Settings) -> Settings:
@@ -198,7 +205,7 @@ def _named(settings: Settings, roles: Settings) -> dict[str, str | AddedToken | 
     """Return the tokens that have a role, CLIP's and those of the model's own, by their names."""
     named = {name: settings.get(name, CLIP_TOKENS.get(name)) for name in NAMED_TOKENS}
     for name, value in settings.items():
-        if name.endswith("_token") and isinstance(value, (str, AddedToken)):
+        if _is_role(name, value):
             named[name] = value
     named |= roles
     for name, value in named.items():
