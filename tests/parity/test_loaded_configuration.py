@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -22,8 +23,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bksdm.engines.errors import BundleError, ExportError, SamplerError
+from bksdm.engines.errors import BundleError, ExportError, RequestError, SamplerError
 from bksdm.export import exporter
+from bksdm.export.dummy import unet_config, vae_config
+from bksdm.export.networks import Unet
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.loaded_configuration import (
     CLASS_DEFAULTS,
@@ -263,6 +266,7 @@ def test_an_export_writes_the_mended_values(nano_checkpoint, base_config, tmp_pa
     checkpoint = shutil.copytree(nano_checkpoint, tmp_path / "checkpoint")
     write_scheduler(checkpoint, "DDIMScheduler", {**base_config, "steps_offset": 0})
     edit(checkpoint / "unet" / "config.json", _diffusers_version="0.8.1")
+    monkeypatch.setattr(exporter, "NETWORKS", (Unet,))
     nothing = SimpleNamespace(passed=True, explained=1.0, rms_error=0.0)
     for name in ("write_graph", "references", "compare", "write_preview"):
         monkeypatch.setattr(exporter, name, lambda *arguments: nothing)
@@ -335,3 +339,34 @@ def test_unets_that_the_pipeline_cannot_feed_are_refused(nano_bundle, tmp_path, 
     edit(bundle / "unet" / "config.json", **changes)
     with pytest.raises(BundleError, match=f"unet/config.json: {words}"):
         Bundle.open(bundle)
+
+
+@pytest.mark.slow
+def test_eight_latent_channels_and_a_width_for_every_block(nano_checkpoint, tmp_path):
+    checkpoint = shutil.copytree(nano_checkpoint, tmp_path / "checkpoint")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = {**unet_config("nano"), "cross_attention_dim": [32] * 4, "sample_size": [8, 16]}
+        UNet2DConditionModel(**{**unet, "in_channels": 8, "out_channels": 8}).save_pretrained(
+            checkpoint / "unet"
+        )
+        AutoencoderKL(**{**vae_config("nano"), "latent_channels": 8}).save_pretrained(
+            checkpoint / "vae"
+        )
+    exporter.export(checkpoint, tmp_path / "bundle")
+    pipeline = StableDiffusionPipeline.from_pretrained(checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    ours = TextToImage.load(tmp_path / "bundle")
+    arguments = {"seed": 1, "num_inference_steps": 3}
+    expected = pictures(pipeline, "a house", **arguments)
+    assert expected.shape == (1, 64, 128, 3)
+    assert_same_pictures(ours("a house", **arguments).pixels, expected)
+    # Of pictures, whose sizes are their own; the constructor compares the default's with a number.
+    edit(checkpoint / "unet" / "config.json", sample_size=8)
+    changing = StableDiffusionImg2ImgPipeline.from_pretrained(checkpoint)
+    changing.set_progress_bar_config(disable=True)
+    mine, theirs = arguments_of("image")
+    expected = pictures(changing, "a house", **arguments, **theirs)
+    assert_same_pictures(ours("a house", **arguments, **mine).pixels, expected)
+    with pytest.raises(RequestError, match="4 latent channels"):
+        ours("a house", **arguments_of("masked image")[0])
