@@ -30,6 +30,8 @@ def network_feeds(inputs: Mapping[str, TensorSpec], sizes: tuple[int, int]) -> d
         shape = (batch, *inner)
         if name == "timestep":
             feeds[name] = np.full(batch, 500, spec.dtype)
+        elif name == "attention_mask":
+            feeds[name] = np.ones(shape, spec.dtype)
         elif np.issubdtype(spec.dtype, np.integer):
             # Ids of a text: every vocabulary has the first ones.
             feeds[name] = generator.integers(0, 100, shape).astype(spec.dtype)

@@ -291,7 +291,8 @@ def _size(options: argparse.Namespace) -> tuple[int, int]:
 
     bundle = Bundle.open(options.bundle)
     if options.size is None:
-        return (bundle.sample_size * bundle.vae_scale,) * 2
+        height, width = bundle.default_size
+        return width, height
     return _multiples(*parse_size(options.size), bundle.vae_scale)
 
 

@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
         raise EngineError("--threads is for --tune")
     if options.engine in CPU_ENGINES:
         raise EngineError(f"{options.engine} needs no building; --tune makes it faster")
-    side = bundle.sample_size * bundle.vae_scale
+    height, width = bundle.default_size
     targets = tuple(part for part in (options.target or "").split(",") if part)
     build_bundle(
         bundle.path,
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         options.engine or "tensorrt-rtx",
         targets,
         options.batch or "1",
-        options.size or f"{side}x{side}",
+        options.size or f"{width}x{height}",
     )
     return 0
 

@@ -55,13 +55,14 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     records = (path / "engines").rglob("engine.json")
     engines = sorted({record.relative_to(path / "engines").parts[0] for record in records})
     scheduler = bundle.scheduler
+    height, width = bundle.default_size
     return {
         "bundle": str(path),
         "components": {name: _component(bundle, name) for name in bundle.components},
         "safety_checker": bundle.has_safety_checker,
         "scheduler": str(scheduler.get("_class_name")),
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
-        "default_size": bundle.sample_size * bundle.vae_scale,
+        "default_size": width if width == height else f"{width}x{height}",
         "engines": engines,
         **({"merged LoRAs": merged} if merged else {}),
         "digest": bundle.digest(),

@@ -21,18 +21,15 @@ from bksdm.export.preview import write_preview
 from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json, resolve
+from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
 from bksdm.runtime.integrity import write_sums
+from bksdm.runtime.loaded_configuration import (
+    loaded_scheduler,
+    scheduler_class,
+)
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
-_TOKENIZER_FILES = (
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.json",
-)
 
 
 def export(
@@ -161,23 +158,34 @@ def _write_configurations(networks: Mapping[str, Network], checkpoint: Path, sta
 
 def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:
     """Write the index, the scheduler's configuration and the tokenizer."""
+    source = read_json(checkpoint / "model_index.json")
     (staging / "scheduler").mkdir()
     scheduler = Path("scheduler") / "scheduler_config.json"
-    shutil.copyfile(checkpoint / scheduler, staging / scheduler)
-    index = _index(read_json(checkpoint / "model_index.json"))
+    _write_json(staging / scheduler, _scheduler(checkpoint / scheduler, source))
+    index = _index(source)
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
         index["_lora"] = [
             {"file": lora.path.name, "sha256": lora.sha256, "scale": lora.scale} for lora in loras
         ]
     _write_json(staging / "model_index.json", index)
-    target = staging / "tokenizer"
-    target.mkdir()
-    for name in _TOKENIZER_FILES:
-        if (checkpoint / "tokenizer" / name).is_file():
-            shutil.copyfile(checkpoint / "tokenizer" / name, target / name)
-    if not (target / "tokenizer.json").is_file():
-        _write_fast_tokenizer(checkpoint / "tokenizer", target / "tokenizer.json")
+    (staging / "tokenizer").mkdir()
+    for name, text in tokenizer_texts(read_tokenizer(checkpoint)).items():
+        (staging / "tokenizer" / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _scheduler(path: Path, index: dict[str, Any]) -> dict[str, Any]:
+    """Return the scheduler's configuration as diffusers' pipelines load it."""
+    class_name = scheduler_class(index)
+    if class_name is None:
+        raise ExportError(
+            f"{path.parents[1] / 'model_index.json'}: scheduler must name a class of diffusers, "
+            f"not {index.get('scheduler')!r}"
+        )
+    try:
+        return loaded_scheduler(read_json(path), class_name)
+    except ValueError as error:
+        raise ExportError(f"{path}: {error}") from error
 
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
@@ -192,17 +200,6 @@ def _index(source: dict[str, Any]) -> dict[str, Any]:
         "safety_checker": [None, None],
         **{name: source[name] for name in kept},
     }
-
-
-def _write_fast_tokenizer(folder: Path, path: Path) -> None:
-    """Write ``tokenizer.json``: the runtime reads it without transformers."""
-    from transformers import CLIPTokenizer
-
-    with quiet():
-        # Any: transformers' slow and fast classes share this name over its versions.
-        loader: Any = CLIPTokenizer
-        tokenizer = loader.from_pretrained(folder)
-    tokenizer.backend_tokenizer.save(str(path))
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from bksdm.engines.errors import ExportError
 from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
+from bksdm.export.source import read_json
+from bksdm.export.tokenizer import read_tokenizer
+from bksdm.runtime.loaded_configuration import loaded_sample_size
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
 _MAX_LATENT = 2**14 - 1
@@ -82,30 +86,46 @@ class Network(nn.Module):
 
 
 class TextEncoder(Network):
-    """CLIP's text tower: ``input_ids`` int64 [batch, 77] → ``last_hidden_state`` [batch, 77, d]."""
+    """CLIP's text tower: ``input_ids`` int64 [batch, 77] → ``last_hidden_state`` [batch, 77, d].
+
+    Where the configuration sets ``use_attention_mask``, which diffusers' pipelines act on, there is
+    ``attention_mask`` int64 [batch, 77] as well: 0 hides a token from the others.
+
+    Attributes
+    ----------
+    tokens
+        In a row; CLIP's 77, or fewer where the tokenizer makes shorter ones.
+    """
 
     component = subfolder = "text_encoder"
-    inputs = ("input_ids",)
     output = "last_hidden_state"
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.config = model, config
+        masked = bool(config.get("use_attention_mask"))
+        self.inputs = ("input_ids", "attention_mask") if masked else ("input_ids",)
+        self.tokens = int(config["max_position_embeddings"])
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the final layer's normalised hidden states."""
-        states: Tensor = self.model(input_ids=input_ids).last_hidden_state
+        states: Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).last_hidden_state
         return states
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
-        """Return random token ids; sizes other than the batch do not matter."""
-        shape = (case.batch, int(self.config["max_position_embeddings"]))
-        ids = torch.randint(int(self.config["vocab_size"]), shape, generator=_generator(case))
-        return (ids,)
+        """Return random token ids, and texts of random lengths; only the batch matters."""
+        generator, shape = _generator(case), (case.batch, self.tokens)
+        ids = torch.randint(int(self.config["vocab_size"]), shape, generator=generator)
+        lengths = torch.randint(1, self.tokens + 1, (case.batch, 1), generator=generator)
+        mask = (torch.arange(self.tokens) < lengths).to(torch.int64)
+        return (ids, mask)[: len(self.inputs)]
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Only the batch: Stable Diffusion always feeds full rows of 77 tokens."""
-        return ({0: _batch()},)
+        batch = _batch()
+        return ({0: batch}, {0: batch})[: len(self.inputs)]
 
 
 class _Upsample(nn.Module):
@@ -168,7 +188,9 @@ class Unet(Network):
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return standard normal latents and embeddings, and timesteps of the whole schedule."""
         generator = _generator(case)
-        channels, width = int(self.config["in_channels"]), int(self.config["cross_attention_dim"])
+        channels, width = int(self.config["in_channels"]), self.config["cross_attention_dim"]
+        # diffusers takes a width for every block as well; `source.validate` sees that all are one.
+        width = int(width[0] if isinstance(width, list) else width)
         sample = torch.randn(case.batch, channels, case.height, case.width, generator=generator)
         timestep = torch.randint(1000, (case.batch,), generator=generator).float()
         states = torch.randn(case.batch, case.tokens, width, generator=generator)
@@ -310,7 +332,8 @@ def load_network(kind: type[Network], checkpoint: Path, variant: str | None = No
     Raises
     ------
     ExportError
-        It cannot be built, or the files do not hold exactly its weights.
+        It cannot be built, the files do not hold exactly its weights, or the tokenizer makes longer
+        rows than the text encoder takes, or is damaged.
     """
     return _shell(kind, load(kind.subfolder, checkpoint, variant), checkpoint)
 
@@ -342,7 +365,24 @@ def _shell(kind: type[Network], model: Any, checkpoint: Path) -> Network:
     config = checkpoint / kind.subfolder / "config.json"
     with library_errors(f"{config}: does not serve as {kind.component}"):
         shell: Network = network(model, config_of(model))
+    if isinstance(shell, TextEncoder):
+        shell.tokens = _row_length(checkpoint, shell.tokens)
+    if isinstance(shell, Unet):
+        # The version that wrote the file decides; the model's own configuration says today's.
+        written = read_json(checkpoint / "unet" / "config.json")
+        shell.config["sample_size"] = loaded_sample_size(written)
     return shell.eval().requires_grad_(False)
+
+
+def _row_length(checkpoint: Path, positions: int) -> int:
+    """Return how many tokens the checkpoint's tokenizer makes of a prompt."""
+    length = read_tokenizer(checkpoint).length
+    if length > positions:
+        raise ExportError(
+            f"{checkpoint / 'tokenizer'}: model_max_length is {length}, but the text encoder has "
+            f"only {positions} positions"
+        )
+    return length
 
 
 def _generator(case: Case) -> torch.Generator:

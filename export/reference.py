@@ -61,7 +61,7 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     Parameters
     ----------
     config : dict
-        Of the checkpoint's own scheduler.
+        Of the checkpoint's own scheduler, as a pipeline has loaded it.
     sampler : str
         A name of :data:`bksdm.runtime.samplers.NAMED`.
 
@@ -76,4 +76,4 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
         raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(NAMED)}")
     class_name, fields = NAMED[sampler]
     with quiet():
-        return getattr(diffusers, class_name).from_config({**config, **fields})
+        return getattr(diffusers, class_name).from_config(config, **fields)

@@ -79,6 +79,7 @@ def measure(
     for name, (checkpoint, bundle) in models.items():
         ours = TextToImage.load(bundle)
         pipelines = _pipelines(checkpoint)
+        own = {task: dict(pipeline.scheduler.config) for task, pipeline in pipelines.items()}
         side = ours.bundle.sample_size * ours.bundle.vae_scale
         for sampler, task, count in product(samplers, TASKS, steps):
             mine, theirs = _arguments(task, side)
@@ -86,7 +87,7 @@ def measure(
             try:
                 arguments = {**mine, "num_inference_steps": count, "sampler": sampler, "seed": SEED}
                 found = ours(PROMPT, **arguments).pixels
-                pipeline.scheduler = scheduler_of(dict(ours.bundle.scheduler), sampler)
+                pipeline.scheduler = scheduler_of(own[task], sampler)
                 expected = draw(pipeline, PROMPT, SEED, count, **theirs)
             except (SamplerError, ValueError, IndexError) as error:
                 yield Cell(name, sampler, task, count, None, str(error))
@@ -168,7 +169,9 @@ def _pipelines(checkpoint: Path) -> dict[str, Any]:
         from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
 
         rest = (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
-        other = [kind(**base.components, requires_safety_checker=False) for kind in rest]
+        # Each loads the scheduler, whose configuration its constructor mends in its own way.
+        networks = {name: getattr(base, name) for name in ("vae", "text_encoder", "unet")}
+        other = [kind.from_pretrained(checkpoint, safety_checker=None, **networks) for kind in rest]
     for pipeline in other:
         pipeline.set_progress_bar_config(disable=True)
     return dict(zip(TASKS, (base, *other), strict=True))

@@ -11,6 +11,11 @@ from typing import Any
 
 from bksdm.engines.digest import DIGESTS, file_digests, joined_digest
 from bksdm.engines.errors import BundleError
+from bksdm.runtime.loaded_configuration import (
+    loaded_sample_size,
+    loaded_scheduler,
+    scheduler_class,
+)
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -26,13 +31,17 @@ class Bundle:
     path : Path
         The folder.
     scheduler : mapping
-        ``scheduler/scheduler_config.json``.
+        ``scheduler/scheduler_config.json`` as diffusers loads it, see
+        :mod:`~bksdm.runtime.loaded_configuration`.
     latent_channels, sample_size, cross_attention_dim : int
-        Of the UNet; ``sample_size`` is the default height and width in latent pixels.
+        Of the UNet; ``sample_size`` is the default height and width in latent pixels, the larger
+        one where they differ.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
     vae_scale : int
         Pixels per latent pixel along each side.
+    sample_sides : (int, int), optional
+        Default height and width in latent pixels, where they differ.
     """
 
     path: Path
@@ -42,6 +51,7 @@ class Bundle:
     cross_attention_dim: int
     scaling_factor: float
     vae_scale: int
+    sample_sides: tuple[int, int] | None = None
 
     @classmethod
     def open(cls, path: Path, graphs: bool = True) -> Bundle:
@@ -87,15 +97,25 @@ class Bundle:
         number = isinstance(scaling, (int, float)) and not isinstance(scaling, bool)
         if not number or not 1e-6 < scaling < 1e6:
             raise BundleError(f"{vae_file}: scaling_factor must be a positive number")
+        if unet.get("time_cond_proj_dim") is not None:
+            raise BundleError(f"{unet_file}: time_cond_proj_dim (LCM) is not supported")
+        sides = _sample_sides(unet_file, unet)
         return cls(
             path=path,
-            scheduler=read_json(path / "scheduler" / "scheduler_config.json"),
+            scheduler=_scheduler(path, index),
             latent_channels=latent_channels,
-            sample_size=_integer(unet_file, unet, "sample_size", 1024),
-            cross_attention_dim=_integer(unet_file, unet, "cross_attention_dim", 65536),
+            sample_size=max(sides),
+            cross_attention_dim=_cross_attention_dim(unet_file, unet),
             scaling_factor=float(scaling),
             vae_scale=2 ** (len(blocks) - 1),
+            sample_sides=sides if sides[0] != sides[1] else None,
         )
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a picture whose size is not asked for."""
+        height, width = self.sample_sides or (self.sample_size, self.sample_size)
+        return height * self.vae_scale, width * self.vae_scale
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -114,6 +134,30 @@ class Bundle:
         """
         path = self.path / "text_encoder" / "config.json"
         return _integer(path, read_json(path), "num_hidden_layers", 1024)
+
+    @property
+    def text_embeddings(self) -> int:
+        """Number of tokens that the text encoder knows.
+
+        Raises
+        ------
+        BundleError
+            Its configuration is missing or damaged.
+        """
+        path = self.path / "text_encoder" / "config.json"
+        # transformers' CLIPTextConfig takes CLIP's own number where none is stated.
+        return _integer(path, {"vocab_size": 49408, **read_json(path)}, "vocab_size", 2**31)
+
+    @property
+    def masks_padding(self) -> bool:
+        """Whether the text encoder is told which tokens are padding, ``use_attention_mask``.
+
+        Raises
+        ------
+        BundleError
+            Its configuration is missing or damaged.
+        """
+        return bool(read_json(self.path / "text_encoder" / "config.json").get("use_attention_mask"))
 
     @property
     def has_safety_checker(self) -> bool:
@@ -175,6 +219,37 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BundleError(f"{path}: must hold a JSON object")
     return value
+
+
+def _scheduler(path: Path, index: Mapping[str, Any]) -> dict[str, object]:
+    """Read the scheduler's configuration as the index and diffusers' pipelines have it."""
+    class_name = scheduler_class(index)
+    if class_name is None:
+        raise BundleError(
+            f"{path / 'model_index.json'}: scheduler must name a class of diffusers, "
+            f"not {index.get('scheduler')!r}"
+        )
+    file = path / "scheduler" / "scheduler_config.json"
+    try:
+        return loaded_scheduler(read_json(file), class_name)
+    except ValueError as error:
+        raise BundleError(f"{file}: {error}") from error
+
+
+def _sample_sides(path: Path, unet: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the UNet's default height and width, which may be one number."""
+    size = loaded_sample_size(unet)
+    sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
+    height, width = (_integer(path, {"sample_size": side}, "sample_size", 1024) for side in sides)
+    return height, width
+
+
+def _cross_attention_dim(path: Path, unet: Mapping[str, Any]) -> int:
+    """Return the width of the text's embeddings, which may stand there for every block."""
+    widths = unet.get("cross_attention_dim")
+    if isinstance(widths, list) and widths and all(width == widths[0] for width in widths):
+        unet = {"cross_attention_dim": widths[0]}
+    return _integer(path, unet, "cross_attention_dim", 65536)
 
 
 def _integer(path: Path, fields: Mapping[str, Any], name: str, highest: int) -> int:

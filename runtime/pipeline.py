@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import EngineError, RequestError
+from bksdm.engines.errors import BundleError, EngineError, RequestError
 from bksdm.engines.protocol import Engine, GraphEdit
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
@@ -136,7 +136,7 @@ class TextToImage:
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
         wanted = flag("safety_checker", safety_checker)
         bundle = Bundle.open(folder("path", path))
-        tokenizer = Tokenizer.load(bundle.path / "tokenizer")
+        tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)
@@ -154,14 +154,21 @@ class TextToImage:
             graph = bundle.model("safety_checker")
             checker = SafetyChecker(on_host(graph, side=latents), graph.parent)
         open_part = partial(on_host, side=latents)
-        encode = PromptEncoder(tokenizer, partial(_open_text_encoder, open_part, bundle))
+        encode = PromptEncoder(
+            tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
+        )
         if engine in DEVICE_ENGINES:
+            if bundle.masks_padding:
+                raise EngineError(
+                    f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
+                    "engine onnxruntime"
+                )
             from bksdm.runtime.cuda.executor import CudaExecutor
             from bksdm.runtime.cuda.gpu import Gpu
 
             cuda = CudaExecutor(bundle, encode, engine, Gpu())
             return cls(bundle, cuda, encoder, checker)
-        encode.load(0)
+        _check_text_inputs(bundle, tokenizer, encode.load(0))
         # A second output would be copied from a GPU in every step.
         deep = GraphEdit("deep", show_deep_features) if engine in (AUTO, *CPU_ENGINES) else None
         graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
@@ -348,6 +355,21 @@ class TextToImage:
                 f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"
             )
         return self._executor.decode(latents, {})
+
+
+def _check_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) -> None:
+    """Refuse a text encoder that was made for other tokens than the bundle's."""
+    tokens = encoder.inputs["input_ids"].shape[1]
+    if isinstance(tokens, int) and tokens != tokenizer.length:
+        raise BundleError(
+            f"{bundle.path / 'tokenizer'}: model_max_length is {tokenizer.length}, but "
+            f"{bundle.model('text_encoder')} takes {tokens} tokens"
+        )
+    if bundle.masks_padding and "attention_mask" not in encoder.inputs:
+        raise BundleError(
+            f"{bundle.path / 'text_encoder' / 'config.json'}: use_attention_mask is set, but the "
+            "graph has no input attention_mask; export the model with `bksdm export`"
+        )
 
 
 def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:

@@ -15,7 +15,7 @@ from bksdm.engines.errors import NonFiniteError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.prompt_weights import apply_weights, parse_weights
-from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.tokenizer import Tokenizer, Tokens
 
 MAX_CACHED_PROMPTS = 256
 
@@ -52,10 +52,16 @@ class PromptEncoder:
         The bundle's tokenizer.
     load : callable
         Returns the text encoder without so many of its last layers.
+    masked : bool
+        Whether a text encoder that asks for it is told which tokens are padding, rather than that
+        none is.
     """
 
-    def __init__(self, tokenizer: Tokenizer, load: Callable[[int], Engine]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, load: Callable[[int], Engine], masked: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
+        self.masked = masked
         self.load = once(load)
         self._known: OrderedDict[tuple[str, Wording], NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
@@ -109,30 +115,36 @@ class PromptEncoder:
 
     def _tokenize(
         self, texts: list[str], wording: Wording, seconds: dict[str, float]
-    ) -> dict[str, NDArray[np.int64]]:
-        """Return token ids by text, [parts, 77] each."""
+    ) -> dict[str, Tokens]:
+        """Return the tokens by text, [parts, 77] each."""
         start = time.perf_counter()
         plain = [_plain(text, wording) for text in texts]
         if wording.long:
             rows = [self.tokenizer.parts(text) for text in plain]
         else:
-            rows = list(self.tokenizer(plain)[:, None])
+            ids, mask = self.tokenizer.rows(plain)
+            rows = [Tokens(*pair) for pair in zip(ids[:, None], mask[:, None], strict=True)]
         seconds["tokenize"] = time.perf_counter() - start
         return dict(zip(texts, rows, strict=True))
 
     def _encode(
-        self, parts: dict[str, NDArray[np.int64]], wording: Wording, seconds: dict[str, float]
+        self, parts: dict[str, Tokens], wording: Wording, seconds: dict[str, float]
     ) -> dict[str, NDArray[np.float32]]:
         """Return embeddings by text, [parts * 77, width] each."""
         encoder = self.load(wording.clip_skip)
         start = time.perf_counter()
-        ids = np.concatenate(list(parts.values()))
-        ids = ids.astype(encoder.inputs["input_ids"].dtype, copy=False)
-        hidden = encoder({"input_ids": ids})["last_hidden_state"].astype(np.float32, copy=False)
+        ids, mask = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
+        given = {"input_ids": ids, "attention_mask": mask if self.masked else np.ones_like(mask)}
+        feeds = {
+            name: given[name].astype(spec.dtype, copy=False)
+            for name, spec in encoder.inputs.items()
+            if name in given
+        }
+        hidden = encoder(feeds)["last_hidden_state"].astype(np.float32, copy=False)
         if not np.isfinite(hidden).all():
             raise NonFiniteError("embeddings of the text encoder: NaN or infinity")
         embeddings = {}
-        ends = np.cumsum([len(rows) for rows in parts.values()])
+        ends = np.cumsum([len(rows.ids) for rows in parts.values()])
         for text, part in zip(parts, np.split(hidden, ends[:-1]), strict=True):
             embedding = part.reshape(-1, part.shape[-1])
             if wording.weighted:

@@ -26,6 +26,7 @@ from bksdm.runtime.checks import (
 from bksdm.runtime.feature_reuse import LEVELS
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
+from bksdm.runtime.loaded_configuration import Start, scheduler_fields
 from bksdm.runtime.noise import check_seeds
 from bksdm.runtime.prompt_encoder import Wording
 from bksdm.runtime.prompt_weights import parse_weights
@@ -128,7 +129,9 @@ class Request:
         steps = whole("num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)
         sampler = _sampler(sampler)
         init, first = None, 0
+        started_from: Start = "noise"
         if image is not None:
+            started_from = "image" if mask is None else "masked image"
             init = _init_image(bundle, image, mask, height, width)
             height, width = init.sample.shape[2:]
             usual = STRENGTH if mask is None else STRENGTH_WITH_MASK
@@ -136,13 +139,14 @@ class Request:
         elif mask is not None or strength is not None:
             given, other = ("mask", "strength") if strength is None else ("strength", "mask")
             raise RequestError(f"{given} and {other} go with an image")
-        default = bundle.sample_size * bundle.vae_scale
-        tall = side("height", default if height is None else height, bundle.vae_scale)
-        wide = side("width", default if width is None else width, bundle.vae_scale)
+        tall, wide = bundle.default_size
+        tall = side("height", tall if height is None else height, bundle.vae_scale)
+        wide = side("width", wide if width is None else width, bundle.vae_scale)
         count = len(prompts) * per_prompt
         if init is not None and count % len(init):
             raise RequestError(f"image has {len(init)} entries, but {count} pictures are asked for")
         level = LEVELS[whole("fast", fast, 0, len(LEVELS) - 1)]
+        scheduler = scheduler_fields(bundle.scheduler, started_from, sampler)
         shape = (count, bundle.latent_channels, tall // bundle.vae_scale, wide // bundle.vae_scale)
         return cls(
             prompts,
@@ -150,7 +154,7 @@ class Request:
             per_prompt,
             shape,
             _guidance(guidance_scale, guidance_rescale, guidance_interval, level.guided),
-            step_table({**bundle.scheduler, "eta": part("eta", eta)}, steps, sampler, first),
+            step_table({**scheduler, "eta": part("eta", eta)}, steps, sampler, first),
             None if seed is None else check_seeds(seed, count),
             None if latents is None else _latents(latents, shape),
             init,
@@ -170,6 +174,11 @@ def _init_image(bundle: Bundle, image: Any, mask: Any, height: Any, width: Any) 
     if "vae_encoder" not in bundle.components:
         raise RequestError(
             f"{bundle.path} has no vae_encoder, which an image needs; export it with `bksdm export`"
+        )
+    if mask is not None and bundle.latent_channels != 4:
+        raise RequestError(
+            f"mask needs a model of 4 latent channels, as in diffusers; {bundle.path} has "
+            f"{bundle.latent_channels}"
         )
     return InitImage.check(image, mask, height, width, bundle.vae_scale)
 

@@ -4,202 +4,201 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import (
-    AddedToken,
-    Regex,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-)
-from tokenizers import Tokenizer as Backend
 
 from bksdm.engines.errors import BundleError, RequestError
-from bksdm.runtime.bundle import read_json
+from bksdm.runtime.tokenizer_files import TokenizerFiles
 
-START, END = "<|startoftext|>", "<|endoftext|>"
-WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
-CONTEXT = 77
+T = TypeVar("T")
 
 
 class TruncationWarning(UserWarning):
     """Part of a prompt lies beyond the text encoder's context and was cut."""
 
 
+class Tokens(NamedTuple):
+    """Prompts as a text encoder takes them.
+
+    Attributes
+    ----------
+    ids : ndarray, int64, shape [rows, length]
+        Each row: start token, text, end token, padding.
+    mask : ndarray, int64, shape [rows, length]
+        1 where a token stands, 0 where there is padding.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+
+
 class Tokenizer:
     """Prompts to token ids; equal to ``transformers.CLIPTokenizer`` on any text.
 
+    A token of textual inversion with several vectors, ``<cat>`` beside ``<cat>_1``, ``<cat>_2`` …,
+    stands for all of them, as ``maybe_convert_prompt`` of diffusers' pipelines has it.
+
     Parameters
     ----------
-    backend : tokenizers.Tokenizer
-        Adds the start and end tokens by itself.
-    pad_id : int
-        What fills a row behind the end token.
-    length : int
-        Tokens in a row, start and end included.
+    files : TokenizerFiles
+        What a folder holds.
+    embeddings : int, optional
+        How many tokens the text encoder knows.
     """
 
-    def __init__(self, backend: Backend, pad_id: int, length: int) -> None:
-        self._backend = backend
-        self._pad_id = pad_id
-        self.length = length
+    def __init__(self, files: TokenizerFiles, embeddings: int | None = None) -> None:
+        self._files = files
+        self._backend = files.backend
+        self._embeddings = embeddings
+        self._room = files.length - 2
+        self._vectors = _multi_vector_tokens(files)
+        self.length = files.length
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
-        """Read ``tokenizer.json``, or ``vocab.json`` and ``merges.txt`` where it is absent.
+    def load(cls, folder: Path, embeddings: int | None = None) -> Tokenizer:
+        """Read a folder as transformers does.
 
         Raises
         ------
         BundleError
-            A file is missing or damaged; names it.
+            A file is missing or damaged, or every prompt would have a token that the text encoder
+            does not know; names it.
         """
-        whole = folder / "tokenizer.json"
-        source = whole if whole.is_file() else folder / "vocab.json"
-        try:
-            backend = Backend.from_file(str(whole)) if source == whole else _build(folder)
-        except BundleError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise BundleError(f"{source}: not a CLIP tokenizer ({error})") from error
-        backend.no_padding()
-        backend.no_truncation()
-        config: dict[str, Any] = {}
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (folder / name).is_file():
-                config |= read_json(folder / name)
-        pad = config.get("pad_token", END)
-        pad = pad.get("content") if isinstance(pad, dict) else pad
-        pad_id = backend.token_to_id(pad) if isinstance(pad, str) else None
-        if pad_id is None:
+        files = TokenizerFiles.read(folder)
+        last = max(files.pad_id, *files.backend.encode("").ids)
+        if embeddings is not None and last >= embeddings:
             raise BundleError(
-                f"{folder / 'tokenizer_config.json'}: pad_token {pad!r} is not in the vocabulary"
+                f"{folder}: {files.backend.id_to_token(last)!r} is token number {last}, but the "
+                f"text encoder knows only {embeddings}"
             )
-        length = config.get("model_max_length", CONTEXT)
-        valid = isinstance(length, int) and not isinstance(length, bool) and 2 < length <= 4096
-        return cls(backend, pad_id, length if valid else CONTEXT)
+        return cls(files, embeddings)
 
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
-        """Tokenize prompts.
+        """Return the ids of :meth:`rows`."""
+        return self.rows(prompts).ids
 
-        Returns
-        -------
-        ndarray, int64, shape [prompts, length]
-            Start token, text, end token, padding. Text that does not fit is cut and reported in a
-            :class:`TruncationWarning`.
+    def rows(self, prompts: Sequence[str]) -> Tokens:
+        """Tokenize prompts, one row each.
+
+        Text that does not fit is cut and reported in a :class:`TruncationWarning`.
 
         Raises
         ------
         RequestError
-            A prompt holds a lone surrogate, which is no Unicode text.
+            A prompt holds a lone surrogate, which is no Unicode text, or a token that the text
+            encoder does not know.
         """
-        ids = np.full((len(prompts), self.length), self._pad_id, np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            found = self._encoding(prompt).ids
-            if len(found) > self.length:
-                cut = self._backend.decode(found[self.length - 1 : -1]).replace("</w>", " ")
+        texts = []
+        for prompt in prompts:
+            start, *text, end = self._encode(prompt)[0].ids
+            kept = self._cut(text, self._room)
+            if len(kept) < len(text):
+                left = self._files.cuts_left
+                beyond = text[: -self._room] if left else text[self._room :]
+                cut = self._backend.decode(beyond).replace("</w>", " ")
                 warnings.warn(
                     f"cut from the prompt, which is beyond {self.length} tokens: {cut.strip()!r}",
                     TruncationWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
-                found = [*found[: self.length - 1], found[-1]]
-            row[: len(found)] = found
-        return ids
+            texts.append([start, *kept, end])
+        return self._filled(texts)
 
-    def parts(self, prompt: str) -> NDArray[np.int64]:
+    def parts(self, prompt: str) -> Tokens:
         """Tokenize a prompt of any length into as many rows as it needs.
-
-        Returns
-        -------
-        ndarray, int64, shape [parts, length]
-            Each row: start token, text, end token, padding.
 
         Raises
         ------
         RequestError
-            The prompt holds a lone surrogate, which is no Unicode text.
+            As for :meth:`rows`.
         """
-        start, *text, end = self._encoding(prompt).ids
-        room = self.length - 2
-        pieces = [text[first : first + room] for first in range(0, max(len(text), 1), room)]
-        ids = np.full((len(pieces), self.length), self._pad_id, np.int64)
-        for row, piece in zip(ids, pieces, strict=True):
-            row[: len(piece) + 2] = [start, *piece, end]
-        return ids
+        start, *text, end = self._encode(prompt)[0].ids
+        return self._filled([[start, *piece, end] for piece in self._pieces(text)])
 
     def weights(self, prompt: str, weights: Sequence[float], parts: int) -> NDArray[np.float64]:
         """Return a weight per token, [parts * length], from one per character of a prompt.
 
         A token has the weight of its first character; start, end and padding have 1.
         """
-        room = self.length - 2
-        found = np.ones((parts, self.length))
-        encoding = self._encoding(prompt)
+        encoding, origins = self._encode(prompt)
         text = zip(encoding.offsets[1:-1], encoding.special_tokens_mask[1:-1], strict=True)
-        for position, ((start, _), special) in enumerate(text):
-            if position < parts * room and not special:
-                found[position // room, 1 + position % room] = weights[start]
+        by_token = [1.0 if special else weights[origins[start]] for (start, _), special in text]
+        found = np.ones((parts, self.length))
+        pieces = self._pieces(self._cut(by_token, parts * self._room))
+        for row, piece in zip(found, pieces, strict=False):
+            row[self._place(len(piece) + 2)] = [1, *piece, 1]
         return found.ravel()
 
-    def _encoding(self, prompt: str) -> Any:
+    def _cut(self, text: list[T], room: int) -> list[T]:
+        return text[-room:] if self._files.cuts_left else text[:room]
+
+    def _pieces(self, text: list[T]) -> list[list[T]]:
+        """Divide a text into what fits a row, one row at least."""
+        room = self._room
+        return [text[first : first + room] for first in range(0, max(len(text), 1), room)]
+
+    def _place(self, count: int) -> slice:
+        """Return where in a row so many tokens stand."""
+        return slice(-count, None) if self._files.pads_left else slice(count)
+
+    def _filled(self, texts: list[list[int]]) -> Tokens:
+        ids = np.full((len(texts), self.length), self._files.pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for row, present, text in zip(ids, mask, texts, strict=True):
+            row[self._place(len(text))] = text
+            present[self._place(len(text))] = 1
+        return Tokens(ids, mask)
+
+    def _encode(self, prompt: str) -> tuple[Any, Sequence[int]]:
+        """Return the library's encoding, and where in the prompt each of its characters was."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise RequestError(f"prompt is not valid Unicode ({error.reason})") from error
-        return self._backend.encode(prompt)
+        origins: Sequence[int] = range(len(prompt))
+        if self._vectors:
+            found = self._backend.encode(prompt, add_special_tokens=False).tokens
+            for token in dict.fromkeys(found):
+                if token in self._vectors:
+                    prompt, origins = _replaced(prompt, origins, token, self._vectors[token])
+        encoding = self._backend.encode(prompt)
+        known = self._embeddings
+        if known is not None and (unknown := [i for i in encoding.ids if i >= known]):
+            raise RequestError(
+                f"prompt has the token {self._backend.id_to_token(unknown[0])!r}, number "
+                f"{unknown[0]}, but the text encoder knows only {known}"
+            )
+        return encoding, origins
 
 
-def _build(folder: Path) -> Backend:
-    vocabulary = read_json(folder / "vocab.json")
-    path = folder / "merges.txt"
-    if not all(isinstance(value, int) for value in vocabulary.values()):
-        raise BundleError(f"{folder / 'vocab.json'}: every token must map to an integer")
-    for token in (START, END):
-        if token not in vocabulary:
-            raise BundleError(f"{folder / 'vocab.json'}: {token} is missing")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
-    words = [line.split() for line in lines if line and not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in words):
-        raise BundleError(f"{path}: every line must hold two tokens")
-    merges = [(first, second) for first, second in words]
-    backend = Backend(
-        models.BPE(
-            vocab=vocabulary,
-            merges=merges,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-            unk_token=END,
-        )
-    )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.RobertaProcessing(
-        (END, vocabulary[END]), (START, vocabulary[START]), False, False
-    )
-    backend.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in (START, END)]
-    )
-    return backend
+def _multi_vector_tokens(files: TokenizerFiles) -> dict[str, str]:
+    """Return what stands for each added token that has numbered ones beside it."""
+    added = {token.content for token in files.backend.get_added_tokens_decoder().values()}
+    found = {}
+    for token in added:
+        numbered = takewhile(added.__contains__, (f"{token}_{i}" for i in count(1)))
+        vectors = [token, *numbered]
+        if len(vectors) > 1:
+            found[token] = " ".join(vectors)
+    return found
 
 
-__all__ = ["Tokenizer", "TruncationWarning"]
+def _replaced(text: str, origins: Sequence[int], old: str, new: str) -> tuple[str, Sequence[int]]:
+    """Replace all of ``old``; what is longer in ``new`` comes from where ``old`` began."""
+    first, *others = text.split(old)
+    found = list(origins[: len(first)])
+    position = len(first)
+    for other in others:
+        found += origins[position : position + len(old)]
+        found += [origins[position]] * (len(new) - len(old))
+        position += len(old)
+        found += origins[position : position + len(other)]
+        position += len(other)
+    return text.replace(old, new), found
+
+
+__all__ = ["Tokenizer", "Tokens", "TruncationWarning"]

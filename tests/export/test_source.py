@@ -52,11 +52,27 @@ def test_pipeline_class(checkpoint, found):
         ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
         ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
         ({"cross_attention_dim": [32, 32]}, "cross_attention_dim is [32, 32]"),
+        ({"cross_attention_dim": [32, 32, 32, 64]}, "cross_attention_dim is [32, 32, 32, 64]"),
+        ({"cross_attention_dim": []}, "cross_attention_dim is []"),
     ],
 )
 def test_unet(checkpoint, changes, words):
     _edit(checkpoint / "unet" / "config.json", **changes)
     assert words in _refusal(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("unet", "vae"),
+    [
+        ({"cross_attention_dim": [32] * 4}, {}),
+        ({"sample_size": [8, 16]}, {}),
+        ({"in_channels": 16, "out_channels": 16}, {"latent_channels": 16}),
+    ],
+)
+def test_what_diffusers_takes_as_well(checkpoint, unet, vae):
+    _edit(checkpoint / "unet" / "config.json", **unet)
+    _edit(checkpoint / "vae" / "config.json", **vae)
+    assert resolve(checkpoint) == checkpoint
 
 
 @pytest.mark.parametrize(

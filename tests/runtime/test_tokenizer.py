@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from bksdm.engines.errors import BundleError, RequestError
+from bksdm.export.tokenizer import tokenizer_texts
 from bksdm.runtime.tokenizer import Tokenizer, TruncationWarning
+from bksdm.runtime.tokenizer_files import TokenizerFiles
 
 PIECES = st.one_of(
     st.text(max_size=12),
@@ -59,14 +61,151 @@ def test_a_cut_prompt_is_reported(folders):
         Tokenizer.load(folders[0])(["0 " * 100 + "the end of it"])
 
 
-def test_padding_is_the_one_in_the_config(folders, tmp_path):
-    folder = tmp_path / "tokenizer"
-    shutil.copytree(folders[0], folder)
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token": "!"}))
-    ours = Tokenizer.load(folder)([""])
-    vocabulary = json.loads((folder / "vocab.json").read_text())
-    assert (ours[0, 2:] == vocabulary["!"]).all()
+def flags():
+    names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    return st.fixed_dictionaries({}, optional={name: st.booleans() for name in names})
+
+
+def once(tokens):
+    """Whether no token is described twice; of contradictions, any reader keeps what it likes."""
+    texts = [token["content"] for token in tokens]
+    return len(set(texts)) == len(texts)
+
+
+TOKENS = ["<|startoftext|>", "<|endoftext|>", "!", "[PAD]", "<s>", "</s>", "<cat>", "<x>", "a", ""]
+TOKEN = st.sampled_from(TOKENS)
+DESCRIBED = st.builds(lambda content, chosen: {"content": content, **chosen}, TOKEN, flags())
+MARKED = DESCRIBED.map(lambda token: {"__type": "AddedToken", **token})
+# Some of these transformers refuses.
+ANY = st.one_of(TOKEN, MARKED, DESCRIBED, st.sampled_from([None, 5, []]))
+EXTRA = st.one_of(
+    st.lists(TOKEN | MARKED, max_size=2),
+    st.sampled_from([None, {"image_token": "<img>"}, {"picture": "<img>"}]),
+)
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "cls_token")
+SETTINGS = st.fixed_dictionaries(
+    {"tokenizer_class": st.just("CLIPTokenizer")},
+    optional={
+        **{role: TOKEN | ANY for role in ROLES},
+        # Without any limit as JSON has it, with one, and what is none.
+        "model_max_length": st.sampled_from([77, 50, 3, None, 10**30, 1e30, "77", 77.0]),
+        "max_len": st.just(20),
+        "padding_side": st.sampled_from(["left", "right", "middle"]),
+        "truncation_side": st.sampled_from(["left", "right"]),
+        "split_special_tokens": st.booleans(),
+        "additional_special_tokens": st.lists(TOKEN | MARKED, max_size=2),
+        "extra_special_tokens": EXTRA,
+        "image_token": st.just("<img>") | MARKED,
+        "added_tokens_decoder": st.dictionaries(
+            st.sampled_from(["0", "5", "1022", "1024", "1030"]), DESCRIBED, max_size=3
+        ).filter(lambda listed: once(listed.values())),
+        # What no id depends on.
+        "do_lower_case": st.just(False),
+        "add_prefix_space": st.just(True),
+        "errors": st.just("strict"),
+        "clean_up_tokenization_spaces": st.just(True),
+        "add_bos_token": st.just(False),
+    },
+)
+MAP = st.fixed_dictionaries(
+    {},
+    optional={
+        **{role: TOKEN | DESCRIBED for role in ROLES},
+        "additional_special_tokens": st.lists(TOKEN, max_size=2),
+        "extra_special_tokens": EXTRA | st.lists(DESCRIBED, max_size=1),
+        "image_token": st.just("<img>") | DESCRIBED,
+    },
+)
+ADDED = st.dictionaries(TOKEN, st.sampled_from([0, 1024, 1025, 5000, 2000]), max_size=3)
+SIDES = st.sampled_from(["Left", "Right"])
+PADDING = SIDES.map(
+    lambda side: {"strategy": {"Fixed": 12}, "direction": side, "pad_to_multiple_of": None,
+                  "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
+)  # fmt: skip
+TRUNCATION = SIDES.map(
+    lambda side: {"direction": side, "max_length": 10, "strategy": "LongestFirst", "stride": 0}
+)
+LISTED = st.builds(
+    lambda index, token, chosen: {
+        "id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False, "special": False, **chosen,
+    },
+    st.sampled_from([0, 320, 1024, 1025]), TOKEN, flags(),
+)  # fmt: skip
+WHOLE = st.fixed_dictionaries(
+    {"more": st.lists(LISTED, max_size=3).filter(once)},
+    optional={"truncation": TRUNCATION, "padding": PADDING, "normalizer": st.none(),
+              "post_processor": st.none()},
+)  # fmt: skip
+NASTY = ["", "a! b", "<cat>! <CAT> <s>x</s>", "a <|endoftext|> b <|STARTOFTEXT|>", "[PAD] <x>y",
+         "日本 e\u0301 😀", "x " * 100, "!!!", "<img><x> <x>y", " lead  'RE trail "]  # fmt: skip
+
+
+def write_folder(folder, plain, saved, config, mapped, added, whole):
+    """Write the files that are not None; the vocabulary comes from ``plain`` or ``saved``."""
+    folder.mkdir()
+    if whole is None:
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(plain / name, folder / name)
+    else:
+        content = json.loads((saved / "tokenizer.json").read_text())
+        changed = {name: value for name, value in whole.items() if name != "more"}
+        content = {**content, **changed, "added_tokens": content["added_tokens"] + whole["more"]}
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    files = {"tokenizer_config": config, "special_tokens_map": mapped, "added_tokens": added}
+    for name, content in files.items():
+        if content is not None:
+            (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def by_transformers(folder):
+    """Ids and mask as diffusers' pipelines ask for them; 77 tokens where no limit is stated."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    length = tokenizer.model_max_length
+    unlimited = isinstance(length, (int, float)) and length >= 1e20
+    found = tokenizer(
+        NASTY, padding="max_length", max_length=77 if unlimited else length, truncation=True,
+        return_tensors="np",
+    )  # fmt: skip
+    return found.input_ids, found.attention_mask
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.none() | SETTINGS, st.none() | MAP, st.none() | ADDED, st.none() | WHOLE)
+# Every Stable Diffusion 2.x: the map says otherwise than the settings.
+@example({"pad_token": "<|endoftext|>", "model_max_length": 77}, {"pad_token": "!"}, None, None)
+@example({"pad_token": "!", "model_max_length": 77}, {"pad_token": "<|endoftext|>"}, None, None)
+@example(
+    {"pad_token": "!", "model_max_length": 77, "added_tokens_decoder": {}},
+    {"pad_token": "<|endoftext|>"}, None, None,
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::bksdm.runtime.tokenizer.TruncationWarning")
+def test_any_folder_is_read_as_transformers_reads_it(
+    folders, tmp_path_factory, config, mapped, added, whole
+):
+    place = tmp_path_factory.mktemp("folder")
+    write_folder(place / "source", *folders, config, mapped, added, whole)
+    try:
+        expected = by_transformers(place / "source")
+    # Whatever it says to what it cannot read; among it Rust's bare Exception.
+    except Exception:
+        with pytest.raises(BundleError, match=str(place)):
+            Tokenizer.load(place / "source")
+        return
+    files = TokenizerFiles.read(place / "source")
+    for found in (Tokenizer(files).rows(NASTY), rewritten(files, place / "written")):
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+    again = by_transformers(place / "written")
+    np.testing.assert_array_equal(again[0], expected[0])
+
+
+def rewritten(files, folder):
+    """What the runtime makes of the files that an export writes."""
+    folder.mkdir()
+    for name, text in tokenizer_texts(files).items():
+        (folder / name).write_text(text)
+    return Tokenizer.load(folder).rows(NASTY)
 
 
 def test_lone_surrogates_are_refused(folders):
