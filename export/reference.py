@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import ExportError, SamplerError
+from bksdm.engines.errors import ExportError
 from bksdm.export.quiet import quiet
-from bksdm.runtime.samplers import NAMED
+from bksdm.runtime.samplers import sampler_name
+from bksdm.runtime.samplers.names import meaning
 
 
 def open_pipeline(checkpoint: Path) -> Any:
@@ -53,7 +54,7 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     config : dict
         Of the checkpoint's own scheduler.
     sampler : str
-        A name of :data:`bksdm.runtime.samplers.NAMED`.
+        What :func:`bksdm.runtime.samplers.sampler_name` knows.
 
     Raises
     ------
@@ -62,8 +63,6 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     """
     import diffusers
 
-    if sampler not in NAMED:
-        raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(NAMED)}")
-    class_name, fields = NAMED[sampler]
+    class_name, fields = meaning(sampler_name(sampler))
     with quiet():
-        return getattr(diffusers, class_name).from_config({**config, **fields})
+        return getattr(diffusers, class_name).from_config(config, **fields)

@@ -43,7 +43,7 @@ def refuse(capsys, arguments, named):
         (["--guidance", "inf"], "guidance_scale"),
         (["--seed", "-1"], "seed"),
         (["--seed", str(2**64)], "seed"),
-        (["--sampler", "magic"], "pndm, ddim, ddpm, euler"),
+        (["--sampler", "magic"], "unknown sampler 'magic'"),
         (["--count", "0"], "num_images_per_prompt"),
         (["--engine", "abacus"], "onnxruntime"),
         (["--engine", "onnxruntime:cuda"], "onnxruntime-gpu"),
