@@ -18,11 +18,6 @@ EULER = {
     "final_sigmas_type": "zero",
 }
 ANCESTRAL = {**ARGUMENTS, "rescale_betas_zero_snr": False}
-IMPLEMENTED = {
-    "interpolation_type": ("linear",),
-    "timestep_type": ("discrete",),
-    "rescale_betas_zero_snr": OFF,
-}
 
 
 def euler(fields: Mapping[str, object], steps: int) -> Solver:
@@ -35,7 +30,11 @@ def euler(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    levels = Levels.of(SchedulerConfig.read(fields, EULER, IMPLEMENTED), steps)
+    implemented = {"interpolation_type": ("linear",), "rescale_betas_zero_snr": OFF}
+    if fields.get("prediction_type") == "v_prediction":
+        # Of no other prediction does diffusers make the timesteps continuous.
+        implemented["timestep_type"] = ("discrete",)
+    levels = Levels.of(SchedulerConfig.read(fields, EULER, implemented), steps)
     # Its timesteps are float32; those of whole numbers stay what they are.
     times = np.array(levels.times, np.float32)
 

@@ -170,10 +170,13 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
         return "not finite in diffusers"
     _compare_timesteps(class_name, table, expected)
     # Coefficients reach 150 at σ_max, so 1e-9 leaves float64 a factor of 1e4 for the order of
-    # operations and catches any float32 rounding (1e-5) or wrong index.
-    np.testing.assert_allclose(table.rows, expected.rows, rtol=1e-9, atol=1e-9)
+    # operations and catches any float32 rounding (1e-5) or wrong index. A cosine schedule begins at
+    # σ/α = 2e4, and what is left in the end is a difference of numbers so much larger.
+    alpha, sigma = expected.levels[0]
+    near = 1e-9 * max(1.0, sigma / alpha / 150)
+    np.testing.assert_allclose(table.rows, expected.rows, rtol=near, atol=near)
     assert table.noise.shape == expected.noise.shape
-    np.testing.assert_allclose(table.noise, expected.noise, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(table.noise, expected.noise, rtol=near, atol=near)
     np.testing.assert_allclose(table.input_scale, expected.input_scale, rtol=1e-12)
     np.testing.assert_allclose(table.levels, expected.levels, rtol=1e-12)
     np.testing.assert_allclose(table.init_noise_sigma, expected.init_noise_sigma, rtol=1e-12)
