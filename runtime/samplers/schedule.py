@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.root import torch_root
 
 
 def betas(config: SchedulerConfig) -> NDArray[np.float32]:
@@ -109,8 +110,7 @@ def beta_quantile(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def noise_levels(config: SchedulerConfig) -> NDArray[np.float32]:
     """Return σ_t/α_t = √((1−ᾱ_t)/ᾱ_t), float32 ``[num_train_timesteps]``."""
     alphas = alphas_cumprod(config)
-    levels: NDArray[np.float32] = np.sqrt((np.float32(1) - alphas) / alphas)
-    return levels
+    return torch_root((np.float32(1) - alphas) / alphas)
 
 
 def spaced_levels(

@@ -16,6 +16,7 @@ import torch
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers import step_table
+from bksdm.runtime.samplers.root import torch_root
 from bksdm.runtime.samplers.schedule import beta_quantile
 
 POWER = torch.Tensor.__pow__
@@ -24,17 +25,17 @@ ARRAY = "ignore:__array_(_|wrap__).* accept:DeprecationWarning:(diffusers|numpy)
 
 
 @contextmanager
-def exact_levels():
-    """Let torch round float32 roots correctly, and scipy the middle of the beta distribution.
+def same_levels():
+    """Let torch take float32 roots as it does on AMD's processors, wherever this runs.
 
-    MKL's roots are not alike on all processors: on AMD's, a sixth of them is off in the last place,
-    which alone can make a timestep of 998.99999 and then 998 out of 999. And the quantile of 1/2,
-    which is 1/2, comes out 1e-16 above, where a level can lie between two float32 values.
+    A root that is off in the last place can alone make a timestep of 998.99999 and then 998 out of
+    999. And let scipy take 1/2 for the middle of the beta distribution, not 1e-16 more: a level can
+    lie between two float32 values.
     """
 
     def power(base, exponent):
         if exponent == 0.5 and base.dtype == torch.float32:
-            return base.double().sqrt().float()
+            return torch.from_numpy(torch_root(base.reshape(-1).numpy())).reshape(base.shape)
         return POWER(base, exponent)
 
     def quantile(p, a, b):
@@ -147,7 +148,7 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
         table = step_table(fields, steps, sampler, first)
     except SamplerError as error:
         refusal = str(error)
-    with exact_levels():
+    with same_levels():
         try:
             scheduler = scheduler_of(class_name, config, steps, **dict(stated))
         except ValueError:

@@ -2,22 +2,57 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from diffusers import PNDMScheduler
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers import NAMED, SAMPLERS, compile_solver, step_table
 from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
-from bksdm.runtime.samplers.schedule import alphas_cumprod
+from bksdm.runtime.samplers.root import torch_root
+from bksdm.runtime.samplers.schedule import alphas_cumprod, noise_levels
+
+from .diffusers_matrix import same_levels
 
 
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("count", [1, 2, 7, 100, 999, 1000])
 def test_schedule_is_bit_equal_to_diffusers(schedule, count):
     fields = {"num_train_timesteps": count, "beta_schedule": schedule}
-    ours = alphas_cumprod(SchedulerConfig.read(fields, SCHEDULE, {}))
-    np.testing.assert_array_equal(ours, PNDMScheduler(**fields).alphas_cumprod.numpy())
+    config = SchedulerConfig.read(fields, SCHEDULE, {})
+    alphas = PNDMScheduler(**fields).alphas_cumprod
+    np.testing.assert_array_equal(alphas_cumprod(config), alphas.numpy())
+    with same_levels():
+        levels = ((1 - alphas) / alphas) ** 0.5
+    np.testing.assert_array_equal(noise_levels(config), levels.numpy())
+
+
+def zen():
+    """Whether the processor is AMD's of the family whose estimates are in the table."""
+    try:
+        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "AuthenticAMD" in about and re.search(r"^cpu family\s*: 25$", about, re.MULTILINE)
+
+
+@pytest.mark.skipif(not (zen() and torch.backends.mkl.is_available()), reason="not AMD and MKL")
+def test_roots_are_torchs():
+    """Of every second mantissa of two octaves, and far from 1."""
+    mantissas = (1 + np.arange(0, 2**23, 2) / 2**23).astype(np.float32)
+    for scale in (1.0, 2.0, 2.0**-21, 2.0**90):
+        x = mantissas * np.float32(scale)
+        np.testing.assert_array_equal(torch_root(x), torch.from_numpy(x).sqrt().numpy())
+
+
+def test_roots_are_roots():
+    x = np.geomspace(1e-37, 1e37, 100_001).astype(np.float32)
+    # Half a unit in the last place, and at most one more.
+    np.testing.assert_allclose(torch_root(x), np.sqrt(x.astype(np.float64)), rtol=1.5 * 2**-23)
 
 
 def test_pndm_evaluates_its_second_timestep_twice():
