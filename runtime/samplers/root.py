@@ -1,16 +1,19 @@
-"""Float32 square roots as torch takes them on processors of AMD.
+"""Float32 square roots as torch takes them on this processor.
 
 diffusers' noise levels are torch's roots, and torch leaves those to MKL. On a processor that is not
 Intel's, MKL refines the processor's estimate of 1/√x (the instruction RSQRTPS) by one step of
 Newton's, and a sixth of its roots is off by one in the last place. A timestep that is 999 or
-998.99999, and then cut off, depends on it. Elsewhere torch rounds all roots correctly, or nearly
-all; the levels here are the same on every machine.
+998.99999, and then cut off, depends on it where noise levels are spaced exponentially or by a beta
+distribution: of 2000 random schedules 62 had another first timestep with correct roots.
+Elsewhere torch rounds roots correctly, and so does numpy.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bksdm.engines.processor import is_zen
 
 # Zen's estimate has 12 bits and comes from a bipartite table, once for [1, 2) and once for [2, 4):
 # of 4 + 4 + 4 bits of the mantissa, the first eight choose a value, and the outer eight what is
@@ -42,14 +45,18 @@ _TAKEN_OFF = (
     "222334445566000112223334455500111222333444550011122233344455011122233344445500011122223334440"
     "00111222233344400111122223333440011112222333344"
 )
-
-
 _BASE = 4096 + np.array([int(_VALUES[i : i + 3], 16) for i in range(0, len(_VALUES), 3)])
 _LESS = np.array([int(digit, 16) for digit in _TAKEN_OFF])
 
 
-def torch_root(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return √x of positive, normal numbers, float32."""
+def float32_root(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return √x of positive, normal numbers, float32, as torch does here."""
+    root: NDArray[np.float32] = zen_root(x) if is_zen() else np.sqrt(x)
+    return root
+
+
+def zen_root(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return √x of positive, normal numbers, float32, as MKL does on AMD's Zen."""
     half = np.float32(0.5)
     estimate = reciprocal_root(x)
     root, halved = x * estimate, half * estimate
@@ -66,5 +73,5 @@ def reciprocal_root(x: NDArray[np.float32]) -> NDArray[np.float32]:
     octave, cell = exponent % 2 * 256, bits >> 11 & 0xFFF
     high, middle, low = cell >> 8, cell >> 4 & 0xF, cell & 0xF
     table = _BASE[octave + high * 16 + middle] - _LESS[octave + high * 16 + low]
-    scale = -(exponent // 2) - 13
-    return np.ldexp(table.astype(np.float32), scale)
+    estimate: NDArray[np.float32] = np.ldexp(table.astype(np.float32), -(exponent // 2) - 13)
+    return estimate

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.root import torch_root
+from bksdm.runtime.samplers.root import float32_root
 
 
 def betas(config: SchedulerConfig) -> NDArray[np.float32]:
@@ -110,7 +110,7 @@ def beta_quantile(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def noise_levels(config: SchedulerConfig) -> NDArray[np.float32]:
     """Return σ_t/α_t = √((1−ᾱ_t)/ᾱ_t), float32 ``[num_train_timesteps]``."""
     alphas = alphas_cumprod(config)
-    return torch_root((np.float32(1) - alphas) / alphas)
+    return float32_root((np.float32(1) - alphas) / alphas)
 
 
 def spaced_levels(

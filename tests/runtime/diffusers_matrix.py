@@ -16,7 +16,7 @@ import torch
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers import step_table
-from bksdm.runtime.samplers.root import torch_root
+from bksdm.runtime.samplers.root import float32_root
 from bksdm.runtime.samplers.schedule import beta_quantile
 
 POWER = torch.Tensor.__pow__
@@ -26,7 +26,7 @@ ARRAY = "ignore:__array_(_|wrap__).* accept:DeprecationWarning:(diffusers|numpy)
 
 @contextmanager
 def same_levels():
-    """Let torch take float32 roots as it does on AMD's processors, wherever this runs.
+    """Let torch take float32 roots as we do; where those are torch's own is a test of its own.
 
     A root that is off in the last place can alone make a timestep of 998.99999 and then 998 out of
     999. And let scipy take 1/2 for the middle of the beta distribution, not 1e-16 more: a level can
@@ -35,7 +35,7 @@ def same_levels():
 
     def power(base, exponent):
         if exponent == 0.5 and base.dtype == torch.float32:
-            return torch.from_numpy(torch_root(base.reshape(-1).numpy())).reshape(base.shape)
+            return torch.from_numpy(float32_root(base.reshape(-1).numpy())).reshape(base.shape)
         return POWER(base, exponent)
 
     def quantile(p, a, b):

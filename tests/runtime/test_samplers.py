@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from diffusers import PNDMScheduler
 
 from bksdm.engines.errors import SamplerError
+from bksdm.engines.processor import is_zen
 from bksdm.runtime.samplers import NAMED, SAMPLERS, compile_solver, step_table
 from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
-from bksdm.runtime.samplers.root import torch_root
+from bksdm.runtime.samplers.root import float32_root, zen_root
 from bksdm.runtime.samplers.schedule import alphas_cumprod, noise_levels
 
 from .diffusers_matrix import same_levels
@@ -31,28 +29,21 @@ def test_schedule_is_bit_equal_to_diffusers(schedule, count):
     np.testing.assert_array_equal(noise_levels(config), levels.numpy())
 
 
-def zen():
-    """Whether the processor is AMD's of the family whose estimates are in the table."""
-    try:
-        about = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "AuthenticAMD" in about and re.search(r"^cpu family\s*: 25$", about, re.MULTILINE)
-
-
-@pytest.mark.skipif(not (zen() and torch.backends.mkl.is_available()), reason="not AMD and MKL")
-def test_roots_are_torchs():
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch has no MKL here")
+def test_roots_are_torchs_on_this_processor():
     """Of every second mantissa of two octaves, and far from 1."""
     mantissas = (1 + np.arange(0, 2**23, 2) / 2**23).astype(np.float32)
     for scale in (1.0, 2.0, 2.0**-21, 2.0**90):
         x = mantissas * np.float32(scale)
-        np.testing.assert_array_equal(torch_root(x), torch.from_numpy(x).sqrt().numpy())
+        theirs = torch.from_numpy(x).sqrt().numpy()
+        # Known to the bit on Zen; elsewhere torch may round a root in a thousand the other way.
+        assert (float32_root(x) != theirs).mean() <= (0 if is_zen() else 1e-3)
 
 
 def test_roots_are_roots():
     x = np.geomspace(1e-37, 1e37, 100_001).astype(np.float32)
     # Half a unit in the last place, and at most one more.
-    np.testing.assert_allclose(torch_root(x), np.sqrt(x.astype(np.float64)), rtol=1.5 * 2**-23)
+    np.testing.assert_allclose(zen_root(x), np.sqrt(x.astype(np.float64)), rtol=1.5 * 2**-23)
 
 
 def test_pndm_evaluates_its_second_timestep_twice():
