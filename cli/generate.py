@@ -131,9 +131,7 @@ def run(options: argparse.Namespace) -> int:
     with options_named():
         request = Request.check(bundle, options.prompt, **arguments)
         if not options.force and options.engine not in DEVICE_ENGINES:
-            images, _, *side = request.shape
-            height, width = (length * bundle.vae_scale for length in side)
-            require_memory(bundle, height, width, images, request.guidance is not None)
+            require_memory(bundle, request.shape, request.guidance is not None, options.engine)
     check_numbered([options.output, options.animate], request.shape[0])
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     with options_named():

@@ -22,9 +22,8 @@ def vector_extensions() -> str:
 @functools.cache
 def is_zen() -> bool:
     """Whether the processor is AMD's Zen 3 or 4, whose estimates of roots are known."""
-    return (
-        _from_cpuinfo(("vendor_id",)) == "AuthenticAMD" and _from_cpuinfo(("cpu family",)) == "25"
-    )
+    vendor, family = (_from_cpuinfo((field,)) for field in ("vendor_id", "cpu family"))
+    return (vendor, family) == ("AuthenticAMD", "25")
 
 
 def _from_cpuinfo(fields: tuple[str, ...]) -> str:

@@ -6,20 +6,24 @@ from pathlib import Path
 
 from bksdm.engines.digest import graph_files
 from bksdm.engines.errors import RequestError
-from bksdm.engines.graph import describe_graph
+from bksdm.engines.graph import describe_graph, load_graph
+from bksdm.engines.rewrite.compose import MadeFor, choose_forms
 from bksdm.runtime.bundle import Bundle
 
 # What Python and the libraries take.
 PROCESS_BYTES = 200 * 10**6
-# Maps of features, as wide as the first block's, that one call of a UNet has in memory at its peak,
-# and those of its widest layers at full size that a VAE decoder has. Measured on full-size Small:
-# the peak of a whole picture is then at most a tenth off from 256×256 to 768×768.
-UNET_MAPS = 29
-DECODER_MAPS = 2
+# Of a UNet's call, for each latent pixel of each row: fitted to the peaks of full-size Small at
+# 256×256 to 768×768 and of the built-in model at 1024×1024.
+UNET_BYTES, UNET_BYTES_PER_CHANNEL = 8200, 90
+# Of float32 maps that the VAE decoder has in memory, of its widest layers at full size: as
+# exported, and where its end runs in strips of rows.
+DECODER_MAPS, DECODER_MAPS_IN_STRIPS = 5.4, 2
 FLOAT_BYTES = 4
 
 
-def needed_bytes(bundle: Bundle, height: int, width: int, images: int, guided: bool) -> int:
+def needed_bytes(
+    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, strips: bool = False
+) -> int:
     """Return about how much memory a process needs at its peak for pictures on the CPU.
 
     Weights, and the larger of what the UNet computes for all pictures and the VAE decoder for one.
@@ -28,20 +32,21 @@ def needed_bytes(bundle: Bundle, height: int, width: int, images: int, guided: b
     ----------
     bundle : Bundle
         The model.
-    height, width : int
-        In pixels.
-    images : int
-        Drawn in one batch.
+    shape : tuple of int
+        Of the latents: images, channels, height, width.
     guided : bool
         Whether the UNet runs for two halves.
+    strips : bool
+        Whether the decoder's end runs in strips.
     """
     unet, decoder = (bundle.widths(name) for name in ("unet", "vae_decoder"))
-    latents = height * width // bundle.vae_scale**2
+    images, _, height, width = shape
     rows = images * (2 if guided else 1)
-    denoising = rows * latents * unet[0] * UNET_MAPS
-    decoding = height * width * max(decoder[:2]) * DECODER_MAPS
+    denoising = rows * height * width * (UNET_BYTES + UNET_BYTES_PER_CHANNEL * unet[0])
+    maps = DECODER_MAPS_IN_STRIPS if strips else DECODER_MAPS
+    decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
     weights = sum(_weight_bytes(bundle.model(name)) for name in bundle.components[:3])
-    return PROCESS_BYTES + weights + max(denoising, decoding) * FLOAT_BYTES
+    return int(PROCESS_BYTES + weights + max(denoising, decoding))
 
 
 def free_bytes() -> int | None:
@@ -66,7 +71,9 @@ def free_bytes() -> int | None:
     return min(free, default=None)
 
 
-def require_memory(bundle: Bundle, height: int, width: int, images: int, guided: bool) -> None:
+def require_memory(
+    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, engine: str
+) -> None:
     """Refuse pictures that need more memory than is free.
 
     Raises
@@ -74,12 +81,25 @@ def require_memory(bundle: Bundle, height: int, width: int, images: int, guided:
     RequestError
         States both.
     """
-    needed, free = needed_bytes(bundle, height, width, images, guided), free_bytes()
-    if free is not None and needed > free:
+    free = free_bytes()
+    if free is None or needed_bytes(bundle, shape, guided) <= free:
+        return
+    needed = needed_bytes(bundle, shape, guided, _runs_in_strips(bundle, engine))
+    if needed > free:
+        height, width = (side * bundle.vae_scale for side in shape[2:])
         raise RequestError(
-            f"{images} images of {width}x{height} need about {needed / 1e9:.1f} GB of memory, and "
-            f"{free / 1e9:.1f} GB are free; take a smaller --size or --count, or --force"
+            f"{shape[0]} images of {width}x{height} need about {needed / 1e9:.1f} GB of memory, "
+            f"and {free / 1e9:.1f} GB are free; take a smaller --size or --count, or --force"
         )
+
+
+def _runs_in_strips(bundle: Bundle, engine: str) -> bool:
+    if engine != "onnxruntime":
+        return False
+    _, tail = choose_forms(
+        load_graph(bundle.model("vae_decoder")), engine, MadeFor(bundle.sample_size)
+    )
+    return tail is not None
 
 
 def _weight_bytes(model: Path) -> int:
