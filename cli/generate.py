@@ -100,6 +100,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",
                         help="do not check the pictures, where the model could")  # fmt: skip
+    parser.add_argument("--force", action="store_true",
+                        help="begin even if the picture seems to need more memory than is free"
+                        )  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
                         help="onnxruntime or openvino (CPU), auto (the faster, once `bksdm build "
                              "--tune` has measured), onnxruntime:cuda, onnxruntime:tensorrt, or "
@@ -114,8 +117,10 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bksdm.cli.step_pictures import StepPictures
+    from bksdm.engines.registry import DEVICE_ENGINES
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.images import save_png
+    from bksdm.runtime.memory import require_memory
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.request import Request
     from bksdm.runtime.sampling import Step
@@ -124,8 +129,12 @@ def run(options: argparse.Namespace) -> int:
     arguments = _arguments(options)
     # A mistake is refused here rather than after gigabytes are loaded.
     with options_named():
-        count = Request.check(bundle, options.prompt, **arguments).shape[0]
-    check_numbered([options.output, options.animate], count)
+        request = Request.check(bundle, options.prompt, **arguments)
+        if not options.force and options.engine not in DEVICE_ENGINES:
+            images, _, *side = request.shape
+            height, width = (length * bundle.vae_scale for length in side)
+            require_memory(bundle, height, width, images, request.guidance is not None)
+    check_numbered([options.output, options.animate], request.shape[0])
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     with options_named():
         model = TextToImage.load(
@@ -198,6 +207,9 @@ def _arguments(options: argparse.Namespace) -> dict[str, Any]:
 
 def _parameters(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
     """Return what a picture carries, so that it can be made again."""
+    from bksdm.runtime.samplers import sampler_name
+
+    own_sampler = bundle.scheduler.get("_class_name")
     stated = {
         # Which noise an image has depends on those beside it.
         "batch": json.dumps(options.prompt) if len(options.prompt) > 1 else None,
@@ -211,7 +223,7 @@ def _parameters(options: argparse.Namespace, bundle: Bundle, result: Result) -> 
         "long_prompt": options.long_prompt,
         "clip_skip": options.clip_skip,
         "fast": options.fast,
-        "sampler": options.sampler or bundle.scheduler.get("_class_name"),
+        "sampler": sampler_name(options.sampler) if options.sampler else own_sampler,
         "eta": options.eta,
         "image": options.image and options.image.name,
         "strength": options.strength,

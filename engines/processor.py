@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import platform
 from pathlib import Path
 
@@ -16,6 +17,14 @@ def vector_extensions() -> str:
     """Return what decides how weights are laid out: the processor's vector extensions."""
     found = _from_cpuinfo(("flags", "Features"))
     return found or f"{platform.machine()} {platform.processor()}"
+
+
+@functools.cache
+def is_zen() -> bool:
+    """Whether the processor is AMD's Zen 3 or 4, whose estimates of roots are known."""
+    return (
+        _from_cpuinfo(("vendor_id",)) == "AuthenticAMD" and _from_cpuinfo(("cpu family",)) == "25"
+    )
 
 
 def _from_cpuinfo(fields: tuple[str, ...]) -> str:

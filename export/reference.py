@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import SamplerError
 from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import load
 from bksdm.export.quiet import quiet
-from bksdm.runtime.samplers import NAMED
+from bksdm.runtime.samplers import sampler_name
+from bksdm.runtime.samplers.names import meaning
 
 
 def open_pipeline(checkpoint: Path, variant: str | None = None) -> Any:
@@ -63,7 +63,7 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     config : dict
         Of the checkpoint's own scheduler, as a pipeline has loaded it.
     sampler : str
-        A name of :data:`bksdm.runtime.samplers.NAMED`.
+        What :func:`bksdm.runtime.samplers.sampler_name` knows.
 
     Raises
     ------
@@ -72,8 +72,6 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     """
     import diffusers
 
-    if sampler not in NAMED:
-        raise SamplerError(f"unknown sampler {sampler!r}; known: {', '.join(NAMED)}")
-    class_name, fields = NAMED[sampler]
+    class_name, fields = meaning(sampler_name(sampler))
     with quiet():
         return getattr(diffusers, class_name).from_config(config, **fields)

@@ -12,20 +12,32 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 SOLVER_TYPES = ("midpoint", "heun", "logrho", "bh1", "bh2")
-ALGORITHMS = ("dpmsolver++", "sde-dpmsolver++")
 LEVEL_SPACINGS = ("karras", "exponential", "beta")
-VARIANCES = ("fixed_small", "fixed_large")
 FINAL_SIGMAS = ("zero", "sigma_min")
 MAX_TRAIN_TIMESTEPS = 100_000
+
+SCHEDULE: dict[str, object] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+}
+"""What every scheduler class of diffusers takes, with the defaults of most."""
+
+OFF = (False, None)
+"""Of a flag that is not implemented; null counts as false in diffusers."""
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     """The fields of a scheduler configuration that a sampler may use.
 
-    Field names, meanings and units are those of diffusers' schedulers, and the defaults those that
-    they share. ``level_spacing`` says which of ``use_karras_sigmas``, ``use_exponential_sigmas``
-    and ``use_beta_sigmas`` is set; ``eta`` is an argument of ``step`` there.
+    Field names, meanings and units are those of diffusers' schedulers. Those that a class does not
+    take stay at the defaults here. ``level_spacing`` says which of ``use_karras_sigmas``,
+    ``use_lu_lambdas``, ``use_exponential_sigmas`` and ``use_beta_sigmas`` counts; ``eta`` is an
+    argument of ``step`` there.
     """
 
     num_train_timesteps: int = 1000
@@ -43,8 +55,10 @@ class SchedulerConfig:
     lower_order_final: bool = True
     euler_at_final: bool = False
     algorithm_type: str = "dpmsolver++"
-    predict_x0: bool = True
     level_spacing: str | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    lambda_min_clipped: float = -math.inf
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
     eta: float = 0.0
@@ -55,66 +69,73 @@ class SchedulerConfig:
     def read(
         cls,
         fields: Mapping[str, object],
-        defaults: Mapping[str, object],
-        required: Mapping[str, object],
+        arguments: Mapping[str, object],
+        implemented: Mapping[str, tuple[object, ...]],
     ) -> SchedulerConfig:
         """Read and check the fields of one sampler.
 
         Parameters
         ----------
         fields : mapping
-            The parsed JSON object.
-        defaults : mapping
-            What the sampler's diffusers class assumes where a field is absent.
-        required : mapping
-            Fields with the only value that is implemented; absent ones take it from ``defaults``.
+            The parsed JSON object. What the sampler's class does not take is left alone, as by
+            ``from_config`` of diffusers.
+        arguments : mapping
+            What that class takes and can matter, with its defaults.
+        implemented : mapping
+            The values that are implemented, of arguments that are not for all values.
 
         Raises
         ------
         SamplerError
             A field has a wrong type or a value that is not implemented.
         """
-        merged = {**defaults, **{k: v for k, v in fields.items() if v is not None}}
-        for name, value in required.items():
-            found = merged.get(name, value)
-            if found != value:
+        own = {name: fields.get(name, default) for name, default in arguments.items()}
+        for name, values in implemented.items():
+            if own[name] not in values:
+                stated = [repr(value) for value in values if value is not None] or ["null"]
                 raise SamplerError(
-                    f"scheduler config: {name} = {found!r} is not implemented (only {value!r})"
+                    f"scheduler config: {name} = {_shown(own[name])} is not implemented "
+                    f"(only {', '.join(stated)})"
                 )
-        train = _integer(merged, "num_train_timesteps", 1000, 1, MAX_TRAIN_TIMESTEPS)
-        betas = merged.get("trained_betas")
+        train = _integer(own, "num_train_timesteps", 1000, 1, MAX_TRAIN_TIMESTEPS)
+        betas = own.get("trained_betas")
         return cls(
             num_train_timesteps=train,
-            beta_start=_beta(merged, "beta_start", 0.0001),
-            beta_end=_beta(merged, "beta_end", 0.02),
-            beta_schedule=_choice(merged, "beta_schedule", "linear", BETA_SCHEDULES),
+            beta_start=_beta(own, "beta_start", 0.0001),
+            beta_end=_beta(own, "beta_end", 0.02),
+            beta_schedule=_choice(own, "beta_schedule", "linear", BETA_SCHEDULES),
             trained_betas=None if betas is None else _betas(betas, train),
-            prediction_type=_choice(merged, "prediction_type", "epsilon", PREDICTION_TYPES),
-            timestep_spacing=_choice(merged, "timestep_spacing", "leading", TIMESTEP_SPACINGS),
-            steps_offset=_integer(merged, "steps_offset", 0, 0, train - 1),
-            set_alpha_to_one=_boolean(merged, "set_alpha_to_one"),
-            skip_prk_steps=_boolean(merged, "skip_prk_steps"),
-            solver_order=_integer(merged, "solver_order", 2, 1, 3),
-            solver_type=_choice(merged, "solver_type", "midpoint", SOLVER_TYPES),
-            lower_order_final=_boolean(merged, "lower_order_final"),
-            euler_at_final=_boolean(merged, "euler_at_final"),
-            algorithm_type=_choice(merged, "algorithm_type", "dpmsolver++", ALGORITHMS),
-            predict_x0=_boolean(merged, "predict_x0"),
-            level_spacing=_level_spacing(merged),
+            prediction_type=_choice(own, "prediction_type", "epsilon", PREDICTION_TYPES),
+            timestep_spacing=_choice(own, "timestep_spacing", "leading", TIMESTEP_SPACINGS),
+            steps_offset=_integer(own, "steps_offset", 0, 0, train - 1),
+            set_alpha_to_one=_boolean(own, "set_alpha_to_one"),
+            skip_prk_steps=_boolean(own, "skip_prk_steps"),
+            solver_order=_integer(own, "solver_order", 2, 1, 3),
+            solver_type=_choice(own, "solver_type", "midpoint", SOLVER_TYPES),
+            lower_order_final=_boolean(own, "lower_order_final"),
+            euler_at_final=_boolean(own, "euler_at_final"),
+            algorithm_type=str(own.get("algorithm_type", "dpmsolver++")),
+            level_spacing=_level_spacing(own),
+            sigma_min=_level(own, "sigma_min"),
+            sigma_max=_level(own, "sigma_max"),
+            lambda_min_clipped=_number(own, "lambda_min_clipped", -math.inf, -math.inf, 1e6),
             original_inference_steps=_integer(
-                merged, "original_inference_steps", min(50, train), 1, train
+                own, "original_inference_steps", min(50, train), 1, train
             ),
-            timestep_scaling=_number(merged, "timestep_scaling", 10.0, 1e6),
-            eta=_number(merged, "eta", 0.0, 1.0),
-            variance_type=_choice(merged, "variance_type", "fixed_small", VARIANCES),
-            final_sigmas_type=_choice(merged, "final_sigmas_type", "zero", FINAL_SIGMAS),
+            timestep_scaling=_number(own, "timestep_scaling", 10.0, 0.0, 1e6),
+            eta=_number(fields, "eta", 0.0, 0.0, 1.0),
+            variance_type=str(own.get("variance_type", "fixed_small")),
+            final_sigmas_type=_choice(own, "final_sigmas_type", "zero", FINAL_SIGMAS),
         )
 
 
-def _reject(name: str, value: object, wanted: str) -> SamplerError:
+def _shown(value: object) -> str:
     shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return SamplerError(f"scheduler config: {name} must be {wanted}, not {shown}")
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _reject(name: str, value: object, wanted: str) -> SamplerError:
+    return SamplerError(f"scheduler config: {name} must be {wanted}, not {_shown(value)}")
 
 
 def _integer(
@@ -128,7 +149,7 @@ def _integer(
 
 def _is_beta(value: object) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value) and 0.0 < value < 1.0  # type: ignore[arg-type, operator]
+    return number and 0.0 < value < 1.0  # type: ignore[operator]
 
 
 def _beta(fields: Mapping[str, object], name: str, default: float) -> float:
@@ -160,19 +181,33 @@ def _level_spacing(fields: Mapping[str, object]) -> str | None:
     chosen = [name for name in LEVEL_SPACINGS if _boolean(fields, f"use_{name}_sigmas")]
     if len(chosen) > 1:
         raise SamplerError(f"scheduler config: {' and '.join(chosen)} sigmas exclude each other")
+    if _boolean(fields, "use_lu_lambdas") and chosen != ["karras"]:
+        return "lu"
     return chosen[0] if chosen else None
 
 
-def _number(fields: Mapping[str, object], name: str, default: float, highest: float) -> float:
+def _level(fields: Mapping[str, object], name: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1e6:  # type: ignore[operator]
+        raise _reject(name, value, "a number above 0 and up to 1e+06")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _number(
+    fields: Mapping[str, object], name: str, default: float, lowest: float, highest: float
+) -> float:
     value = fields.get(name, default)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 <= value <= highest:  # type: ignore[operator]
-        raise _reject(name, value, f"a number from 0 to {highest:g}")
+    if not number or not lowest <= value <= highest:  # type: ignore[operator]
+        raise _reject(name, value, f"a number from {lowest:g} to {highest:g}")
     return float(value)  # type: ignore[arg-type]
 
 
 def _boolean(fields: Mapping[str, object], name: str) -> bool:
     value = fields.get(name, False)
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | None):
         raise _reject(name, value, "true or false")
-    return value
+    return bool(value)

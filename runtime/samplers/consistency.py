@@ -7,13 +7,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
-DEFAULTS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-            "set_alpha_to_one": True}  # fmt: skip
-REQUIRED = {"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False}
+TCD = {
+    **SCHEDULE,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "original_inference_steps": 50,
+    "rescale_betas_zero_snr": False,
+}
+LCM = {**TCD, "timestep_scaling": 10.0, "clip_sample": False, "thresholding": False}
 SIGMA_DATA = 0.5
 
 
@@ -28,7 +34,8 @@ def lcm(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or there are more steps than the model was distilled for.
     """
-    config = SchedulerConfig.read(fields, DEFAULTS, REQUIRED)
+    off = {"clip_sample": OFF, "thresholding": OFF, "rescale_betas_zero_snr": OFF}
+    config = SchedulerConfig.read(fields, LCM, off)
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
@@ -56,7 +63,8 @@ def tcd(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or there are more steps than the model was distilled for.
     """
-    config = SchedulerConfig.read(fields, DEFAULTS, REQUIRED)
+    # diffusers' class takes more, and leaves it alone.
+    config = SchedulerConfig.read(fields, TCD, {"rescale_betas_zero_snr": OFF})
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:

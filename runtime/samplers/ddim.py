@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
+
+ARGUMENTS = {
+    **SCHEDULE,
+    "clip_sample": True,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+    "thresholding": False,
+    "timestep_spacing": "leading",
+    "rescale_betas_zero_snr": False,
+}
+IMPLEMENTED = {"clip_sample": OFF, "thresholding": OFF, "rescale_betas_zero_snr": OFF}
 
 
 def ddim(fields: Mapping[str, object], steps: int) -> Solver:
@@ -20,11 +31,7 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented (``clip_sample``, ``thresholding``, ``rescale_betas_zero_snr``).
     """
-    config = SchedulerConfig.read(
-        fields,
-        defaults={"set_alpha_to_one": True, "clip_sample": True},
-        required={"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False},
-    )
+    config = SchedulerConfig.read(fields, ARGUMENTS, IMPLEMENTED)
     levels = NoiseLevels.of(config)
     gap = config.num_train_timesteps // steps if steps > 0 else 0
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
@@ -40,7 +47,7 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
             spread = config.eta * ((1 - goal) / (1 - alpha) * (1 - alpha / goal)) ** 0.5
             x = (
                 goal**0.5 * levels.data(x, t, output)
-                + (1 - goal - spread**2) ** 0.5 * noise
+                + max(1 - goal - spread**2, 0.0) ** 0.5 * noise
                 + spread * draw()
             )
         return x

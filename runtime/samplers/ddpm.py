@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
+
+ARGUMENTS = {
+    **SCHEDULE,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "thresholding": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "rescale_betas_zero_snr": False,
+}
+IMPLEMENTED: dict[str, tuple[object, ...]] = {
+    # Without one, as DPM-Solver's configurations have it, diffusers takes the small one.
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", None),
+    "clip_sample": OFF,
+    "thresholding": OFF,
+    "rescale_betas_zero_snr": OFF,
+}
 
 
 def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
@@ -21,11 +38,7 @@ def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    config = SchedulerConfig.read(
-        fields,
-        defaults={"clip_sample": True},
-        required={"clip_sample": False, "thresholding": False, "rescale_betas_zero_snr": False},
-    )
+    config = SchedulerConfig.read(fields, ARGUMENTS, IMPLEMENTED)
     levels = NoiseLevels.of(config)
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.dpm import DEFAULTS, refuse_repeated
+from bksdm.runtime.samplers.dpm import refuse_repeated
 from bksdm.runtime.samplers.preserving import (
-    REFUSED,
+    IMPLEMENTED,
+    MULTISTEP,
     SHORT_RUN,
     alpha_sigma,
     data_prediction,
     visited_levels,
 )
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+
+ARGUMENTS = {**MULTISTEP, "algorithm_type": "deis", "solver_type": "logrho"}
 
 
 def deis(fields: Mapping[str, object], steps: int) -> Solver:
@@ -30,12 +34,11 @@ def deis(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or so many steps are asked for that a noise level comes twice.
     """
-    stated = {**fields, "algorithm_type": None, "final_sigmas_type": "sigma_min"}
-    config = SchedulerConfig.read(stated, DEFAULTS, REFUSED)
-    times, sigmas = visited_levels(config, steps)
-    if config.level_spacing is not None:
-        # diffusers lets such levels end where they are.
-        sigmas[-1] = sigmas[-2]
+    # What DPM-Solver calls its own stands for DEIS in diffusers.
+    implemented = {**IMPLEMENTED, "algorithm_type": ("deis", "dpmsolver", "dpmsolver++")}
+    config = SchedulerConfig.read(fields, ARGUMENTS, implemented)
+    config = replace(config, final_sigmas_type="sigma_min")
+    times, sigmas = visited_levels(config, steps, ends_on_last=True)
     refuse_repeated(sigmas, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import OFF, SchedulerConfig
 from bksdm.runtime.samplers.preserving import (
-    REFUSED,
+    IMPLEMENTED,
+    MULTISTEP,
     SHORT_RUN,
     alpha_sigma,
     data_prediction,
@@ -17,11 +18,22 @@ from bksdm.runtime.samplers.preserving import (
 )
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
-DEFAULTS = {
-    "timestep_spacing": "linspace",
-    "solver_order": 2,
-    "lower_order_final": True,
+DPM_SOLVER = {
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": -math.inf,
+    "variance_type": None,
 }
+ARGUMENTS = {
+    **MULTISTEP,
+    **DPM_SOLVER,
+    "euler_at_final": False,
+    "use_lu_lambdas": False,
+    "rescale_betas_zero_snr": False,
+}
+# diffusers asks only whether the model was taught a variance.
+FIXED_VARIANCES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
 
 
 def dpm_multistep(fields: Mapping[str, object], steps: int) -> Solver:
@@ -37,11 +49,23 @@ def dpm_multistep(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or so many steps are asked for that a noise level comes twice.
     """
-    required = {**REFUSED, "lambda_min_clipped": -math.inf, "variance_type": None}
-    config = SchedulerConfig.read(fields, DEFAULTS, required)
-    times, sigmas = visited_levels(config, steps)
+    implemented = {
+        **IMPLEMENTED,
+        # What DEIS calls its own stands for DPM-Solver++ in diffusers.
+        "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),
+        "variance_type": FIXED_VARIANCES,
+        "rescale_betas_zero_snr": OFF,
+    }
+    config = SchedulerConfig.read(fields, ARGUMENTS, implemented)
+    whole = config.beta_schedule != "squaredcos_cap_v2"
+    times, sigmas = visited_levels(config, steps, whole_karras=whole)
     refuse_repeated(sigmas, steps)
     noisy = config.algorithm_type == "sde-dpmsolver++"
+    if noisy and sigmas[-1] > sigmas[-2]:
+        raise SamplerError(
+            f"scheduler config: sigma_min {sigmas[-2]:g} is below the final level {sigmas[-1]:g}, "
+            "and no noise can be added on the way up; take final_sigmas_type zero"
+        )
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         history: list[Vector] = []
@@ -59,7 +83,7 @@ def dpm_multistep(fields: Mapping[str, object], steps: int) -> Solver:
     return Solver(solve)
 
 
-def refuse_repeated(sigmas: list[float], steps: int) -> None:
+def refuse_repeated(sigmas: Sequence[float], steps: int) -> None:
     """Refuse levels of which one follows itself.
 
     Raises

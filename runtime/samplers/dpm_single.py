@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
-from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.dpm import refuse_repeated
+from bksdm.runtime.samplers.dpm import DPM_SOLVER, FIXED_VARIANCES, refuse_repeated
 from bksdm.runtime.samplers.preserving import (
-    REFUSED,
+    ARGUMENTS,
+    IMPLEMENTED,
     alpha_sigma,
     data_prediction,
     visited_levels,
 )
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+
+SINGLESTEP = {**ARGUMENTS, **DPM_SOLVER, "lower_order_final": False}
 
 
 def dpm_singlestep(fields: Mapping[str, object], steps: int) -> Solver:
@@ -27,11 +30,14 @@ def dpm_singlestep(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or so many steps are asked for that a noise level comes twice.
     """
-    required = {**REFUSED, "lambda_min_clipped": -math.inf, "variance_type": None}
-    stated = {**fields, "timestep_spacing": "linspace"}
-    config = SchedulerConfig.read(stated, {}, required)
-    if config.algorithm_type != "dpmsolver++":
-        raise SamplerError("scheduler config: algorithm_type must be dpmsolver++ in single steps")
+    implemented = {
+        **IMPLEMENTED,
+        "algorithm_type": ("dpmsolver++", "deis"),
+        "variance_type": FIXED_VARIANCES,
+    }
+    config = SchedulerConfig.read(fields, SINGLESTEP, implemented)
+    # The class takes no other spacing.
+    config = replace(config, timestep_spacing="linspace")
     times, sigmas = visited_levels(config, steps)
     refuse_repeated(sigmas, steps)
     orders = block_orders(config, steps)
@@ -78,6 +84,8 @@ def _update(x: Vector, data: list[Vector], sigmas: list[float], solver_type: str
     goal, end = alpha_sigma(sigmas[-1])
     if sigmas[-1] == 0:
         return goal * data[0]
+    if sigmas[-1] == sigmas[0]:
+        return x
     logs = [-math.log(level) for level in sigmas]
     h = logs[-1] - logs[0]
     oldest = data[-1]

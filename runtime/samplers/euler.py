@@ -6,8 +6,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bksdm.runtime.samplers.exploding import Levels, ancestral_split
+from bksdm.runtime.samplers.config import OFF, SchedulerConfig
+from bksdm.runtime.samplers.exploding import ARGUMENTS, SPACED, Levels, ancestral_split
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+
+EULER = {
+    **SPACED,
+    "interpolation_type": "linear",
+    "timestep_type": "discrete",
+    "rescale_betas_zero_snr": False,
+    "final_sigmas_type": "zero",
+}
+ANCESTRAL = {**ARGUMENTS, "rescale_betas_zero_snr": False}
 
 
 def euler(fields: Mapping[str, object], steps: int) -> Solver:
@@ -20,7 +30,11 @@ def euler(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    levels = Levels.read(fields, steps, {"interpolation_type": "linear"})
+    implemented = {"interpolation_type": ("linear",), "rescale_betas_zero_snr": OFF}
+    if fields.get("prediction_type") == "v_prediction":
+        # Of no other prediction does diffusers make the timesteps continuous.
+        implemented["timestep_type"] = ("discrete",)
+    levels = Levels.of(SchedulerConfig.read(fields, EULER, implemented), steps)
     # Its timesteps are float32; those of whole numbers stay what they are.
     times = np.array(levels.times, np.float32)
 
@@ -43,8 +57,8 @@ def euler_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    required = {f"use_{name}_sigmas": False for name in ("karras", "exponential", "beta")}
-    levels = Levels.read(fields, steps, {**required, "final_sigmas_type": "zero"})
+    config = SchedulerConfig.read(fields, ANCESTRAL, {"rescale_betas_zero_snr": OFF})
+    levels = Levels.of(config, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         for k, t in list(enumerate(levels.times))[first:]:

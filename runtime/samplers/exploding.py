@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.schedule import (
-    alphas_cumprod,
+    noise_levels,
     spaced_levels,
     spaced_timesteps,
     timesteps_of_levels,
 )
 from bksdm.runtime.samplers.table import Predict, Vector
 
-REFUSED = {"rescale_betas_zero_snr": False, "timestep_type": "discrete"}
+ARGUMENTS: dict[str, object] = {**SCHEDULE, "timestep_spacing": "linspace", "steps_offset": 0}
+SPACED: dict[str, object] = {
+    **ARGUMENTS,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    # Few classes take these two, but diffusers keeps them in the configuration of every other.
+    "sigma_min": None,
+    "sigma_max": None,
+}
 
 
 @dataclass(frozen=True)
@@ -45,26 +53,19 @@ class Levels:
     prediction_type: str
 
     @classmethod
-    def read(
-        cls, fields: Mapping[str, object], steps: int, required: Mapping[str, object],
-        whole_karras: bool = False,
-    ) -> Levels:  # fmt: skip
-        """Read a configuration; ``whole_karras`` rounds the timesteps of Karras' levels.
+    def of(cls, config: SchedulerConfig, steps: int, whole_karras: bool = False) -> Levels:
+        """Choose the levels; ``whole_karras`` rounds the timesteps of Karras' levels.
 
         Raises
         ------
         SamplerError
-            A field is not implemented.
+            ``steps`` is out of range, or the levels have no order.
         """
-        defaults = {"timestep_spacing": "linspace"}
-        config = SchedulerConfig.read(fields, defaults, {**REFUSED, **required})
-        alphas = alphas_cumprod(config)
-        table = np.sqrt((np.float32(1) - alphas) / alphas)
+        table = noise_levels(config)
         times = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
         visited = np.interp(times, np.arange(len(table)), table)
         if config.level_spacing is not None:
-            smallest, largest = float(visited[-1]), float(visited[0])
-            visited = spaced_levels(config.level_spacing, smallest, largest, steps)
+            visited = spaced_levels(config, float(visited[-1]), float(visited[0]), steps)
             times = timesteps_of_levels(visited, table)
             if whole_karras and config.level_spacing == "karras":
                 times = times.round()
@@ -102,9 +103,10 @@ class Levels:
 
 
 def ancestral_split(sigma: float, following: float) -> tuple[float, float]:
-    """Return σ_down and σ_up of one step: σ_down² + σ_up² = σ'².
+    """Return σ_down = σ'²/σ and σ_up of one step: σ_down² + σ_up² = σ'².
 
     σ_up = √(σ'² (σ² − σ'²) / σ²), as k-diffusion's ancestral samplers have it.
     """
     up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
-    return (following**2 - up**2) ** 0.5, up
+    # k-diffusion's √(σ'² − σ_up²) cancels where the levels are far apart.
+    return following**2 / sigma, up

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bksdm.runtime.samplers.exploding import Levels
+from bksdm.runtime.samplers.config import OFF, SchedulerConfig
+from bksdm.runtime.samplers.exploding import SPACED, Levels
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+
+ARGUMENTS = {**SPACED, "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
 
 
 def heun(fields: Mapping[str, object], steps: int) -> Solver:
@@ -20,7 +23,7 @@ def heun(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    levels = Levels.read(fields, steps, {"final_sigmas_type": "zero", "clip_sample": False})
+    levels = Levels.of(SchedulerConfig.read(fields, ARGUMENTS, {"clip_sample": OFF}), steps)
     times = [float(t) for t in np.array(levels.times, np.float32)]
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:

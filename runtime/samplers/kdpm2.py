@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bksdm.runtime.samplers.exploding import Levels, ancestral_split
+from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.exploding import SPACED, Levels, ancestral_split
 from bksdm.runtime.samplers.schedule import timesteps_of_levels
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
+
+ARGUMENTS = {**SPACED, "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def kdpm2(fields: Mapping[str, object], steps: int) -> Solver:
@@ -39,7 +42,7 @@ def kdpm2_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
 
 
 def _prepare(fields: Mapping[str, object], steps: int, ancestral: bool) -> Solver:
-    levels = Levels.read(fields, steps, {"final_sigmas_type": "zero"}, whole_karras=True)
+    levels = Levels.of(SchedulerConfig.read(fields, ARGUMENTS, {}), steps, whole_karras=True)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
         for k, t in list(enumerate(levels.times))[first:]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from bksdm.runtime.samplers.exploding import Levels
+from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.dpm import refuse_repeated
+from bksdm.runtime.samplers.exploding import SPACED, Levels
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 ORDER = 4
@@ -22,7 +25,12 @@ def lms(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    levels = Levels.read(fields, steps, {"final_sigmas_type": "zero"})
+    config = SchedulerConfig.read(fields, SPACED, {})
+    if config.level_spacing == "karras":
+        # In this class, Karras' levels always end where the schedule does.
+        config = replace(config, sigma_min=None, sigma_max=None)
+    levels = Levels.of(config, steps)
+    refuse_repeated(levels.sigmas, steps)
     times = [float(t) for t in np.array(levels.times, np.float32)]
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:

@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
+ARGUMENTS = {
+    **SCHEDULE,
+    "skip_prk_steps": False,
+    "set_alpha_to_one": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
 ADAMS_BASHFORTH = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -32,7 +39,7 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or fewer than 4 steps are asked of the Runge–Kutta start.
     """
-    config = SchedulerConfig.read(fields, defaults={}, required={})
+    config = SchedulerConfig.read(fields, ARGUMENTS, {})
     levels = NoiseLevels.of(config)
     gap = config.num_train_timesteps // steps if steps > 0 else 0
     times = [int(t) for t in spaced_timesteps(config, steps).round()]

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.config import SchedulerConfig
-from bksdm.runtime.samplers.schedule import alphas_cumprod, spaced_levels, timesteps_of_levels
+from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
+from bksdm.runtime.samplers.schedule import noise_levels, spaced_levels, timesteps_of_levels
 from bksdm.runtime.samplers.table import Vector
 
 # diffusers lowers the order at the end of short runs only.
 SHORT_RUN = 15
-REFUSED = {
+ARGUMENTS: dict[str, object] = {
+    **SCHEDULE,
+    "solver_order": 2,
     "thresholding": False,
-    "use_lu_lambdas": False,
+    "lower_order_final": True,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
     "use_flow_sigmas": False,
-    "rescale_betas_zero_snr": False,
     "use_dynamic_shifting": False,
+    # Few classes take these two, but diffusers keeps them in the configuration of every other.
+    "sigma_min": None,
+    "sigma_max": None,
+}
+MULTISTEP: dict[str, object] = {**ARGUMENTS, "timestep_spacing": "linspace", "steps_offset": 0}
+IMPLEMENTED: dict[str, tuple[object, ...]] = {
+    "thresholding": OFF,
+    "use_flow_sigmas": OFF,
+    "use_dynamic_shifting": OFF,
 }
 
 
@@ -37,31 +52,52 @@ def data_prediction(config: SchedulerConfig, x: Vector, level: float, output: Ve
     return data
 
 
-def visited_levels(config: SchedulerConfig, steps: int) -> tuple[list[int], list[float]]:
+def visited_levels(
+    config: SchedulerConfig, steps: int, whole_karras: bool = True, ends_on_last: bool = False
+) -> tuple[list[int], list[float]]:
     """Return timesteps, and the levels σ/α from the first to the final one.
+
+    Parameters
+    ----------
+    config : SchedulerConfig
+        The sampler's fields.
+    steps : int
+        Number of inference steps.
+    whole_karras : bool
+        Whether timesteps of Karras' and Lu's levels are rounded; others are cut off.
+    ends_on_last : bool
+        Whether ``final_sigmas_type`` ``sigma_min`` is the last of spaced levels, and not the
+        schedule's first.
 
     Raises
     ------
     SamplerError
-        ``steps`` is out of range, or a timestep beyond the trained ones.
+        ``steps`` is out of range, the levels have no order, or a timestep is beyond the trained
+        ones.
     """
     train = config.num_train_timesteps
     if not 1 <= steps <= train:
         raise SamplerError(f"num_inference_steps must be from 1 to {train}, not {steps}")
-    alphas = alphas_cumprod(config)
-    table = np.sqrt((np.float32(1) - alphas) / alphas)
+    table = noise_levels(config)
+    if -math.log(table[-1]) < config.lambda_min_clipped:
+        raise SamplerError(
+            f"scheduler config: lambda_min_clipped = {config.lambda_min_clipped:g} leaves out "
+            "timesteps, which is not implemented"
+        )
+    final = float(table[0])
     if config.level_spacing is not None:
-        levels = spaced_levels(config.level_spacing, float(table[0]), float(table[-1]), steps)
+        levels = spaced_levels(config, float(table[0]), float(table[-1]), steps)
         times = timesteps_of_levels(levels, table)
         # diffusers makes them whole in the end; only some it rounds before.
-        rounds = config.level_spacing == "karras" and config.beta_schedule != "squaredcos_cap_v2"
+        rounds = whole_karras and config.level_spacing in ("karras", "lu")
         times = times.round() if rounds else times
+        final = float(levels[-1]) if ends_on_last else final
     else:
         times = _spaced(config, steps)
         if times[0] >= train:
             raise SamplerError("scheduler config: steps_offset leads beyond the training timesteps")
         levels = np.interp(times, np.arange(train), table)
-    final = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
+    final = 0.0 if config.final_sigmas_type == "zero" else final
     rounded = np.append(levels, final).astype(np.float32)
     return [int(t) for t in times], [float(level) for level in rounded]
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.root import float32_root
 
 
 def betas(config: SchedulerConfig) -> NDArray[np.float32]:
@@ -42,8 +43,11 @@ def alphas_cumprod(config: SchedulerConfig) -> NDArray[np.float32]:
     """Return ᾱ_t = Π_{s≤t} (1 − β_s), float32 ``[num_train_timesteps]``, summed up in float64."""
     alphas = np.float32(1.0) - betas(config)
     cumulative = np.cumprod(alphas.astype(np.float64)).astype(np.float32)
-    if not cumulative[-1] > 0:
+    # One over what is smaller is beyond float32.
+    if not cumulative[-1] >= np.finfo(np.float32).tiny:
         raise SamplerError("scheduler config: beta_end leaves no signal at the last timestep")
+    if not cumulative[0] < 1:
+        raise SamplerError("scheduler config: beta_start leaves no noise at the first timestep")
     return cumulative
 
 
@@ -103,17 +107,52 @@ def beta_quantile(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(p <= 0.5, x, 1 - x)
 
 
-def spaced_levels(spacing: str, smallest: float, largest: float, steps: int) -> NDArray[np.float64]:
-    """Return noise levels σ/α from the largest to the smallest.
+def noise_levels(config: SchedulerConfig) -> NDArray[np.float32]:
+    """Return σ_t/α_t = √((1−ᾱ_t)/ᾱ_t), float32 ``[num_train_timesteps]``."""
+    alphas = alphas_cumprod(config)
+    return float32_root((np.float32(1) - alphas) / alphas)
 
-    ``karras``: equation 5 of Karras et al. 2022; ``exponential``: log σ evenly spaced; ``beta``:
+
+def spaced_levels(
+    config: SchedulerConfig, smallest: float, largest: float, steps: int
+) -> NDArray[np.float64]:
+    """Return the noise levels σ/α of ``config.level_spacing``, from the largest to the smallest.
+
+    ``karras``: equation 5 of Karras et al. 2022; ``exponential``: log σ evenly spaced; ``lu``: the
+    same from the schedule's own float32 logarithms (Lu et al. 2022, arXiv 2211.01095); ``beta``:
     quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173).
+
+    Parameters
+    ----------
+    config : SchedulerConfig
+        Its ``sigma_min`` and ``sigma_max`` take the place of the next two, except in ``lu``.
+    smallest, largest : float
+        Where the levels end.
+    steps : int
+        How many there are.
+
+    Raises
+    ------
+    SamplerError
+        A stated end is beyond the other one.
     """
-    if spacing == "karras":
+    ramp = np.linspace(0, 1, steps)
+    if config.level_spacing == "lu":
+        start, end = (float(np.log(np.float32(level))) for level in (largest, smallest))
+        return np.exp(start + ramp * (end - start))
+    stated = config.sigma_min is not None or config.sigma_max is not None
+    smallest = smallest if config.sigma_min is None else config.sigma_min
+    largest = largest if config.sigma_max is None else config.sigma_max
+    if stated and steps > 1 and smallest >= largest:
+        raise SamplerError(
+            f"scheduler config: sigma_min {smallest:g} must be below sigma_max {largest:g}; "
+            "one that is not stated is the schedule's own"
+        )
+    if config.level_spacing == "karras":
         return karras_levels(smallest, largest, steps)
-    if spacing == "exponential":
+    if config.level_spacing == "exponential":
         return np.exp(np.linspace(math.log(largest), math.log(smallest), steps))
-    return smallest + beta_quantile(1 - np.linspace(0, 1, steps)) * (largest - smallest)
+    return smallest + beta_quantile(1 - ramp) * (largest - smallest)
 
 
 def timesteps_of_levels(
@@ -121,11 +160,14 @@ def timesteps_of_levels(
 ) -> NDArray[np.float64]:
     """Return the timesteps of noise levels, fractional, by interpolating log σ of the schedule."""
     logs, wanted = np.log(table), np.log(np.maximum(levels, 1e-10))
-    below = np.clip(np.searchsorted(logs, wanted, side="right") - 1, 0, len(logs) - 2)
-    low, high = logs[below], logs[below + 1]
+    last = len(logs) - 1
+    below = np.clip(np.searchsorted(logs, wanted, side="right") - 1, 0, max(last - 1, 0))
+    above = np.minimum(below + 1, last)
+    low, high = logs[below], logs[above]
     # Differences of float32 numbers are rounded to float32, as diffusers does.
-    part = np.clip((low - wanted) / (low - high), 0, 1)
-    times: NDArray[np.float64] = (1 - part) * below + part * (below + 1)
+    part = np.divide(low - wanted, low - high, out=np.zeros_like(wanted), where=low != high)
+    part = np.clip(part, 0, 1)
+    times: NDArray[np.float64] = (1 - part) * below + part * above
     return times
 
 

@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bksdm.runtime.samplers.config import SchedulerConfig
+from bksdm.runtime.samplers.config import OFF, SchedulerConfig
 from bksdm.runtime.samplers.dpm import refuse_repeated
 from bksdm.runtime.samplers.preserving import (
-    REFUSED,
+    IMPLEMENTED,
+    MULTISTEP,
     alpha_sigma,
     data_prediction,
     visited_levels,
 )
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
-DEFAULTS = {
-    "timestep_spacing": "linspace",
-    "solver_order": 2,
-    "lower_order_final": True,
+ARGUMENTS = {
+    **MULTISTEP,
     "predict_x0": True,
     "solver_type": "bh2",
+    "disable_corrector": [],
+    "solver_p": None,
+    "final_sigmas_type": "zero",
+    "rescale_betas_zero_snr": False,
+    "shift_terminal": None,
 }
 
 
@@ -37,15 +41,16 @@ def unipc(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented, or so many steps are asked for that a noise level comes twice.
     """
-    required: dict[str, object] = {
-        **REFUSED,
-        "predict_x0": True,
-        "disable_corrector": [],
-        "solver_p": None,
+    implemented = {
+        **IMPLEMENTED,
+        "predict_x0": (True,),
+        "disable_corrector": ([],),
+        "solver_p": (None,),
+        "rescale_betas_zero_snr": OFF,
+        "shift_terminal": (None,),
     }
-    stated = {**fields, "algorithm_type": None}
-    config = SchedulerConfig.read(stated, DEFAULTS, required)
-    times, sigmas = visited_levels(config, steps)
+    config = SchedulerConfig.read(fields, ARGUMENTS, implemented)
+    times, sigmas = visited_levels(config, steps, ends_on_last=True)
     refuse_repeated(sigmas, steps)
     # bh1 stays itself, and what other solvers call theirs stands for bh2 in diffusers.
     first_form = config.solver_type == "bh1"
@@ -85,6 +90,8 @@ def _update(
     goal, end = alpha_sigma(sigmas[-1])
     if sigmas[-1] == 0:
         return goal * data[0]
+    if sigmas[-1] == sigmas[-2]:
+        return x
     logs = [-math.log(level) for level in sigmas]
     h = logs[-1] - logs[-2]
     order = len(data)
