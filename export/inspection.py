@@ -17,6 +17,7 @@ from bksdm.export.networks import Case, Network, weightless
 from bksdm.export.pretrained import build
 from bksdm.export.weights import files_of, fit, read_tensors
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.loaded_configuration import scheduler_fields
 from bksdm.runtime.safety_checker import SafetyChecker as Checker
 from bksdm.runtime.samplers import DIFFUSERS_CLASSES, step_table
 from bksdm.runtime.tokenizer import Tokenizer
@@ -111,7 +112,7 @@ def _inspect_scheduler(
     # The class is the index's, the rest the configuration's own.
     file = "scheduler/scheduler_config.json" if name in DIFFUSERS_CLASSES else "model_index.json"
     try:
-        step_table(fields, 1)
+        step_table(scheduler_fields(fields, "noise", None), 1)
     except SamplerError as error:
         # One that diffusers has and we have not can be replaced by another in every call.
         if not isinstance(name, str) or name in DIFFUSERS_CLASSES or not hasattr(diffusers, name):
