@@ -17,6 +17,7 @@ from bksdm.export.networks import Case, Network, weightless
 from bksdm.export.pretrained import build
 from bksdm.export.weights import files_of, fit, read_tensors
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.loaded_configuration import scheduler_fields
 from bksdm.runtime.safety_checker import SafetyChecker as Checker
 from bksdm.runtime.samplers import DIFFUSERS_CLASSES, step_table
 from bksdm.runtime.tokenizer import Tokenizer
@@ -89,7 +90,7 @@ def inspect_configurations(
     """
     try:
         opened = Bundle.open(bundle, graphs=False)
-        ids = Tokenizer.load(bundle / "tokenizer")([""])
+        Tokenizer.load(bundle / "tokenizer", int(networks["text_encoder"].config["vocab_size"]))
         if checker := networks.get("safety_checker"):
             (example,) = checker.example(_CASES[0])
             spec = TensorSpec(np.dtype(np.float32), tuple(example.shape))
@@ -99,29 +100,24 @@ def inspect_configurations(
     except BundleError as error:
         told = str(error).replace(str(bundle / "vae_decoder"), str(checkpoint / "vae"))
         raise ExportError(told.replace(str(bundle), str(checkpoint))) from error
-    text_encoder = networks["text_encoder"]
-    embeddings, positions = text_encoder.config["vocab_size"], text_encoder.example(_CASES[0])[0]
-    if ids.max() >= embeddings or ids.shape[1] > positions.shape[1]:
-        raise ExportError(
-            f"{checkpoint / 'tokenizer'}: makes rows of {ids.shape[1]} tokens up to {ids.max()}, "
-            f"but the text encoder knows {embeddings} tokens at {positions.shape[1]} places"
-        )
-    _inspect_scheduler(checkpoint / "scheduler" / "scheduler_config.json", opened.scheduler, report)
+    _inspect_scheduler(checkpoint, opened.scheduler, report)
 
 
 def _inspect_scheduler(
-    path: Path, fields: Mapping[str, object], report: Callable[[str], None]
+    checkpoint: Path, fields: Mapping[str, object], report: Callable[[str], None]
 ) -> None:
     import diffusers
 
     name = fields.get("_class_name")
+    # The class is the index's, the rest the configuration's own.
+    file = "scheduler/scheduler_config.json" if name in DIFFUSERS_CLASSES else "model_index.json"
     try:
-        step_table(fields, 1)
+        step_table(scheduler_fields(fields, "noise", None), 1)
     except SamplerError as error:
         # One that diffusers has and we have not can be replaced by another in every call.
         if not isinstance(name, str) or name in DIFFUSERS_CLASSES or not hasattr(diffusers, name):
             told = str(error).removeprefix("scheduler config: ")
-            raise ExportError(f"{path}: {told}") from error
+            raise ExportError(f"{checkpoint / file}: {told}") from error
         report(f"scheduler: there is no {name} here; pictures will need --sampler")
 
 

@@ -31,8 +31,8 @@ class Bundle:
     path : Path
         The folder.
     scheduler : mapping
-        ``scheduler/scheduler_config.json`` as diffusers loads it, see
-        :mod:`~bksdm.runtime.loaded_configuration`.
+        ``scheduler/scheduler_config.json`` as diffusers loads it; what one picture is drawn with
+        :func:`~bksdm.runtime.loaded_configuration.scheduler_fields` takes from it.
     latent_channels, sample_size, cross_attention_dim : int
         Of the UNet; ``sample_size`` is the default height and width in latent pixels, the larger
         one where they differ.

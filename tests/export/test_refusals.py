@@ -20,7 +20,7 @@ from bksdm.export.quiet import quiet
 
 INDEX, UNET, VAE = "model_index.json", "unet/config.json", "vae/config.json"
 TEXT, SCHEDULER = "text_encoder/config.json", "scheduler/scheduler_config.json"
-TOKENIZER = "tokenizer/tokenizer_config.json"
+TOKENIZER, TOKENS = "tokenizer/tokenizer_config.json", "tokenizer/special_tokens_map.json"
 WEIGHTS = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
     "vae": "vae/diffusion_pytorch_model.safetensors",
@@ -231,10 +231,13 @@ REFUSED = {
     "heads": (edit(TEXT, num_attention_heads=5), f"{TEXT}: no text_encoder .*multiple"),
     "text activation": (edit(TEXT, hidden_act="x"), f"{TEXT}: no text_encoder can be built"),
     "layers": (edit(TEXT, num_hidden_layers=3), f"{WEIGHTS['text_encoder']}: {FEW}16 missing"),
-    "no scheduler": (edit(SCHEDULER, _class_name="NoScheduler"), f"{SCHEDULER}: .*NoScheduler"),
+    "no scheduler": (edit(INDEX, scheduler=["diffusers", "NoDDIM"]), f"{INDEX}: .*NoDDIM"),
+    "scheduler of others": (edit(INDEX, scheduler=["own", "DDIM"]), f"{INDEX}: scheduler must"),
     "betas": (edit(SCHEDULER, beta_start="x"), f"{SCHEDULER}: beta_start must be a number"),
     "long rows": (edit(TOKENIZER, model_max_length=100), "tokenizer: .*100"),
-    "no padding": (edit(TOKENIZER, pad_token="<x>"), "tokenizer.*<x>"),
+    # It overrules the tokenizer's configuration.
+    "no padding": (edit(TOKENS, pad_token="<x>"), "tokenizer: '<x>' is token number 1024"),
+    "null padding": (edit(TOKENS, pad_token=None), "tokenizer.*: pad_token is None"),
     "a tokenizer of nothing": (write("tokenizer/tokenizer.json", b"{}"), r"tokenizer\.json: not a"),
 }  # fmt: skip
 

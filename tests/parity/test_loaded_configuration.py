@@ -26,7 +26,6 @@ from PIL import Image
 from bksdm.engines.errors import BundleError, ExportError, RequestError, SamplerError
 from bksdm.export import exporter
 from bksdm.export.dummy import unet_config, vae_config
-from bksdm.export.networks import Unet
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.loaded_configuration import (
     CLASS_DEFAULTS,
@@ -266,9 +265,8 @@ def test_an_export_writes_the_mended_values(nano_checkpoint, base_config, tmp_pa
     checkpoint = shutil.copytree(nano_checkpoint, tmp_path / "checkpoint")
     write_scheduler(checkpoint, "DDIMScheduler", {**base_config, "steps_offset": 0})
     edit(checkpoint / "unet" / "config.json", _diffusers_version="0.8.1")
-    monkeypatch.setattr(exporter, "NETWORKS", (Unet,))
     nothing = SimpleNamespace(passed=True, explained=1.0, rms_error=0.0)
-    for name in ("write_graph", "references", "compare", "write_preview"):
+    for name in ("load_network", "write_graph", "references", "compare", "write_preview"):
         monkeypatch.setattr(exporter, name, lambda *arguments: nothing)
     exporter.export(checkpoint, tmp_path / "bundle")
     written = tmp_path / "bundle" / "scheduler" / "scheduler_config.json"
