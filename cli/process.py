@@ -13,6 +13,9 @@ from types import FrameType
 
 from bksdm.cli.text import ESCAPED
 
+GRACE_SECONDS = 5.0
+"""How long a network may go on running after the process was told to end."""
+
 
 class Stopped(BaseException):
     """The process was told to end; what is under way is cleaned up on the way out."""
@@ -26,7 +29,9 @@ class Stopped(BaseException):
 def stop_signals() -> Iterator[None]:
     """Raise :class:`Stopped` at SIGTERM and SIGHUP while the block runs.
 
-    Neither is touched where it is ignored, as under ``nohup``, or handled by who called us.
+    Neither is touched where it is ignored, as under ``nohup``, or handled by who called us. Python
+    hears of a signal when a network has run, which can take minutes; after :data:`GRACE_SECONDS`
+    the process ends as it is, and what it has left unfinished is removed by the next.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -34,18 +39,42 @@ def stop_signals() -> Iterator[None]:
         signal.signal(number, signal.SIG_IGN)
         raise Stopped(number)
 
-    taken = []
+    taken: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, stop)
                 taken.append(number)
+    with _ending_late(taken) if taken else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, signal.SIG_DFL)
+
+
+@contextmanager
+def _ending_late(numbers: list[signal.Signals]) -> Iterator[None]:
+    """End the process some time after one of the signals, if the block has not ended by then."""
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    before = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    ended = threading.Event()
+
+    def watch() -> None:
+        while received := os.read(told, 1):
+            if received[0] in numbers and not ended.wait(GRACE_SECONDS):
+                os._exit(128 + received[0])
+        os.close(told)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+        ended.set()
+        signal.set_wakeup_fd(before)
+        os.close(tell)
 
 
 def open_streams() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import onnxruntime as ort
 
 from bksdm.engines.weights import find_files, move_locations
 
+ROOT = Path(os.path.abspath(os.sep))
 # Of what ONNX Runtime logs: whatever fails is said by the error that it raises.
 FATAL = 4
 
@@ -37,7 +39,7 @@ class Graph:
     @property
     def files(self) -> dict[str, Path]:
         """The files by the graph's own locations."""
-        return {location: Path(_root(), location) for location in self.origins}
+        return {location: Path(ROOT, location) for location in self.origins}
 
 
 def find_graph(proto: onnx.ModelProto, folders: Mapping[str, Path], name: str) -> Graph:
@@ -52,7 +54,7 @@ def find_graph(proto: onnx.ModelProto, folders: Mapping[str, Path], name: str) -
         A file is missing or lies elsewhere.
     """
     files = find_files(proto, folders, name)
-    named = {location: file.relative_to(_root()).as_posix() for location, file in files.items()}
+    named = {location: file.relative_to(ROOT).as_posix() for location, file in files.items()}
     move_locations(proto, named)
     return Graph(name, proto, {place: location for location, place in named.items()})
 
@@ -74,16 +76,12 @@ def open_session(
     """Return a session on providers, the first before the others and none that is not named."""
     options.log_severity_level = FATAL
     options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(_root())
+        "session.model_external_initializers_file_folder_path", str(ROOT)
     )
     # Without the fallback, with which a GPU's failure becomes a slow success on the CPU.
     return ort.InferenceSession(
         graph.proto.SerializeToString(), options, providers=list(providers), enable_fallback=0
     )
-
-
-def _root() -> Path:
-    return Path(Path.cwd().anchor)
 
 
 def reason_of(error: Exception) -> str:

@@ -167,13 +167,15 @@ class Bundle:
     def widths(self, component: str) -> tuple[int, ...]:
         """Return how many channels each block of the UNet or the VAE has.
 
+        Where the configuration does not say, those of ``UNet2DConditionModel``.
+
         Raises
         ------
         BundleError
-            Its configuration does not say.
+            It says something else.
         """
         path = self.path / component / "config.json"
-        blocks = read_json(path).get("block_out_channels")
+        blocks = read_json(path).get("block_out_channels", [320, 640, 1280, 1280])
         if not isinstance(blocks, list) or not blocks or not all(type(n) is int for n in blocks):
             raise BundleError(f"{path}: block_out_channels must be a list of whole numbers")
         return tuple(blocks)

@@ -285,3 +285,24 @@ def test_signals_are_handled_as_before_afterwards(run, usual_signals):
     # As `nohup` has it.
     assert seen[1] == signal.SIG_IGN
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+ENDLESS = """
+import hashlib
+from bksdm.cli import process
+process.GRACE_SECONDS = 0.5
+with process.stop_signals():
+    print("begun", flush=True)
+    # Like a network's run: Python hears of no signal before it returns.
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM on Windows")
+def test_a_run_that_hears_of_no_signal_ends_all_the_same():
+    with subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        # Time to begin; a signal before would be heard.
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(timeout=30) == 143
