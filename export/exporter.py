@@ -11,7 +11,7 @@ from typing import Any
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.graph import write_graph
-from bksdm.export.inspection import inspect, inspect_configurations
+from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
@@ -90,17 +90,19 @@ def export(
     kinds: list[type[Network]] = list(NETWORKS)
     if safety_checker and has_safety_checker(checkpoint, variant):
         kinds.append(SafetyChecker)
-    with quiet():
-        networks = inspect(checkpoint, kinds, variant)
+    networks = networks_of(checkpoint, SafetyChecker in kinds)
     for lora in read:
         check(lora, {name: network.model for name, network in networks.items()})
+    inspect(networks, checkpoint, variant)
     with publishing(bundle) as staging:
-        with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
-            _copy_small_files(checkpoint, staging, read)
-        _write_configurations(networks, checkpoint, staging)
-        inspect_configurations(staging, checkpoint, networks, report)
+        trial = staging / "trial"
+        _write_small_files(checkpoint, networks, trial, read)
+        inspect_configurations(trial, checkpoint, networks, report)
+        shutil.rmtree(trial)
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
+        chosen = {kind.component: networks[kind.component] for kind in kinds}
+        _write_small_files(checkpoint, chosen, staging, read)
         rows = [
             _export_network(kind, checkpoint, variant, read, staging, dtype, report)
             for kind in kinds
@@ -145,15 +147,20 @@ def _export_network(
     return row
 
 
-def _write_configurations(networks: Mapping[str, Network], checkpoint: Path, staging: Path) -> None:
-    """Write what says how each network is to be fed, into the folder where it will be."""
+def _write_small_files(
+    checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
+) -> None:
+    """Write all of a bundle but the graphs, and the folders for these."""
+    target.mkdir(exist_ok=True)
+    with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
+        _copy_small_files(checkpoint, target, loras)
     for name, network in networks.items():
-        (staging / name).mkdir()
-        _write_json(staging / name / "config.json", network.config)
+        (target / name).mkdir()
+        _write_json(target / name / "config.json", network.config)
     if SafetyChecker.component in networks:
         # Beside the graph that is fed by it; a folder of its own would be no network.
         settings = checkpoint / "feature_extractor" / PREPROCESSOR_FILE
-        shutil.copyfile(settings, staging / SafetyChecker.component / PREPROCESSOR_FILE)
+        shutil.copyfile(settings, target / SafetyChecker.component / PREPROCESSOR_FILE)
 
 
 def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:

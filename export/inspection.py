@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from bksdm.engines.errors import BundleError, ExportError, SamplerError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.export.library_errors import library_errors
-from bksdm.export.networks import Case, Network, weightless
+from bksdm.export.networks import NETWORKS, Case, Network, SafetyChecker, weightless
 from bksdm.export.pretrained import build
+from bksdm.export.quiet import quiet
 from bksdm.export.weights import files_of, fit, read_tensors
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.loaded_configuration import scheduler_fields
-from bksdm.runtime.safety_checker import SafetyChecker as Checker
+from bksdm.runtime.safety_checker import SafetyChecker as CheckerAtRunTime
 from bksdm.runtime.samplers import DIFFUSERS_CLASSES, step_table
 from bksdm.runtime.tokenizer import Tokenizer
 
@@ -27,41 +28,54 @@ _CASES = (Case(1, 8, 8, seed=0), Case(1, 9, 12, seed=0, tokens=154))
 _COLOURS = 3
 
 
-def inspect(
-    checkpoint: Path, kinds: Sequence[type[Network]], variant: str | None = None
-) -> dict[str, Network]:
-    """Build the networks without weights, run them once that way, and look through their files.
+def networks_of(checkpoint: Path, safety_checker: bool) -> dict[str, Network]:
+    """Build the networks of a checkpoint without weights, on torch's device ``meta``.
 
     Parameters
     ----------
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
-    kinds
-        Which networks.
-    variant
-        Of the weight files.
+    safety_checker
+        Whether it is one of them.
 
     Returns
     -------
     dict
-        The networks by component, on torch's device ``meta``: names, shapes and configurations are
-        as they will be.
+        By component; names, shapes and configurations are as they will be.
 
     Raises
     ------
     ExportError
-        A network cannot be built or run, one does not take what the other makes, or the files do
-        not hold exactly its weights, all of them finite; names the file.
+        One cannot be built; names the file.
     """
-    networks = {kind.component: weightless(kind, checkpoint) for kind in kinds}
-    looked_through = set()
-    for network in networks.values():
-        if network.subfolder not in looked_through:
-            looked_through.add(network.subfolder)
-            _look_through(network.subfolder, checkpoint, variant)
-    for case in _CASES:
-        _run(networks, case, checkpoint)
-    return networks
+    kinds = (*NETWORKS, SafetyChecker) if safety_checker else NETWORKS
+    with quiet():
+        return {kind.component: weightless(kind, checkpoint) for kind in kinds}
+
+
+def inspect(networks: Mapping[str, Network], checkpoint: Path, variant: str | None = None) -> None:
+    """Look through the weight files of a checkpoint, and run its networks without weights.
+
+    Parameters
+    ----------
+    networks
+        As `networks_of` returns them.
+    checkpoint
+        Their folder.
+    variant
+        Of the weight files.
+
+    Raises
+    ------
+    ExportError
+        A network cannot be run, one does not take what the other makes, or the files do not hold
+        exactly its weights, all of them finite; names the file.
+    """
+    with quiet():
+        for subfolder in dict.fromkeys(network.subfolder for network in networks.values()):
+            _look_through(subfolder, checkpoint, variant)
+        for case in _CASES:
+            _run(networks, case, checkpoint)
 
 
 def inspect_configurations(
@@ -79,7 +93,7 @@ def inspect_configurations(
     checkpoint
         What it is made of, whose files the messages name.
     networks
-        As `inspect` returns them.
+        As `networks_of` returns them.
     report
         Called with a line where the bundle will need a sampler to be asked for.
 
@@ -96,7 +110,7 @@ def inspect_configurations(
             spec = TensorSpec(np.dtype(np.float32), tuple(example.shape))
             # Of the engine, only what it takes is asked for.
             engine: Any = SimpleNamespace(inputs={"clip_input": spec})
-            Checker(engine, checkpoint / "feature_extractor")
+            CheckerAtRunTime(engine, checkpoint / "feature_extractor")
     except BundleError as error:
         told = str(error).replace(str(bundle / "vae_decoder"), str(checkpoint / "vae"))
         raise ExportError(told.replace(str(bundle), str(checkpoint))) from error

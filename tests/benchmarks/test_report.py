@@ -89,6 +89,7 @@ def test_only_what_is_missing_is_measured(tmp_path):
     assert made[4:] == ["emoji-latency"]
 
 
+@pytest.mark.slow
 def test_an_entry_is_measured_in_a_process_of_its_own(tmp_path):
     """Its peak memory is not that of this process, which has held more."""
     ballast = np.ones(2**29, np.uint8)

@@ -175,6 +175,9 @@ def test_diffusers_and_we_do_the_same_work(nano_checkpoint, nano_bundle, tmp_pat
     shutil.copytree(nano_bundle, models / "model")
     written = json.dumps(side_by_side.SCHEDULER)
     (models / "model" / "scheduler" / "scheduler_config.json").write_text(written)
+    index = json.loads((models / "model" / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", side_by_side.SCHEDULER["_class_name"]]
+    (models / "model" / "model_index.json").write_text(json.dumps(index))
     (models / "converted.json").write_text('{"seconds": 1, "bytes": 1, "peak_bytes": 1}')
     work = task(nano_checkpoint, rounds=1, repeat=1)
     record = measure_peers(work, tmp_path, ("diffusers", "bksdm"), lambda line: None)

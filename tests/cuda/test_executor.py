@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 
 from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
@@ -189,9 +190,10 @@ def test_stale_and_damaged_plans_are_refused(load, built, tmp_path):
     (plans / "engine.json").write_text(json.dumps(record))
     with pytest.raises(EngineError, match="kernels-sm89 is stale"):
         load(folder)("a", num_inference_steps=1)
-    (folder / "unet" / "config.json").write_text(
-        (folder / "unet" / "config.json").read_text() + " "
-    )
+    graph = folder / "unet" / "model.onnx"
+    proto = onnx.load(graph, load_external_data=False)
+    proto.doc_string = "another"
+    graph.write_bytes(proto.SerializeToString())
     with pytest.raises(EngineError, match="unet has changed"):
         load(folder)
     record["version"] = "9.9.8"

@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.cli import main
 from bksdm.engines import tensorrt as backend
 from bksdm.engines.errors import EngineError
+from bksdm.engines.files import PARTIAL
 from bksdm.engines.plans import read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import build, load_module
@@ -144,16 +145,16 @@ def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
     shutil.rmtree(folder / "engines")
     command = [sys.executable, "-m", "bksdm.cli", "build", str(folder), "--target", "sm89"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        while not list(folder.glob("engines/.partial-*/text_encoder.plan")):
+        while not list(folder.glob(f"engines/{PARTIAL}*/text_encoder.plan")):
             assert process.poll() is None, "it was done before it could be killed"
             time.sleep(0.02)
         process.kill()
-    assert list(folder.glob("engines/.partial-*"))
+    assert list(folder.glob(f"engines/{PARTIAL}*"))
     assert main(["build", str(folder), "--list"]) == 0
     assert main(["generate", "a", "--model", str(folder), "--steps", "1",
                  "-o", str(tmp_path / "a.png")]) == 0  # fmt: skip
     assert main(["build", str(folder), "--target", "sm89"]) == 0
-    assert not list(folder.glob("engines/.partial-*"))
+    assert not list(folder.glob(f"engines/{PARTIAL}*"))
     (record,) = folder.glob("engines/*/engine.json")
     plans = read_record(record.parent)["plans"]
     assert all(read_plan(record.parent, name, plans) for name in plans)

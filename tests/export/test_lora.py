@@ -25,6 +25,7 @@ from bksdm.export import exporter
 from bksdm.export.lora import read_lora, split_scale
 from bksdm.export.merge import merge
 from bksdm.export.networks import TextEncoder, Unet, load_network
+from bksdm.export.parity import ComponentParity
 from bksdm.export.preview import Fit
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
@@ -251,6 +252,25 @@ def test_a_convolution_of_one_is_a_linear_layer(nano_checkpoint, folder):
     assert _changed(*weights) == 0
 
 
+def test_what_is_traced_is_the_merged_network(nano_checkpoint, plain, tmp_path, monkeypatch):
+    traced = {}
+
+    def trace(network, folder, half):
+        traced[network.component] = network.model.state_dict()
+        return folder
+
+    row = ComponentParity("", "float32", 4, 0.0, 0.0, math.inf, 1.0)
+    monkeypatch.setattr(exporter, "NETWORKS", (TextEncoder, Unet))
+    monkeypatch.setattr(exporter, "references", lambda network, half: [])
+    monkeypatch.setattr(exporter, "write_graph", trace)
+    monkeypatch.setattr(exporter, "compare", lambda *arguments: row)
+    monkeypatch.setattr(exporter, "write_preview", lambda folder: Fit([[]], [], 0.0, 0.0))
+    files = [(plain, 0.3), (plain, 1.0)]
+    exporter.export(nano_checkpoint, tmp_path / "bundle", loras=files)
+    assert _changed(traced, _merged(nano_checkpoint, *files)) == 0
+
+
+@pytest.mark.slow
 def test_the_bundle_draws_what_the_fused_pipeline_draws(
     nano_checkpoint, nano_bundle, plain, folder, tmp_path, capsys, monkeypatch
 ):

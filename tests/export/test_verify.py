@@ -47,16 +47,18 @@ def test_a_bundle_of_fixed_length_passes_with_any_sampler(
 @pytest.mark.filterwarnings("ignore")
 def test_every_cell_is_measured(nano_checkpoint, nano_bundle):
     models = {"nano": (nano_checkpoint, nano_bundle)}
-    cells = list(measure(models, ["pndm", "euler-a", "lcm"], [2, 60]))
+    cells = list(measure(models, ["pndm", "euler-a"], [2, 3]))
     assert [c.task for c in cells if c.sampler == "pndm"] == [t for t in TASKS for _ in range(2)]
-    # LCM has no more steps than it was distilled for; the others are measured.
-    assert {(c.sampler, c.steps) for c in cells if c.largest is None} == {("lcm", 60)}
+    assert all(c.largest is not None for c in cells)
     assert passed(cells)
-    page = render(cells)
-    (row,) = re.findall(r"\| pndm \|(.*)\|", page)
+    (row,) = re.findall(r"\| pndm \|(.*)\|", render(cells))
     expected = [c.largest for c in cells if c.sampler == "pndm"]
     assert [int(cell) for cell in row.split("|")] == expected
-    assert "- lcm, 60 steps: num_inference_steps" in page
+    # LCM has no more steps than it was distilled for.
+    beyond = list(measure(models, ["lcm"], [60]))
+    assert [c.largest for c in beyond] == [None] * len(TASKS)
+    assert passed(beyond)
+    assert "| lcm | – | – | – |\n\n- lcm, 60 steps: num_inference_steps" in render(beyond)
 
 
 def test_a_picture_that_differs_does_not_pass():

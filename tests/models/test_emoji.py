@@ -80,6 +80,7 @@ def test_backgrounds_have_the_colour_of_the_prompt(drawn):
     assert same.mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_guidance_makes_pictures_clearer(model, drawn, judge):
     weak = draw(model, PROMPTS, SEEDS[0], guidance=1.0)
     without = judge.margins(weak, WANTED).mean()
@@ -105,7 +106,7 @@ def test_every_step_count_draws_the_object(model, judge):
     prompts = [f"a {concept}" for concept in ("red apple", "penguin", "rocket", "house", "frog")]
     concepts = [prompt.removeprefix("a ") for prompt in prompts]
     # Few steps of a multistep method do not carry strong guidance.
-    for steps, guidance in ((10, 2.0), (25, GUIDANCE), (50, GUIDANCE)):
+    for steps, guidance in ((10, 2.0), (25, GUIDANCE)):
         pixels = draw(model, prompts, 3, guidance=guidance, steps=steps)
         recognised = judge.recognised(pixels, concepts)
         print(f"\n{steps} steps: {recognised.sum()} of {len(prompts)} recognised")
