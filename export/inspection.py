@@ -48,7 +48,9 @@ def networks_of(checkpoint: Path, safety_checker: bool) -> dict[str, Network]:
     ExportError
         One cannot be built; names the file.
     """
-    kinds = (*NETWORKS, SafetyChecker) if safety_checker else NETWORKS
+    kinds: tuple[type[Network], ...] = NETWORKS
+    if safety_checker:
+        kinds = (*NETWORKS, SafetyChecker)
     with quiet():
         return {kind.component: weightless(kind, checkpoint) for kind in kinds}
 
