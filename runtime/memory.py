@@ -88,8 +88,8 @@ def require_memory(
     if needed > free:
         height, width = (side * bundle.vae_scale for side in shape[2:])
         raise RequestError(
-            f"{shape[0]} images of {width}x{height} need about {needed / 1e9:.1f} GB of memory, "
-            f"and {free / 1e9:.1f} GB are free; take a smaller --size or --count, or --force"
+            f"{shape[0]} of {width}x{height} would take about {needed / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free; take a smaller --size or --count, or --force"
         )
 
 

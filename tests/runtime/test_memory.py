@@ -49,7 +49,9 @@ def test_too_much_is_refused_with_both_figures(monkeypatch):
     bundle = Bundle.open(EMOJI)
     monkeypatch.setattr(memory, "free_bytes", lambda: 3 * 10**9)
     require_memory(bundle, (1, 4, 16, 16), True, "onnxruntime")
-    with pytest.raises(RequestError, match=r"need about \d+\.\d GB of memory, and 3\.0 GB are"):
+    with pytest.raises(
+        RequestError, match=r"would take about \d+\.\d GB of memory, and 3\.0 GB are"
+    ):
         require_memory(bundle, (1, 4, 1024, 1024), True, "onnxruntime")
     monkeypatch.setattr(memory, "free_bytes", lambda: None)
     require_memory(bundle, (1, 4, 1024, 1024), True, "onnxruntime")
