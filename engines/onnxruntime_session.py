@@ -89,8 +89,8 @@ def reason_of(error: Exception) -> str:
     text = " ".join(str(error).split()) or repr(error)
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text:
         return "not enough memory"
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
     # A place, and the signature of the function there: "/x/y.cc:12 void f(int) [with T = int] ".
     signature = r"[^()]*\([^()]*\)( const)?( \[[^\]]*\])? "
     text = re.sub(rf"(\S*/)?\w+\.(cc|h|cpp):\d+ ({signature})?", "", text)
+    text = re.sub(r"(\[ONNXRuntimeError\] )?: \d+ : [A-Z_]+ : ", "", text).strip()
     return text if len(text) <= 300 else text[:299] + "…"

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.onnxruntime_binding import BoundSession
+from bksdm.engines.onnxruntime_session import reason_of
 from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
 
 
@@ -167,3 +168,28 @@ def test_bound_buffers_are_reused_and_follow_the_shape(model):
         addresses.append(bound._buffers["x"].data_ptr())
     assert addresses[0] == addresses[1]
     assert addresses[2] == addresses[3]
+
+
+PLACE = "/onnxruntime_src/onnxruntime/core/graph/graph.cc:4479"
+SIGNATURE = "bool onnxruntime::Graph::Write(const Path&) [with T = float; int N = 3]"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[ONNXRuntimeError] : 1 : FAIL : No such thing.", "No such thing."),
+        (f"[ONNXRuntimeError] : 1 : FAIL : {PLACE} {SIGNATURE} it is full", "it is full"),
+        (f"{PLACE} {SIGNATURE} [ONNXRuntimeError] : 1 : FAIL : it is full", "it is full"),
+        ("two\n  lines", "two lines"),
+        ("Failed to allocate memory for requested buffer of size 9", "not enough memory"),
+        ("std::bad_alloc", "not enough memory"),
+        ("x" * 400, "x" * 299 + "…"),
+    ],
+)
+def test_reasons_are_one_line_without_places_in_code(text, reason):
+    assert reason_of(RuntimeError(text)) == reason
+
+
+def test_an_error_without_words_is_named():
+    assert reason_of(RuntimeError()) == "RuntimeError()"
+    assert reason_of(MemoryError()) == "not enough memory"
