@@ -170,7 +170,8 @@ def by_transformers(folder):
     return found.input_ids, found.attention_mask
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+# The same folders each time: a second each, and no run is to fail by chance.
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.none() | SETTINGS, st.none() | MAP, st.none() | ADDED, st.none() | WHOLE)
 # Every Stable Diffusion 2.x: the map says otherwise than the settings.
 @example({"pad_token": "<|endoftext|>", "model_max_length": 77}, {"pad_token": "!"}, None, None)
