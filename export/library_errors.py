@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bksdm.engines.errors import BksdmError, ExportError
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
@@ -21,12 +24,16 @@ def library_errors(what: str) -> Iterator[None]:
     ------
     ExportError
         Of ``what`` and the first line of the reason. Errors of ours pass as they are.
+    OSError
+        There is no room to write, which is no fault of what is read.
     """
     try:
         yield
     except BksdmError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         raise ExportError(f"{what} ({reason(error)})") from error
 
 

@@ -29,10 +29,10 @@ _STEMS = {
 _SHARD = r"-\d{5}-of-\d{5}"
 # Levels of transformers' modules that version 5 has dropped; files of before still have them.
 _OLD_LEVEL = re.compile(r"^text_model\.|(?<=^vision_model\.)vision_model\.")
-# What is computed since, or belongs to parts of CLIP that Stable Diffusion has no use for.
-_LEFTOVER = re.compile(
-    r"(^|\.)position_ids$|^(vision_model|visual_projection|text_projection)\.|^logit_scale$"
-)
+# What transformers' models compute by now, and parts of CLIP that a text encoder has no use for.
+_COMPUTED = re.compile(r"(^|\.)position_ids$")
+_OTHER_PARTS = ("vision_model", "visual_projection", "text_projection", "logit_scale")
+_OLD_ATTENTION = "; old attention, made of convolutions, which diffusers does not load either"
 _NAMED = 3
 
 
@@ -181,7 +181,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[st
         name = by_plain.get(_OLD_LEVEL.sub("", key))
         if name is not None and name not in found:
             found[name] = tensor
-        elif name is not None or not _LEFTOVER.search(key):
+        elif name is not None or not _is_leftover(key, model, wanted):
             others.append(key)
     wrong = [name for name in found if not _same_kind(found[name], wanted[name])]
     problems = {
@@ -199,7 +199,13 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[st
     return {name: found[name] for name in wanted}
 
 
-_OLD_ATTENTION = "; old attention, made of convolutions, which diffusers does not load either"
+def _is_leftover(key: str, model: nn.Module, wanted: Collection[str]) -> bool:
+    """Whether a tensor is one that transformers leaves alone, too, with reason."""
+    if not any(_COMPUTED.search(name) for name, _ in model.named_buffers()):
+        return False
+    part = key.partition(".")[0]
+    own = any(name.partition(".")[0] == part for name in wanted)
+    return bool(_COMPUTED.search(key)) or (part in _OTHER_PARTS and not own)
 
 
 def _same_kind(found: Tensor, wanted: Tensor) -> bool:

@@ -83,6 +83,9 @@ def _old_names(folder, subfolder, tensors):
                               "to_out.0": "proj_attn"}.items():  # fmt: skip
                 name = name.replace(f".{now}.", f".{then}.")
         old[name] = tensor
+    if subfolder == "text_encoder":
+        # Of the whole CLIP, or of a text encoder with a projection.
+        old |= {"text_projection.weight": torch.ones(3, 3), "logit_scale": torch.ones(1)}
     leftovers = {"text_encoder": "text_model", "safety_checker": "vision_model.vision_model"}
     if subfolder in leftovers:
         old[f"{leftovers[subfolder]}.embeddings.position_ids"] = torch.arange(7)[None]
@@ -174,6 +177,17 @@ def test_weights_are_those_that_the_library_loads(copy, subfolder, layout):
     assert dict(found.named_buffers()).keys() == dict(reference.named_buffers()).keys()
     for name, buffer in reference.named_buffers():
         assert torch.equal(found.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("key", ["vision_model.x", "logit_scale.x", "visual_projection.bias"])
+def test_nothing_of_a_networks_own_parts_is_a_leftover(copy, key):
+    tensors = _take(copy, "safety_checker") | {key: torch.ones(1)}
+    _as_it_is(copy / "safety_checker", "safety_checker", tensors)
+    if key.startswith("logit"):
+        load("safety_checker", copy)
+    else:
+        with pytest.raises(ExportError, match=rf"1 unknown \({key}\)"):
+            load("safety_checker", copy)
 
 
 def test_the_library_does_not_load_the_oldest_attention_either(copy):
