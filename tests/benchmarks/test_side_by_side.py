@@ -167,6 +167,7 @@ def test_what_is_no_checkpoint_is_refused(nano_bundle, tmp_path):
         prepare_checkpoint(nano_bundle, tmp_path)
 
 
+@pytest.mark.slow
 def test_diffusers_and_we_do_the_same_work(nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     """The real runners, in this interpreter, on a bundle that is there already."""
     monkeypatch.setattr(side_by_side, "environment", lambda folder, work: Path(sys.executable))

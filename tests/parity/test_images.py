@@ -126,7 +126,8 @@ def test_float16_bundle_is_near_float32(nano_bundle, nano_bundle_fp16):
     assert psnr > 40
 
 
-@pytest.mark.parametrize("name", ["ddim", pytest.param("euler", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddim", "euler"])
 def test_as_many_steps_as_training_steps(nano_checkpoint, nano_bundle, name):
     """A thousand evaluations, of the least picture that there is."""
     class_name, fields = NAMED[name]
