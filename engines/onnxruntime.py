@@ -104,9 +104,13 @@ class OnnxRuntimeEngine:
         rows = (array.shape[2] for array in feeds.values() if array.ndim == 4)
         if min(rows, default=self._least_rows) < self._least_rows:
             return self._for_small()(feeds)
-        count = max((len(array) for array in feeds.values()), default=1)
+        # A scalar, as the timestep of Optimum's UNets, is every image's.
+        count = max((len(array) for array in feeds.values() if array.ndim), default=1)
         if self._least_rows and count > 1:
-            images = ({n: array[i : i + 1] for n, array in feeds.items()} for i in range(count))
+            images = (
+                {n: array[i : i + 1] if array.ndim else array for n, array in feeds.items()}
+                for i in range(count)
+            )
             runs = [self(image) for image in images]
             return {name: np.concatenate([run[name] for run in runs]) for name in self.outputs}
         try:

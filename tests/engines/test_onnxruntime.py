@@ -193,3 +193,22 @@ def test_reasons_are_one_line_without_places_in_code(text, reason):
 def test_an_error_without_words_is_named():
     assert reason_of(RuntimeError()) == "RuntimeError()"
     assert reason_of(MemoryError()) == "not enough memory"
+
+
+def test_a_scalar_is_fed_beside_a_batch(tmp_path):
+    """As the timestep of Optimum's UNets."""
+    float_ = TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["sample", "timestep"], ["out_sample"])],
+        "unet",
+        [
+            helper.make_tensor_value_info("sample", float_, ["batch", 4]),
+            helper.make_tensor_value_info("timestep", float_, []),
+        ],
+        [helper.make_tensor_value_info("out_sample", float_, ["batch", 4])],
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)]), path)
+    feeds = {"sample": np.zeros((2, 4), np.float32), "timestep": np.array(3, np.float32)}
+    found = OnnxRuntimeEngine(path)(feeds)["out_sample"]
+    np.testing.assert_array_equal(found, np.full((2, 4), 3, np.float32))
