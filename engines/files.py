@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -20,6 +21,9 @@ from pathlib import Path
 
 PARTIAL = ".bksdm-partial-"
 """How the names of unfinished files and folders begin."""
+_OPEN_FILE = re.compile(
+    r"/dev/(std(in|out|err)|fd/\d+)|/proc/(self|thread-self|\d+)(/task/\d+)?/fd/\d+"
+)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -39,7 +43,7 @@ def write_file(path: Path, content: bytes) -> None:
     except FileNotFoundError:
         old = None
     target = Path(os.path.realpath(path))
-    if (old is not None and not stat.S_ISREG(old)) or _stands_for_open_file(path, target):
+    if (old is not None and not stat.S_ISREG(old)) or names_open_file(path):
         with path.open("wb") as stream:
             stream.write(content)
         return
@@ -51,8 +55,12 @@ def write_file(path: Path, content: bytes) -> None:
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
-        if lock is not None:
-            os.close(lock)
+        _release(lock)
+
+
+def names_open_file(path: Path) -> bool:
+    """Whether a path, as ``/dev/stdout``, is a name for a file that a process has open."""
+    return _OPEN_FILE.fullmatch(str(path.absolute())) is not None
 
 
 @contextmanager
@@ -84,8 +92,7 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
                     partial.rename(target)
                 finally:
                     shutil.rmtree(old, ignore_errors=True)
-                    if old_lock is not None:
-                        os.close(old_lock)
+                    _release(old_lock)
             return
         try:
             partial.rename(target)
@@ -95,8 +102,7 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
             raise FileExistsError(error.errno, os.strerror(errno.EEXIST), str(target)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+        _release(lock)
 
 
 def clear_abandoned(folder: Path) -> None:
@@ -112,8 +118,7 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        _release(lock)
 
 
 @contextmanager
@@ -134,8 +139,7 @@ def in_use(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
+        _release(lock)
 
 
 def remove_unused(folder: Path) -> bool:
@@ -168,16 +172,7 @@ def _remove(path: Path, hidden: Path) -> bool:
     except OSError:
         return False
     finally:
-        if lock is not None:
-            os.close(lock)
-
-
-def _stands_for_open_file(path: Path, target: Path) -> bool:
-    """Whether a name, as ``/dev/stdout``, is that of a file which somebody has open."""
-    return any(
-        path.absolute().is_relative_to(system) and not target.is_relative_to(system)
-        for system in ("/dev", "/proc")
-    )
+        _release(lock)
 
 
 def _create(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
@@ -219,6 +214,11 @@ def _open(path: Path, wait: bool, shared: bool) -> int | None:
             return None
         raise
     return descriptor
+
+
+def _release(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)
 
 
 def _still(path: Path, lock: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -29,19 +29,26 @@ class FixedBatch:
         self.outputs = _with_any_batch(engine.outputs, rows)
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Run the network as often as it takes; the last time the last row may come repeatedly."""
+        """Run the network as often as it takes."""
         check_feeds(self._name, self.inputs, feeds)
         batched = [name for name, spec in self.inputs.items() if spec.shape[:1] == ("batch",)]
-        count = len(feeds[batched[0]])
-        results = []
-        for first in range(0, count, self._rows):
-            taken = np.minimum(np.arange(first, first + self._rows), count - 1)
-            part = {name: feeds[name][taken] if name in batched else feeds[name] for name in feeds}
-            results.append(self._engine(part))
-        return {
-            name: np.concatenate([result[name] for result in results])[:count]
-            for name in self.outputs
-        }
+        return run_in_parts(self._engine, feeds, batched, self._rows)
+
+
+def run_in_parts(
+    engine: Engine, feeds: Mapping[str, Array], batched: Collection[str], rows: int
+) -> dict[str, Array]:
+    """Run an engine for so many rows of the batched feeds at a time, and join the results.
+
+    The last time the last row comes repeatedly, where there are fewer left.
+    """
+    count = max(len(feeds[name]) for name in batched)
+    results = []
+    for first in range(0, count, rows):
+        taken = np.minimum(np.arange(first, first + rows), count - 1)
+        part = {name: feed[taken] if name in batched else feed for name, feed in feeds.items()}
+        results.append(engine(part))
+    return {name: np.concatenate([r[name] for r in results])[:count] for name in results[0]}
 
 
 def with_any_batch(engine: Engine, network: str) -> Engine:

@@ -16,6 +16,7 @@ import onnxruntime as ort
 from bksdm.engines.arena import share_arena
 from bksdm.engines.digest import graph_files
 from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
@@ -107,12 +108,8 @@ class OnnxRuntimeEngine:
         # A scalar, as the timestep of Optimum's UNets, is every image's.
         count = max((len(array) for array in feeds.values() if array.ndim), default=1)
         if self._least_rows and count > 1:
-            images = (
-                {n: array[i : i + 1] if array.ndim else array for n, array in feeds.items()}
-                for i in range(count)
-            )
-            runs = [self(image) for image in images]
-            return {name: np.concatenate([run[name] for run in runs]) for name in self.outputs}
+            batched = [name for name, array in feeds.items() if array.ndim and len(array) == count]
+            return run_in_parts(self, feeds, batched, rows=1)
         try:
             return self._run(feeds)
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here too

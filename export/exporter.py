@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.errors import ExportError
+from bksdm.engines.errors import BundleError, ExportError
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.library_errors import library_errors
@@ -22,11 +22,8 @@ from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json, resolve
 from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
+from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
-from bksdm.runtime.loaded_configuration import (
-    loaded_scheduler,
-    scheduler_class,
-)
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
@@ -95,14 +92,10 @@ def export(
         check(lora, {name: network.model for name, network in networks.items()})
     inspect(networks, checkpoint, variant)
     with publishing(bundle) as staging:
-        trial = staging / "trial"
-        _write_small_files(checkpoint, networks, trial, read)
-        inspect_configurations(trial, checkpoint, networks, report)
-        shutil.rmtree(trial)
+        _write_small_files(checkpoint, networks, staging, read)
+        inspect_configurations(staging, checkpoint, networks, report)
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
-        chosen = {kind.component: networks[kind.component] for kind in kinds}
-        _write_small_files(checkpoint, chosen, staging, read)
         rows = [
             _export_network(kind, checkpoint, variant, read, staging, dtype, report)
             for kind in kinds
@@ -151,7 +144,6 @@ def _write_small_files(
     checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
 ) -> None:
     """Write all of a bundle but the graphs, and the folders for these."""
-    target.mkdir(exist_ok=True)
     with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
         _copy_small_files(checkpoint, target, loras)
     for name, network in networks.items():
@@ -167,8 +159,8 @@ def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) ->
     """Write the index, the scheduler's configuration and the tokenizer."""
     source = read_json(checkpoint / "model_index.json")
     (staging / "scheduler").mkdir()
-    scheduler = Path("scheduler") / "scheduler_config.json"
-    _write_json(staging / scheduler, _scheduler(checkpoint / scheduler, source))
+    configuration = _scheduler(checkpoint, source)
+    _write_json(staging / "scheduler" / "scheduler_config.json", configuration)
     index = _index(source)
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
@@ -181,18 +173,11 @@ def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) ->
         (staging / "tokenizer" / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _scheduler(path: Path, index: dict[str, Any]) -> dict[str, Any]:
-    """Return the scheduler's configuration as diffusers' pipelines load it."""
-    class_name = scheduler_class(index)
-    if class_name is None:
-        raise ExportError(
-            f"{path.parents[1] / 'model_index.json'}: scheduler must name a class of diffusers, "
-            f"not {index.get('scheduler')!r}"
-        )
+def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
     try:
-        return loaded_scheduler(read_json(path), class_name)
-    except ValueError as error:
-        raise ExportError(f"{path}: {error}") from error
+        return read_scheduler(checkpoint, index)
+    except BundleError as error:
+        raise ExportError(str(error)) from error
 
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:

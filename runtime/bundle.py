@@ -102,7 +102,7 @@ class Bundle:
         sides = _sample_sides(unet_file, unet)
         return cls(
             path=path,
-            scheduler=_scheduler(path, index),
+            scheduler=read_scheduler(path, index),
             latent_channels=latent_channels,
             sample_size=max(sides),
             cross_attention_dim=_cross_attention_dim(unet_file, unet),
@@ -223,8 +223,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _scheduler(path: Path, index: Mapping[str, Any]) -> dict[str, object]:
-    """Read the scheduler's configuration as the index and diffusers' pipelines have it."""
+def read_scheduler(path: Path, index: Mapping[str, Any]) -> dict[str, object]:
+    """Read a folder's scheduler configuration as its index and diffusers' pipelines have it.
+
+    Raises
+    ------
+    BundleError
+        Names the file, of a bundle or a checkpoint.
+    """
     class_name = scheduler_class(index)
     if class_name is None:
         raise BundleError(

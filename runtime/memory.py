@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bksdm.engines.digest import graph_files
 from bksdm.engines.errors import RequestError
 from bksdm.engines.graph import describe_graph, load_graph
 from bksdm.engines.rewrite.compose import MadeFor, choose_forms
@@ -45,7 +44,9 @@ def needed_bytes(
     denoising = rows * height * width * (UNET_BYTES + UNET_BYTES_PER_CHANNEL * unet[0])
     maps = DECODER_MAPS_IN_STRIPS if strips else DECODER_MAPS
     decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
-    weights = sum(_weight_bytes(bundle.model(name)) for name in bundle.components[:3])
+    weights = FLOAT_BYTES * sum(
+        describe_graph(bundle.model(name))["parameters"] for name in bundle.components[:3]
+    )
     return int(PROCESS_BYTES + weights + max(denoising, decoding))
 
 
@@ -100,9 +101,3 @@ def _runs_in_strips(bundle: Bundle, engine: str) -> bool:
         load_graph(bundle.model("vae_decoder")), engine, MadeFor(bundle.sample_size)
     )
     return tail is not None
-
-
-def _weight_bytes(model: Path) -> int:
-    """Return the bytes of a network's weights in memory: float32, whatever the file's type."""
-    size = sum(file.stat().st_size for file in graph_files(model))
-    return size * (1 if describe_graph(model)["dtype"] == "float32" else 2)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 import sys
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
-from bksdm.engines.files import write_file
+from bksdm.engines.files import names_open_file, write_file
 
 STDIN, STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 """Stand for standard input and output, also where the system has no such files."""
 MOST_BYTES = 2**29
 """Of a file that is read; more than a picture of the largest size that Pillow reads."""
-_OPEN_FILE = re.compile(r"/dev/(std(in|out|err)|fd/\d+)|/proc/(self|\d+)/fd/\d+")
-
-
-def names_open_file(path: Path) -> bool:
-    """Whether a path is the system's name for a file that a process has open."""
-    return _OPEN_FILE.fullmatch(str(path)) is not None
 
 
 def read_input(path: Path) -> bytes:
