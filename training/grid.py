@@ -1,6 +1,6 @@
 """Draw the 24 prompts of ``concepts.json`` with two seeds each, as one picture.
 
-python models/emoji/grid.py -o docs/emoji.png
+python training/grid.py -o docs/emoji.png
 """
 
 from __future__ import annotations

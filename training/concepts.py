@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
-_TABLE = json.loads((Path(__file__).parent.parent / "concepts.json").read_text(encoding="utf-8"))
+from bksdm.models import EMOJI
+
+_TABLE = json.loads((EMOJI / "concepts.json").read_text(encoding="utf-8"))
 
 ICONS: dict[str, str] = _TABLE["icons"]
 """Concept to the name of its picture in Fluent Emoji."""
