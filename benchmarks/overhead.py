@@ -26,13 +26,22 @@ from bksdm.engines.protocol import TensorSpec
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
-from bksdm.runtime.work import Work
+from bksdm.runtime.sampling import Denoising
 
 STEPS = 25
 SIDE, WIDTH, TOKENS = 64, 768, 77
+
+
+def job_of(steps: int) -> DenoisingJob:
+    """Return a picture of so many PNDM steps."""
+    start = np.zeros((1, 4, SIDE, SIDE), np.float32)
+    table = step_table(SCHEDULE, steps)
+    return DenoisingJob(("a",), ("",), Guidance(7.5), table, start, start[:0, None])
 
 
 def diffusers_loop() -> Callable[[int], object]:
@@ -99,16 +108,9 @@ def numpy_loop() -> Callable[[int], object]:
         lambda texts: np.zeros((len(texts), TOKENS), np.int64),  # type: ignore[arg-type]
         lambda skipped: text_encoder,
     )
-    executor = HostExecutor(
-        encode,
-        unet,
-        engine("sample", (1, 3, 8, 8), latent_sample=sample),
-        0.18215,
-    )
-    start = np.zeros((1, 4, SIDE, SIDE), np.float32)
-    return lambda steps: executor(
-        Work(["", "a"], Guidance(7.5), step_table(SCHEDULE, steps), start, start[:0, None]), {}
-    )  # fmt: skip
+    vae_decoder = engine("sample", (1, 3, 8, 8), latent_sample=sample)
+    executor = HostExecutor(encode, NoisePredictor(unet), vae_decoder, 0.18215)
+    return lambda steps: executor(job_of(steps), None, {})
 
 
 def cuda_loop() -> Callable[[int], object]:
@@ -145,13 +147,13 @@ def cuda_loop() -> Callable[[int], object]:
         Shape(1, True, 8 * SIDE, 8 * SIDE), 8, 0.18215,
     )  # fmt: skip
     ids = np.zeros((2, TOKENS), np.int64)
-    start = np.zeros((1, 4, SIDE, SIDE), np.float32)
 
     def run(steps: int) -> None:
-        work = Work(["", "a"], Guidance(7.5), step_table(SCHEDULE, steps), start, start[:0, None])
-        session.begin(ids, work)
-        for _ in range(len(work.table)):
-            session.step()
+        job = job_of(steps)
+        session.begin(ids, job, watched=False)
+        denoising = Denoising(job, session)
+        while not denoising.done:
+            denoising.advance(None)
         # The device left the flags alone, so only the steps are of interest here.
 
     return run

@@ -14,25 +14,8 @@ from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.runtime.checks import MAX_THREADS, shown
 from bksdm.runtime.user_files import STDIN, STDOUT
 
-OPTIONS = {
-    "negative_prompt": "--negative",
-    "height": "--size",
-    "width": "--size",
-    "num_inference_steps": "--steps",
-    "guidance_scale": "--guidance",
-    "guidance_rescale": "--guidance-rescale",
-    "guidance_interval": "--guidance-interval",
-    "num_images_per_prompt": "--count",
-    "seed": "--seed",
-    "eta": "--eta",
-    "clip_skip": "--clip-skip",
-    "fast": "--fast",
-    "strength": "--strength",
-    "image": "--image",
-    "mask": "--mask",
-    "threads": "--threads",
-}
-"""By argument of :class:`~bksdm.runtime.pipeline.TextToImage`."""
+SIZE = {"height": "--size", "width": "--size"}
+"""For :func:`options_named` where a size is given in one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,13 +137,16 @@ def options_named(**others: str) -> Iterator[None]:
     Parameters
     ----------
     others : str
-        Options that the command has in place of those of :data:`OPTIONS`.
+        Flags that the command has in place of those of a picture's options.
     """
+    from bksdm.runtime.generation_config import INPUTS, OPTIONS
+
+    flags = {name: option.flag for name, option in {**OPTIONS, **INPUTS}.items() if option.flag}
     try:
         yield
     except (RequestError, SamplerError) as error:
         name, space, rest = str(error).partition(" ")
-        option = {**OPTIONS, **others}.get(name)
+        option = {**flags, "threads": "--threads", **others}.get(name)
         if option is None:
             raise
         same = option == "--" + name.replace("_", "-")

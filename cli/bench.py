@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.cli.arguments import (
+    SIZE,
     integer,
     named_path,
     nearest,
@@ -141,7 +142,7 @@ def _latency(options: argparse.Namespace) -> int:
 
     from bksdm.benchmarks.latency import Settings, measure_latency
     from bksdm.benchmarks.plot import plot_latency
-    from bksdm.cli.generate import parse_size
+    from bksdm.cli.picture_options import parse_size
 
     _require_at_least(options, batch=1, repeat=1, warmup=0)
     _check_files(options)
@@ -167,14 +168,16 @@ def _require_at_least(options: argparse.Namespace, **lowest: int) -> None:
 
 def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) -> None:
     """Refuse what cannot be drawn before a process is started for it; ``batch`` is an option."""
+    from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
 
-    with options_named(num_images_per_prompt=batch):
-        Request.check(
-            Bundle.open(options.bundle), "", num_inference_steps=options.steps,
-            sampler=options.sampler, **arguments,
-        )  # fmt: skip
+    with options_named(**SIZE, num_images_per_prompt=batch):
+        config = GenerationConfig(
+            "", num_inference_steps=options.steps, sampler=options.sampler, **arguments
+        )
+        Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -235,7 +238,7 @@ def _peers(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_peers
     from bksdm.benchmarks.side_by_side import EXACT, PEERS, Task, measure_peers
     from bksdm.cli.extras import require
-    from bksdm.cli.generate import parse_size
+    from bksdm.cli.picture_options import parse_size
 
     require("diffusers", "export")
     _check_files(options)
@@ -286,7 +289,7 @@ def _check_names(option: str, names: Sequence[str], known: Collection[str]) -> N
 
 def _size(options: argparse.Namespace) -> tuple[int, int]:
     """Return width and height in pixels, by default the bundle's."""
-    from bksdm.cli.generate import parse_size
+    from bksdm.cli.picture_options import parse_size
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(options.bundle)
@@ -297,7 +300,7 @@ def _size(options: argparse.Namespace) -> tuple[int, int]:
 
 
 def _multiples(width: int, height: int, multiple: int) -> tuple[int, int]:
-    with options_named():
+    with options_named(**SIZE):
         return side("width", width, multiple), side("height", height, multiple)
 
 

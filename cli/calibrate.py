@@ -7,7 +7,7 @@ import math
 from contextlib import redirect_stdout
 from typing import Any
 
-from bksdm.cli.arguments import integer, named_path, options_named, output_file
+from bksdm.cli.arguments import SIZE, integer, named_path, options_named, output_file
 from bksdm.cli.outputs import check_outputs, results
 from bksdm.cli.text import as_json, printable
 
@@ -39,10 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a table per network; exit 1 where float16 overflows."""
-    from bksdm.cli.generate import parse_size
+    from bksdm.cli.picture_options import parse_size
     from bksdm.engines.half import LARGEST
     from bksdm.engines.ranges import half_error
+    from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
     from bksdm.runtime.user_files import write_text
 
@@ -51,12 +53,13 @@ def run(options: argparse.Namespace) -> int:
     half = None if options.half is None else Bundle.open(options.half)
     width, height = (None, None) if options.size is None else parse_size(options.size)
     report: dict[str, Any] = {}
-    with options_named():
-        Request.check(
-            bundle, options.prompt, height=height, width=width, num_inference_steps=options.steps,
-            sampler=options.sampler,
+    with options_named(**SIZE):
+        config = GenerationConfig(
+            options.prompt, height=height, width=width, num_inference_steps=options.steps,
+            seed=SEED, sampler=options.sampler,
         )  # fmt: skip
-    engines = _run(bundle, options, width, height)
+        request = Request.resolve(bundle, capabilities(DEFAULT), config)
+    engines = _run(bundle, request)
     with redirect_stdout(results([options.json])):
         for name, engine in engines.items():
             largest = engine.largest
@@ -81,15 +84,14 @@ def run(options: argparse.Namespace) -> int:
     return 0 if finite and not any(entry["beyond_float16"] for entry in report.values()) else 1
 
 
-def _run(
-    bundle: Any, options: argparse.Namespace, width: int | None, height: int | None
-) -> dict[str, Any]:
+def _run(bundle: Any, request: Any) -> dict[str, Any]:
     """Draw a picture and encode it again; return the engines that watched."""
     import numpy as np
     from tqdm import tqdm
 
     from bksdm.engines.ranges import RangeEngine
     from bksdm.runtime.host import HostExecutor
+    from bksdm.runtime.noise_predictor import NoisePredictor
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.prompt_encoder import PromptEncoder
     from bksdm.runtime.sampling import Step
@@ -98,17 +100,16 @@ def _run(
     engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
     tokenizer = Tokenizer.load(bundle.path / "tokenizer")
     encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
-    executor = HostExecutor(encode, engines["unet"], engines["vae_decoder"], bundle.scaling_factor)
+    executor = HostExecutor(
+        encode, NoisePredictor(engines["unet"]), engines["vae_decoder"], bundle.scaling_factor
+    )
     with tqdm(desc="calibrate", unit="step", leave=False, delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total
             bar.update()
 
-        pixels = TextToImage(bundle, executor)(
-            options.prompt, height=height, width=width, num_inference_steps=options.steps,
-            seed=SEED, sampler=options.sampler, callback_on_step_end=show,
-        ).pixels  # fmt: skip
+        pixels = TextToImage(bundle, executor).generate(request, show).pixels
     if "vae_encoder" in engines:
         picture = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         engines["vae_encoder"]({"sample": picture})

@@ -28,9 +28,9 @@ def run(options: argparse.Namespace) -> int:
 
     require("torch", "export")
     from bksdm.export.dummy import create_dummy
-    from bksdm.runtime.noise import check_seed
+    from bksdm.runtime.noise import validate_seed
 
     with options_named():
-        create_dummy(options.name, options.output, check_seed(options.seed))
+        create_dummy(options.name, options.output, validate_seed(options.seed))
     print_path(options.output, sys.stdout)
     return 0

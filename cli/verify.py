@@ -58,12 +58,14 @@ def run(options: argparse.Namespace) -> int:
     if options.all:
         check_outputs([options.output], text=True)
         return _run_all(options.output)
+    from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
 
     with options_named():
-        Request.check(Bundle.open(options.bundle), "", num_inference_steps=options.steps,
-                      sampler=options.sampler)  # fmt: skip
+        config = GenerationConfig("", num_inference_steps=options.steps, sampler=options.sampler)
+        Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
     from bksdm.export.lora import split_scale
     from bksdm.export.verify import verify

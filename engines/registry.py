@@ -7,19 +7,46 @@ from typing import TYPE_CHECKING
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.fixed_batch import with_any_batch
-from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.engines.protocol import Capabilities, Engine, GraphEdit
 
 if TYPE_CHECKING:
     from bksdm.engines.rewrite.compose import MadeFor
 
 CPU_ENGINES = ("onnxruntime", "openvino")
 """Engines that run networks on the CPU, the default first."""
+DEFAULT = CPU_ENGINES[0]
 AUTO = "auto"
 """Of these, for each network the one that was faster when ``bksdm build --tune`` measured."""
 ENGINES = (*CPU_ENGINES, AUTO, "onnxruntime:cuda", "onnxruntime:tensorrt")
 """Engines that are called with host arrays, network by network."""
 DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
 """Engines whose tensors stay on the GPU; the loop runs there too."""
+
+
+def capabilities(name: object) -> Capabilities:
+    """Return what the engine of that name can do.
+
+    Raises
+    ------
+    EngineError
+        The name is unknown.
+    """
+    if not isinstance(name, str) or name not in (*ENGINES, *DEVICE_ENGINES):
+        known = ", ".join((*ENGINES, *DEVICE_ENGINES))
+        raise EngineError(f"unknown engine {name!r:.60}; known: {known}")
+    if name in DEVICE_ENGINES:
+        return Capabilities(name, attention_mask=False, on_device=True)
+    return Capabilities(name, feature_reuse=name in (AUTO, *CPU_ENGINES))
+
+
+def chosen_engine(name: str, model: Path, cache: Path | None) -> str:
+    """Return the engine that runs a network: of :data:`AUTO` the one that was faster."""
+    if name != AUTO:
+        return name
+    from bksdm.engines.tuned import read_tuned
+
+    tuned = {} if cache is None else read_tuned(cache, model)
+    return min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
 
 
 def open_engine(
@@ -45,8 +72,7 @@ def open_engine(
     from bksdm.engines.tuned import read_tuned
 
     tuned = {} if cache is None else read_tuned(cache, model)
-    if name == AUTO:
-        name = min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
+    name = chosen_engine(name, model, cache)
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
     return make_engine(name, model, threads, cache, made_for, edit)
 

@@ -18,7 +18,7 @@ from PIL import Image
 from bksdm.engines.errors import SamplerError
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
-from bksdm.runtime import start
+from bksdm.runtime import initial_latents
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.samplers import NAMED
 
@@ -94,7 +94,7 @@ def measure(
                 continue
             largest, same_noise = _apart(found, expected), None
             if largest > LARGEST:
-                with mock.patch.object(start, "BatchNoise", _TorchNoise):
+                with mock.patch.object(initial_latents, "BatchNoise", _TorchNoise):
                     same_noise = _apart(ours(PROMPT, **arguments).pixels, expected)
             yield Cell(name, sampler, task, count, largest, same_noise=same_noise)
 

@@ -136,6 +136,20 @@ def part(name: str, value: Any) -> float:
     return float(plain(value))
 
 
+def interval(name: str, value: Any) -> tuple[float, float]:
+    """Return two numbers from 0 to 1, the first one lower.
+
+    Raises
+    ------
+    RequestError
+        It is something else.
+    """
+    pair = several(value)
+    if pair is None or len(pair) != 2 or not all(map(is_part, pair)) or not pair[0] < pair[1]:
+        raise RequestError(f"{name} must be two numbers from 0 to 1, ascending, not {shown(value)}")
+    return float(plain(pair[0])), float(plain(pair[1]))
+
+
 def whole(name: str, value: Any, lowest: int, highest: int) -> int:
     """Return a whole number.
 

@@ -33,11 +33,6 @@ class Guidance:
         """Return whether evaluation ``index`` of ``total`` has guidance."""
         return self.start <= index / total < self.end
 
-    @property
-    def plain(self) -> bool:
-        """Whether it is the same in every evaluation, and not rescaled."""
-        return self.rescale == 0 and self.start == 0 and self.end == 1
-
 
 def guide(both: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:
     """Combine the halves of a batch: ε = ε_uncond + s · (ε_cond − ε_uncond).

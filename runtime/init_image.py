@@ -17,21 +17,21 @@ from bksdm.runtime.images import UNREADABLE
 
 @dataclass(frozen=True)
 class InitImage:
-    """Checked pictures, and the part of each that is painted anew.
+    """Validated pictures, and the part of each that is made anew.
 
     Attributes
     ----------
     sample : ndarray, float32, shape [images, 3, height, width]
         Pixels in −1 … 1, as the VAE encoder takes them.
-    painted : ndarray of bool, shape [images, 1, height / 8, width / 8], optional
-        True where a mask is white. None paints everything.
+    mask : ndarray of bool, shape [images, 1, height / 8, width / 8], optional
+        True where a mask is white; None makes everything anew.
     """
 
     sample: NDArray[np.float32]
-    painted: NDArray[np.bool_] | None
+    mask: NDArray[np.bool_] | None
 
     @classmethod
-    def check(
+    def read(
         cls, image: Any, mask: Any, height: int | None, width: int | None, multiple: int
     ) -> InitImage:
         """Convert and resize pictures, by Lanczos' filter.
@@ -41,7 +41,7 @@ class InitImage:
         image : PIL image or sequence of such
             Of any mode; becomes RGB.
         mask : PIL image, sequence of as many as there are images, or None
-            Becomes grey; white, from 128 on, is what is painted.
+            Becomes grey; white, from 128 on, is what is made anew.
         height, width : int, optional
             In pixels; by default the first image's, rounded down to ``multiple``.
         multiple : int
@@ -74,8 +74,8 @@ class InitImage:
             raise RequestError(f"mask has {len(masks)} entries, but image has {len(images)}")
         # diffusers resizes a mask before it makes it grey, and takes every eighth pixel of it.
         grey = np.stack([_resized("mask", m, size, "L") for m in masks])[:, None]
-        painted = grey[:, :, ::multiple, ::multiple] >= 0.5
-        return cls(sample, np.repeat(painted, len(images) // len(masks), axis=0))
+        white = grey[:, :, ::multiple, ::multiple] >= 0.5
+        return cls(sample, np.repeat(white, len(images) // len(masks), axis=0))
 
     def __len__(self) -> int:
         return len(self.sample)

@@ -31,7 +31,7 @@ class TorchCpuGenerator:
 
     def __init__(self, seed: int) -> None:
         self._words = np.random.MT19937()
-        np.random.RandomState(self._words).seed(check_seed(seed) % 2**32)
+        np.random.RandomState(self._words).seed(validate_seed(seed) % 2**32)
         self._spare: float | None = None
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ class TorchCudaGenerator:
     """
 
     def __init__(self, seed: int, resident_threads: int | None = None) -> None:
-        self._seed = check_seed(seed)
+        self._seed = validate_seed(seed)
         self._resident = resident_threads
         self._offset = 0
 
@@ -179,7 +179,7 @@ class BatchNoise:
 
     def __init__(self, seeds: int | Sequence[int], count: int) -> None:
         self._count = count
-        checked = check_seeds(seeds, count)
+        checked = validate_seeds(seeds, count)
         self._each = isinstance(checked, list)
         found = checked if isinstance(checked, list) else [checked]
         self._generators = [TorchCpuGenerator(seed) for seed in found]
@@ -202,7 +202,7 @@ def initial_noise(
     return BatchNoise(seeds, count).draw(shape)
 
 
-def check_seeds(seeds: object, count: int) -> int | list[int]:
+def validate_seeds(seeds: object, count: int) -> int | list[int]:
     """Return one seed, or a list of one per image.
 
     Raises
@@ -212,13 +212,13 @@ def check_seeds(seeds: object, count: int) -> int | list[int]:
     """
     found = several(seeds)
     if found is None:
-        return check_seed(seeds)
+        return validate_seed(seeds)
     if len(found) != count:
         raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
-    return [check_seed(seed) for seed in found]
+    return [validate_seed(seed) for seed in found]
 
 
-def check_seed(seed: object) -> int:
+def validate_seed(seed: object) -> int:
     """Return the seed as torch keeps it, from 0 to 2**64 − 1.
 
     Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,23 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import BundleError, EngineError, RequestError
-from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.engines.protocol import Capabilities, Engine, GraphEdit
 from bksdm.models import EMOJI
-from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.checks import MAX_THREADS, flag, folder, shown, whole
+from bksdm.runtime.executor import Executor
+from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
+from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.request import Request
 from bksdm.runtime.safety_checker import SafetyChecker
-from bksdm.runtime.start import start_from_image, start_from_noise
+from bksdm.runtime.sampling import Cancelled, StepCallback
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
-from bksdm.runtime.work import Cancelled, Executor, StepCallback, Work
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+ON_HOST = Capabilities("onnxruntime", feature_reuse=True)
 
 
 @dataclass
@@ -40,8 +45,8 @@ class Result:
     ----------
     pixels : ndarray, uint8, shape [images, height, width, 3]
         Prompt-major: all images of the first prompt come first.
-    seed : int or list of int
-        What the noise was drawn with, chosen at random where none was given.
+    config : GenerationConfig
+        The options as they were carried out: with the size, seed and strength that were chosen.
     nsfw_content_detected : list of bool or None
         Of each image, whether the safety checker found it unfit; such an image is black, as in
         diffusers. None where nothing was checked: the bundle has no checker, or it is off.
@@ -50,13 +55,25 @@ class Result:
         vae_decoder, to_uint8; vae_encoder where a picture is started from, and safety_checker.
     steps : int
         Number of UNet evaluations.
+    engines : dict
+        What ran each network.
     """
 
     pixels: NDArray[np.uint8]
-    seed: int | list[int] | None
+    config: GenerationConfig
     steps: int
     nsfw_content_detected: list[bool] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    engines: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> int | list[int] | None:
+        """What the noise was drawn with, chosen at random where none was given.
+
+        None where none was drawn.
+        """
+        seed = self.config.seed
+        return list(seed) if isinstance(seed, tuple) else seed
 
     @property
     def images(self) -> list[Image]:
@@ -77,6 +94,10 @@ class TextToImage:
         For pictures to start from.
     checker : SafetyChecker, optional
         For finished pictures.
+    engine : Capabilities
+        What the executor can do.
+    engines : mapping, optional
+        The engine of each network, where they differ.
     """
 
     def __init__(
@@ -85,8 +106,12 @@ class TextToImage:
         executor: Executor,
         encoder: VaeEncoder | None = None,
         checker: SafetyChecker | None = None,
+        engine: Capabilities = ON_HOST,
+        engines: Mapping[str, str] | None = None,
     ) -> None:
         self.bundle = bundle
+        self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
+        self._capabilities = engine
         self._executor = executor
         self._encoder = encoder
         self._checker = checker
@@ -94,7 +119,7 @@ class TextToImage:
     @classmethod
     def load(
         cls,
-        path: str | Path = EMOJI,
+        path: str | Path | Bundle = EMOJI,
         engine: str = "onnxruntime",
         threads: int | None = None,
         engine_cache: str | Path | None = None,
@@ -104,8 +129,9 @@ class TextToImage:
 
         Parameters
         ----------
-        path : str or Path
-            The bundle's folder; by default the small model that comes with the package.
+        path : str, Path or Bundle
+            The bundle's folder, or one that is open; by default the small model that comes with
+            the package.
         engine : str
             ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
             network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda`` or
@@ -127,21 +153,20 @@ class TextToImage:
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
-        from bksdm.engines.registry import AUTO, CPU_ENGINES, DEVICE_ENGINES, ENGINES, open_engine
+        from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
         from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
 
-        if not isinstance(engine, str) or engine not in (*ENGINES, *DEVICE_ENGINES):
-            known = ", ".join((*ENGINES, *DEVICE_ENGINES))
-            raise EngineError(f"unknown engine {shown(engine)}; known: {known}")
+        able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
         wanted = flag("safety_checker", safety_checker)
-        bundle = Bundle.open(folder("path", path))
+        bundle = path if isinstance(path, Bundle) else Bundle.open(folder("path", path))
         tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)
+        # The loop on a GPU leaves the rest to the CPU.
         on_host = partial(
-            open_engine, engine if engine in ENGINES else ENGINES[0], threads=threads, cache=cache
+            open_engine, DEFAULT if able.on_device else engine, threads=threads, cache=cache
         )
         latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
         encoder = VaeEncoder(
@@ -157,26 +182,28 @@ class TextToImage:
         encode = PromptEncoder(
             tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
         )
-        if engine in DEVICE_ENGINES:
-            if bundle.masks_padding:
-                raise EngineError(
-                    f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
-                    "engine onnxruntime"
-                )
+        if bundle.masks_padding and not able.attention_mask:
+            raise EngineError(
+                f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
+                "engine onnxruntime"
+            )
+        if able.on_device:
             from bksdm.runtime.cuda.executor import CudaExecutor
             from bksdm.runtime.cuda.gpu import Gpu
 
             cuda = CudaExecutor(bundle, encode, engine, Gpu())
-            return cls(bundle, cuda, encoder, checker)
+            return cls(bundle, cuda, encoder, checker, able)
         _check_text_inputs(bundle, tokenizer, encode.load(0))
         # A second output would be copied from a GPU in every step.
-        deep = GraphEdit("deep", show_deep_features) if engine in (AUTO, *CPU_ENGINES) else None
+        deep = GraphEdit("deep", show_deep_features) if able.feature_reuse else None
         graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
-        executor = HostExecutor(
-            encode, open_part(graph, edit=deep), open_part(bundle.model("vae_decoder")),
-            bundle.scaling_factor, partial(open_part, graph, edit=shallow),
-        )  # fmt: skip
-        return cls(bundle, executor, encoder, checker)
+        predict = NoisePredictor(
+            open_part(graph, edit=deep), partial(open_part, graph, edit=shallow)
+        )
+        decoder = open_part(bundle.model("vae_decoder"))
+        executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
+        engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
+        return cls(bundle, executor, encoder, checker, able, engines)
 
     def __call__(
         self,
@@ -192,7 +219,7 @@ class TextToImage:
         sampler: str | None = None,
         eta: float = 0.0,
         guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         image: Image | Sequence[Image] | None = None,
         strength: float | None = None,
         mask: Image | Sequence[Image] | None = None,
@@ -204,51 +231,21 @@ class TextToImage:
     ) -> Result:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
 
+        Those that are text and numbers are described by
+        :class:`~bksdm.runtime.generation_config.GenerationConfig` and in ``docs/options.md``.
+
         Parameters
         ----------
-        prompt, negative_prompt : str or sequence of str
-            One negative prompt serves all prompts; several must be as many as the prompts.
-        height, width : int, optional
-            In pixels, a multiple of the VAE's factor (8); by default the model's training size.
-        num_inference_steps : int
-            From 1 to the scheduler's training steps.
-        guidance_scale : float
-            At 1 or below the UNet runs without its unconditional half.
-        num_images_per_prompt : int
-            Images for each prompt.
-        seed : int or sequence of int, optional
-            One seed for the whole batch, or one per image; the noise is that of
-            ``torch.Generator("cpu").manual_seed(seed)``.
+        prompt : str or sequence of str
+            What to draw; several are drawn in one batch.
         latents : ndarray, float32, shape [images, channels, height / 8, width / 8], optional
             Unit noise to start from, in place of a seed; a stochastic sampler takes both.
-        sampler : str, optional
-            A name of :data:`bksdm.runtime.samplers.SAMPLERS`; by default the bundle's own.
-        eta : float
-            How much of the noise DDIM and TCD draw anew in every step, 0 to 1.
-        guidance_rescale : float
-            How far the deviation of guided predictions is brought back, 0 to 1.
-        guidance_interval : (float, float)
-            Parts of the steps between which there is guidance; elsewhere the UNet runs without its
-            unconditional half.
         image : PIL image or sequence of such, optional
             Pictures to start from, as diffusers' image-to-image pipeline does; they repeat until
             there is one for each of the batch. ``height`` and ``width`` are theirs by default.
-        strength : float, optional
-            How much of the steps is run on ``image``: 0 leaves it as the VAE has it, 1 changes it
-            most. By default 0.8, and 1 with a mask.
         mask : PIL image or sequence of such, optional
-            White is painted anew, black stays, as diffusers' inpainting pipeline does with an
+            White is made anew, black stays, as diffusers' inpainting pipeline does with an
             ordinary UNet.
-        prompt_weights : bool
-            Whether ``(text:1.3)``, ``(text)`` and ``[text]`` in prompts weigh what they enclose.
-        long_prompt : bool
-            Whether what lies beyond 77 tokens is encoded in further parts of as many, rather than
-            cut off with a warning.
-        clip_skip : int, optional
-            How many of the text encoder's last layers are left out.
-        fast : int
-            Another picture, nearly the same, for less work: 1, 2 and 3 run the UNet as a whole in
-            every second, fourth and fifth evaluation, 3 with guidance in the first 0.6 of them.
         callback_on_step_end : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
 
@@ -261,65 +258,64 @@ class TextToImage:
         Cancelled
             The callback returned False.
         """
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise RequestError(
-                f"callback_on_step_end must be a function, not {shown(callback_on_step_end)}"
-            )
-        request = Request.check(
-            self.bundle,
-            prompt,
-            negative_prompt=negative_prompt,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            num_images_per_prompt=num_images_per_prompt,
-            seed=seed,
-            latents=latents,
-            sampler=sampler,
-            eta=eta,
-            guidance_rescale=guidance_rescale,
-            guidance_interval=guidance_interval,
-            image=image,
-            strength=strength,
-            mask=mask,
-            prompt_weights=prompt_weights,
-            long_prompt=long_prompt,
-            clip_skip=clip_skip,
-            fast=fast,
-        )
-        images, _, height, width = request.shape
-        scale = self.bundle.vae_scale
-        self._executor.check(height * scale, width * scale, images)
-        seconds: dict[str, float] = {}
-        if request.image is None:
-            start = start_from_noise(request)
-        elif self._encoder is None:
+        # A test proves that the names and defaults above are those of the options.
+        given = locals()
+        config = GenerationConfig(**{name: given[name] for name in OPTIONS})
+        return self.generate(self.request(config, image, mask, latents), callback_on_step_end)
+
+    def request(
+        self,
+        config: GenerationConfig,
+        image: Image | Sequence[Image] | None = None,
+        mask: Image | Sequence[Image] | None = None,
+        latents: NDArray[np.float32] | None = None,
+    ) -> Request:
+        """Return options and inputs as :meth:`generate` takes them; see :meth:`__call__`.
+
+        Raises
+        ------
+        RequestError, SamplerError
+            The bundle or the engine cannot do what is asked for.
+        """
+        return Request.resolve(self.bundle, self._capabilities, config, image, mask, latents)
+
+    def generate(self, request: Request, callback: StepCallback | None = None) -> Result:
+        """Make the images of a request.
+
+        Parameters
+        ----------
+        request : Request
+            Resolved for this bundle and engine.
+        callback : callable, optional
+            As of :meth:`__call__`.
+
+        Raises
+        ------
+        RequestError, NonFiniteError, Cancelled
+            As of :meth:`__call__`.
+        """
+        if callback is not None and not callable(callback):
+            raise RequestError(f"callback_on_step_end must be a function, not {shown(callback)}")
+        images, _, *side = request.shape
+        height, width = (pixels * self.bundle.vae_scale for pixels in side)
+        self._executor.validate_size(height, width, images)
+        if request.image is not None and self._encoder is None:
             raise EngineError("made without a VAE encoder, which an image needs")
-        else:
-            begun = time.perf_counter()
-            start = start_from_image(request, request.image, self._encoder)
-            seconds["vae_encoder"] = time.perf_counter() - begun
-        work = Work(
-            request.texts,
-            request.guidance,
-            request.table,
-            start.latents,
-            start.noises,
-            start.known,
-            request.wording,
-            request.reuse,
-            callback_on_step_end,
-        )
-        pixels = self._executor(work, seconds)
+        seconds: dict[str, float] = {}
+        start = time.perf_counter()
+        job = begin(request, self._encoder)
+        if request.image is not None:
+            seconds["vae_encoder"] = time.perf_counter() - start
+        pixels = self._executor(job, callback, seconds)
         unfit = None
         if self._checker is not None:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             unfit = self._checker(pixels)
             pixels[unfit] = 0
-            seconds["safety_checker"] = time.perf_counter() - begun
-        kept = list(start.seed) if isinstance(start.seed, Sequence) else start.seed
-        return Result(pixels, kept, len(request.table), unfit, seconds)
+            seconds["safety_checker"] = time.perf_counter() - start
+        return Result(
+            pixels, request.config, len(request.table), unfit, seconds, dict(self.engines)
+        )
 
     @cached_property
     def preview(self) -> Preview:

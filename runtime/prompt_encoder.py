@@ -7,21 +7,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.errors import NonFiniteError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
+from bksdm.runtime.finite import require_finite
 from bksdm.runtime.prompt_weights import apply_weights, parse_weights
 from bksdm.runtime.tokenizer import Tokenizer, Tokens
+
+if TYPE_CHECKING:
+    from bksdm.runtime.job import DenoisingJob
 
 MAX_CACHED_PROMPTS = 256
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptOptions:
     """How prompts are read.
 
     Attributes
@@ -40,7 +44,7 @@ class Wording:
     clip_skip: int = 0
 
 
-PLAIN = Wording()
+PLAIN_PROMPT = PromptOptions()
 
 
 class PromptEncoder:
@@ -63,11 +67,23 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.masked = masked
         self.load = once(load)
-        self._known: OrderedDict[tuple[str, Wording], NDArray[np.float32]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, PromptOptions], NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def batch(self, job: DenoisingJob, seconds: dict[str, float]) -> NDArray[np.float32]:
+        """Return the embeddings of a job's UNet batch, [rows, tokens, width], float32.
+
+        With guidance the rows of the negative prompts come first.
+        """
+        embeddings = self(job.texts, job.prompt_options, seconds)
+        return np.repeat(embeddings, job.images_per_prompt, axis=0)
+
+    def ids(self, job: DenoisingJob) -> NDArray[np.int64]:
+        """Return the token ids of a job's UNet batch, [rows, 77], if its prompts are plain."""
+        return np.repeat(self.tokenizer(job.texts), job.images_per_prompt, axis=0)
+
     def __call__(
-        self, texts: Sequence[str], wording: Wording, seconds: dict[str, float]
+        self, texts: Sequence[str], options: PromptOptions, seconds: dict[str, float]
     ) -> NDArray[np.float32]:
         """Return embeddings [texts, tokens, width], float32; equal texts are encoded once.
 
@@ -78,7 +94,7 @@ class PromptEncoder:
         ----------
         texts : sequence of str
             Prompts.
-        wording : Wording
+        options : PromptOptions
             How they are read.
         seconds : dict
             Where the wall time of ``tokenize`` and ``text_encoder`` is added.
@@ -88,15 +104,15 @@ class PromptEncoder:
         NonFiniteError
             The network produced NaN or infinity.
         """
-        wanted = list(dict.fromkeys((*texts, "") if wording.long else texts))
+        wanted = list(dict.fromkeys((*texts, "") if options.long else texts))
         # All of them, so that what is cut off is said each time.
-        parts = self._tokenize(wanted, wording, seconds)
+        parts = self._tokenize(wanted, options, seconds)
         with self._lock:
-            known = {text: self._known.get((text, wording)) for text in wanted}
+            known = {text: self._known.get((text, options)) for text in wanted}
         embeddings = {text: found for text, found in known.items() if found is not None}
         if new := {text: parts[text] for text in wanted if text not in embeddings}:
-            embeddings |= self._encode(new, wording, seconds)
-        self._remember(embeddings, wording)
+            embeddings |= self._encode(new, options, seconds)
+        self._remember(embeddings, options)
         found = [embeddings[text] for text in texts]
         longest = max(map(len, found))
         if any(len(embedding) < longest for embedding in found):
@@ -104,22 +120,22 @@ class PromptEncoder:
             found = [np.concatenate([part, empty[len(part) :]]) for part in found]
         return np.stack(found)
 
-    def _remember(self, embeddings: dict[str, NDArray[np.float32]], wording: Wording) -> None:
+    def _remember(self, embeddings: dict[str, NDArray[np.float32]], options: PromptOptions) -> None:
         """Keep embeddings, those of the latest call the longest."""
         with self._lock:
             for text, embedding in embeddings.items():
-                self._known[text, wording] = embedding
-                self._known.move_to_end((text, wording))
+                self._known[text, options] = embedding
+                self._known.move_to_end((text, options))
             while len(self._known) > MAX_CACHED_PROMPTS:
                 self._known.popitem(last=False)
 
     def _tokenize(
-        self, texts: list[str], wording: Wording, seconds: dict[str, float]
+        self, texts: list[str], options: PromptOptions, seconds: dict[str, float]
     ) -> dict[str, Tokens]:
         """Return the tokens by text, [parts, 77] each."""
         start = time.perf_counter()
-        plain = [_plain(text, wording) for text in texts]
-        if wording.long:
+        plain = [_plain(text, options) for text in texts]
+        if options.long:
             rows = [self.tokenizer.parts(text) for text in plain]
         else:
             ids, mask = self.tokenizer.rows(plain)
@@ -128,10 +144,10 @@ class PromptEncoder:
         return dict(zip(texts, rows, strict=True))
 
     def _encode(
-        self, parts: dict[str, Tokens], wording: Wording, seconds: dict[str, float]
+        self, parts: dict[str, Tokens], options: PromptOptions, seconds: dict[str, float]
     ) -> dict[str, NDArray[np.float32]]:
         """Return embeddings by text, [parts * 77, width] each."""
-        encoder = self.load(wording.clip_skip)
+        encoder = self.load(options.clip_skip)
         start = time.perf_counter()
         ids, mask = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
         given = {"input_ids": ids, "attention_mask": mask if self.masked else np.ones_like(mask)}
@@ -141,13 +157,12 @@ class PromptEncoder:
             if name in given
         }
         hidden = encoder(feeds)["last_hidden_state"].astype(np.float32, copy=False)
-        if not np.isfinite(hidden).all():
-            raise NonFiniteError("embeddings of the text encoder: NaN or infinity")
+        require_finite(hidden, "embeddings of the text encoder")
         embeddings = {}
         ends = np.cumsum([len(rows.ids) for rows in parts.values()])
         for text, part in zip(parts, np.split(hidden, ends[:-1]), strict=True):
             embedding = part.reshape(-1, part.shape[-1])
-            if wording.weighted:
+            if options.weighted:
                 plain, weights = parse_weights(text)
                 by_token = self.tokenizer.weights(plain, weights, len(part))
                 embedding = apply_weights(embedding, by_token)
@@ -156,6 +171,6 @@ class PromptEncoder:
         return embeddings
 
 
-def _plain(text: str, wording: Wording) -> str:
+def _plain(text: str, options: PromptOptions) -> str:
     """Return a prompt without its marks."""
-    return parse_weights(text)[0] if wording.weighted else text
+    return parse_weights(text)[0] if options.weighted else text

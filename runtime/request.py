@@ -1,176 +1,128 @@
-"""A checked generation request."""
+"""A request: options that a bundle can fulfil, with the pictures that it starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
+from bksdm.engines.protocol import Capabilities
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import (
-    flag,
-    is_part,
-    number,
-    part,
-    plain,
-    several,
-    shown,
-    side,
-    texts,
-    whole,
-)
-from bksdm.runtime.feature_reuse import LEVELS
+from bksdm.runtime.checks import shown
+from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
-from bksdm.runtime.noise import check_seeds
-from bksdm.runtime.prompt_encoder import Wording
-from bksdm.runtime.prompt_weights import parse_weights
+from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
-from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
-
-MAX_IMAGES = 1024
-STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of one call, checked and with the defaults filled in.
+    """Options and inputs of one call, validated against a bundle, with the defaults filled in.
 
     Attributes
     ----------
-    prompts, negative_prompts
-        As many of each.
-    images_per_prompt
-        Images for each prompt.
-    shape
+    config : GenerationConfig
+        Every option as it is carried out; ``seed`` is None where no noise is drawn.
+    shape : (int, int, int, int)
         Of the latents: images, channels, height, width.
-    guidance
-        How the UNet's halves are combined; None where it has only one.
-    table
+    table : StepTable
         The compiled sampler, from the first step that is run.
-    seed
-        One for the batch or one per image; None for a random one.
-    latents
-        Unit noise to start from, float32, of ``shape``; None where it is drawn.
-    image
+    first_step : int
+        How many steps an image to start from leaves out.
+    image : InitImage, optional
         What is started from; None for noise.
-    complete
-        Whether no step is left out.
-    wording
-        How the prompts are read.
-    reuse
-        The whole UNet runs in every n-th evaluation.
+    latents : ndarray, float32, of ``shape``, optional
+        Unit noise to start from, in place of what the seed draws.
     """
 
-    prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
-    images_per_prompt: int
+    config: GenerationConfig
     shape: tuple[int, int, int, int]
-    guidance: Guidance | None
     table: StepTable
-    seed: int | Sequence[int] | None
-    latents: NDArray[np.float32] | None
-    image: InitImage | None
-    complete: bool
-    wording: Wording
-    reuse: int
+    first_step: int = 0
+    image: InitImage | None = None
+    latents: NDArray[np.float32] | None = None
 
     @classmethod
-    def check(
+    def resolve(
         cls,
         bundle: Bundle,
-        prompt: Any,
-        *,
-        negative_prompt: Any = None,
-        height: Any = None,
-        width: Any = None,
-        num_inference_steps: Any = 50,
-        guidance_scale: Any = 7.5,
-        num_images_per_prompt: Any = 1,
-        seed: Any = None,
-        latents: Any = None,
-        sampler: Any = None,
-        eta: Any = 0.0,
-        guidance_rescale: Any = 0.0,
-        guidance_interval: Any = (0.0, 1.0),
+        engine: Capabilities,
+        config: GenerationConfig,
         image: Any = None,
-        strength: Any = None,
         mask: Any = None,
-        prompt_weights: Any = False,
-        long_prompt: Any = False,
-        clip_skip: Any = None,
-        fast: Any = 0,
+        latents: Any = None,
     ) -> Request:
-        """Check the arguments of :meth:`TextToImage.__call__` against a bundle.
+        """Return the request; nothing is loaded for it.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The model.
+        engine : Capabilities
+            What the engine that it runs on can do.
+        config : GenerationConfig
+            The options.
+        image, mask, latents
+            As of :meth:`bksdm.runtime.pipeline.TextToImage.__call__`.
 
         Raises
         ------
         RequestError, SamplerError
-            Names the argument and what it must be.
+            Names the option, and what it must be.
         """
-        prompts = texts("prompt", prompt)
-        negatives = texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
-        if len(negatives) == 1:
-            negatives *= len(prompts)
-        if len(negatives) != len(prompts):
-            raise RequestError(
-                f"negative_prompt has {len(negatives)} entries, but prompt has {len(prompts)}"
-            )
-        weighted = flag("prompt_weights", prompt_weights)
-        if weighted:
-            for text in (*prompts, *negatives):
-                parse_weights(text)
-        per_prompt = whole("num_images_per_prompt", num_images_per_prompt, 1, MAX_IMAGES)
-        steps = whole("num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)
-        sampler = _sampler(sampler)
-        init, first = None, 0
-        started_from: Start = "noise"
+        start: Start = "noise"
+        init, size = None, None
         if image is not None:
-            started_from = "image" if mask is None else "masked image"
-            init = _init_image(bundle, image, mask, height, width)
-            height, width = init.sample.shape[2:]
-            usual = STRENGTH if mask is None else STRENGTH_WITH_MASK
-            first = _first_step(steps, usual if strength is None else strength)
-        elif mask is not None or strength is not None:
-            given, other = ("mask", "strength") if strength is None else ("strength", "mask")
-            raise RequestError(f"{given} and {other} go with an image")
-        tall, wide = bundle.default_size
-        tall = side("height", tall if height is None else height, bundle.vae_scale)
-        wide = side("width", wide if width is None else width, bundle.vae_scale)
-        count = len(prompts) * per_prompt
-        if init is not None and count % len(init):
-            raise RequestError(f"image has {len(init)} entries, but {count} pictures are asked for")
-        level = LEVELS[whole("fast", fast, 0, len(LEVELS) - 1)]
-        scheduler = scheduler_fields(bundle.scheduler, started_from, sampler)
-        shape = (count, bundle.latent_channels, tall // bundle.vae_scale, wide // bundle.vae_scale)
-        return cls(
-            prompts,
-            negatives,
-            per_prompt,
-            shape,
-            _guidance(guidance_scale, guidance_rescale, guidance_interval, level.guided),
-            step_table({**scheduler, "eta": part("eta", eta)}, steps, sampler, first),
-            None if seed is None else check_seeds(seed, count),
-            None if latents is None else _latents(latents, shape),
-            init,
-            first == 0,
-            Wording(weighted, flag("long_prompt", long_prompt), _clip_skip(bundle, clip_skip)),
-            level.every,
+            start = "image" if mask is None else "masked image"
+            init = _init_image(bundle, image, mask, config)
+            size = init.sample.shape[2], init.sample.shape[3]
+        elif mask is not None:
+            raise RequestError("mask and strength go with an image")
+        config = config.resolve(bundle, engine, size, mask is not None)
+        if init is not None and config.images % len(init):
+            raise RequestError(
+                f"image has {len(init)} entries, but {config.images} pictures are asked for"
+            )
+        first = 0 if config.strength is None else first_step(config)
+        scheduler = scheduler_fields(bundle.scheduler, start, config.sampler)
+        table = step_table(
+            {**scheduler, "eta": config.eta}, config.num_inference_steps, config.sampler, first
         )
+        assert config.height is not None
+        assert config.width is not None
+        height, width = config.height // bundle.vae_scale, config.width // bundle.vae_scale
+        shape = (config.images, bundle.latent_channels, height, width)
+        noise = None if latents is None else _latents(latents, shape)
+        if noise is not None and init is None and not table.draws:
+            config = replace(config, seed=None)
+        return cls(config, shape, table, first, init, noise)
 
     @property
-    def texts(self) -> list[str]:
-        """One text per row of the UNet's batch: negative prompts first, if there is guidance."""
-        halves = (self.negative_prompts, self.prompts) if self.guidance else (self.prompts,)
-        return [text for half in halves for text in half for _ in range(self.images_per_prompt)]
+    def guidance(self) -> Guidance | None:
+        """How the UNet's halves are combined; None where it has only one."""
+        config = self.config
+        assert config.guidance_interval is not None
+        guided = Guidance(config.guidance_scale, config.guidance_rescale, *config.guidance_interval)
+        return guided if config.guidance_scale > 1 else None
+
+    @property
+    def prompt_options(self) -> PromptOptions:
+        """How the prompts are read."""
+        config = self.config
+        return PromptOptions(config.prompt_weights, config.long_prompt, config.clip_skip or 0)
+
+    @property
+    def cache_interval(self) -> int:
+        """The whole UNet runs in every n-th evaluation."""
+        return FAST_LEVELS[self.config.fast].cache_interval
 
 
-def _init_image(bundle: Bundle, image: Any, mask: Any, height: Any, width: Any) -> InitImage:
+def _init_image(bundle: Bundle, image: Any, mask: Any, config: GenerationConfig) -> InitImage:
     if "vae_encoder" not in bundle.components:
         raise RequestError(
             f"{bundle.path} has no vae_encoder, which an image needs; export it with `bksdm export`"
@@ -180,49 +132,19 @@ def _init_image(bundle: Bundle, image: Any, mask: Any, height: Any, width: Any) 
             f"mask needs a model of 4 latent channels, as in diffusers; {bundle.path} has "
             f"{bundle.latent_channels}"
         )
-    return InitImage.check(image, mask, height, width, bundle.vae_scale)
+    return InitImage.read(image, mask, config.height, config.width, bundle.vae_scale)
 
 
-def _first_step(steps: int, strength: Any) -> int:
+def first_step(config: GenerationConfig) -> int:
     """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋."""
-    wanted = part("strength", strength)
-    # In the strength's own precision: 10 · 0.7 is 7 in float32 as well, as it is for diffusers.
+    steps, strength = config.num_inference_steps, config.strength
+    assert strength is not None
     left = min(int(steps * strength), steps)
-    if left == 0 and wanted > 0:
+    if left == 0 and strength > 0:
         raise RequestError(
-            f"strength {wanted:g} leaves none of {steps} steps; take more steps or a higher one"
+            f"strength {strength:g} leaves none of {steps} steps; take more steps or a higher one"
         )
     return steps - left
-
-
-def _sampler(value: Any) -> str | None:
-    found = plain(value)
-    if found is not None and not isinstance(found, str):
-        raise RequestError(f"sampler must be a name, not {shown(value)}")
-    return None if found is None else str(found)
-
-
-def _clip_skip(bundle: Bundle, value: Any) -> int:
-    skipped = 0 if value is None else whole("clip_skip", value, 0, 1024)
-    if skipped and skipped >= bundle.text_layers:
-        raise RequestError(
-            f"clip_skip must be below the text encoder's {bundle.text_layers} layers, not {skipped}"
-        )
-    return skipped
-
-
-def _guidance(scale: Any, rescale: Any, interval: Any, guided: float) -> Guidance | None:
-    scale = number("guidance_scale", scale)
-    rescale = part("guidance_rescale", rescale)
-    pair = several(interval)
-    if pair is None or len(pair) != 2 or not all(map(is_part, pair)) or not pair[0] < pair[1]:
-        raise RequestError(
-            f"guidance_interval must be two numbers from 0 to 1, ascending, not {shown(interval)}"
-        )
-    start, end = (float(plain(bound)) for bound in pair)
-    if (start, end) == (0, 1):
-        end = guided
-    return Guidance(scale, rescale, start, end) if scale > 1 else None
 
 
 def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:

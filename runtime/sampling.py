@@ -1,21 +1,56 @@
-"""The diffusion loop: one matrix row, one noise prediction, again."""
+"""The diffusion loop: ask for a noise prediction, be told it, move on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bksdm.runtime.samplers import StepTable
+from bksdm.runtime.checks import is_false
+from bksdm.runtime.inpainting import Latents
+from bksdm.runtime.job import DenoisingJob
 
-Latents = NDArray[np.float32]
+Told = TypeVar("Told")
+Told_contra = TypeVar("Told_contra", contravariant=True)
+StepCallback = Callable[["Step"], "bool | None"]
+
+
+class Moved(Protocol):
+    """Latents around one step, float32 [batch, channels, height, width], fetched when asked for."""
+
+    @property
+    def previous(self) -> Latents:
+        """x_k."""
+        ...
+
+    @property
+    def noise_prediction(self) -> Latents:
+        """ε_k, guided."""
+        ...
+
+    @property
+    def latents(self) -> Latents:
+        """x_{k+1}; after the last step x_0."""
+        ...
+
+
+class Trajectory(Protocol[Told_contra]):
+    """Where a job's latents are: in numpy or on a GPU."""
+
+    def advance(self, index: int, told: Told_contra) -> Moved:
+        """Go from x_k to x_{k+1}, told the noise prediction of evaluation ``index``."""
+        ...
 
 
 @dataclass(frozen=True)
 class Step:
-    """State after evaluation ``index`` of ``total``; the next one starts from ``latents``.
+    """State after evaluation ``index`` of ``total``.
+
+    What it holds of latents is fetched when it is first asked for; on a GPU that has to be before
+    the next step runs.
 
     Attributes
     ----------
@@ -23,93 +58,94 @@ class Step:
         Of the evaluations, from 0.
     timestep : float
         What the model was told.
-    latents : ndarray, float32, shape [batch, channels, height, width]
-        x_{k+1}; after the last one x_0.
-    before, output : ndarray, float32, of the same shape
-        x_k and what the model, with guidance, made of it.
     weights : (float, float)
-        Their parts in ``denoised``.
+        Parts of x_k and of ε_k in :attr:`denoised`.
+    moved : Moved
+        Where the latents are.
     """
 
     index: int
     total: int
     timestep: float
-    latents: Latents
-    before: Latents
-    output: Latents
     weights: tuple[float, float]
+    moved: Moved
 
-    @property
+    @cached_property
+    def latents(self) -> Latents:
+        """x_{k+1}, float32 [batch, channels, height, width]; after the last step x_0."""
+        return self.moved.latents
+
+    @cached_property
     def denoised(self) -> Latents:
         """x̂_0: the latents of the picture that the model sees behind the noise."""
         first, second = (np.float32(weight) for weight in self.weights)
-        return first * self.before + second * self.output
+        return first * self.moved.previous + second * self.moved.noise_prediction
 
 
-@dataclass(frozen=True)
-class Known:
-    """What of a picture stays as it was; an ordinary UNet inpaints that way.
+class Cancelled(Exception):
+    """The step callback returned False; ``step`` is the last one that ran."""
 
-    Every sampler works value by value, so replacing some in every step changes nothing else.
-
-    Attributes
-    ----------
-    latents, noise : ndarray, float32, shape [batch, channels, height, width]
-        x_0 of the picture, and the unit noise ε that it is noised with.
-    painted : ndarray of bool, shape [batch, 1, height, width]
-        Where the picture is made anew.
-    """
-
-    latents: Latents
-    noise: Latents
-    painted: NDArray[np.bool_]
-
-    def restored(self, x: Latents, alpha: np.float32, sigma: np.float32) -> Latents:
-        """Return x with α x_0 + σ ε where nothing is painted."""
-        return np.where(self.painted, x, alpha * self.latents + sigma * self.noise)
+    def __init__(self, step: Step) -> None:
+        super().__init__(f"cancelled after step {step.index + 1} of {step.total}")
+        self.step = step
 
 
-def sample(
-    table: StepTable,
-    start: Latents,
-    predict: Callable[[Latents, float, int, Latents], None],
-    noises: Latents,
-    known: Known | None = None,
-) -> Iterator[Step]:
-    """Run a compiled sampler, yielding after every noise prediction; the last step holds x_0.
+class Denoising(Generic[Told]):
+    """A job on its way through its steps.
 
-    x_k = rows[k] · [x_T, ε_0 … ε_{k-1}] + noise[k] · [z_0, z_1 …]
+    Whoever drives it runs the UNet, for one job or for many::
+
+        while not denoising.done:
+            denoising.advance(predict(denoising))
+
+    One thread at a time may drive it.
 
     Parameters
     ----------
-    table : StepTable
-        The compiled sampler.
-    start : ndarray, float32, shape [batch, channels, height, width]
-        x_T, already multiplied by ``table.init_noise_sigma``.
-    predict : callable
-        ``predict(model_input, timestep, index, out)`` writes the guided noise prediction to
-        ``out``, float32, of the same shape.
-    noises : ndarray, float32, shape [table.draws, *start.shape]
-        z_i, unit noise that a stochastic sampler adds; empty for the others.
-    known : Known, optional
-        What follows the noise levels instead of the sampler.
+    job : DenoisingJob
+        What is made.
+    trajectory : Trajectory
+        Holds the latents, and says what :meth:`advance` is told.
+    callback : callable, optional
+        Called with every :class:`Step`; returning False stops.
     """
-    total = len(table)
-    history = np.empty((total + 1, start.size), np.float32)
-    history[0] = start.reshape(-1)
-    rows, added = table.rows.astype(np.float32), table.noise.astype(np.float32)
-    levels = table.levels.astype(np.float32)
-    drawn = noises.reshape(table.draws, start.size)
-    latents = start
-    for k, timestep in enumerate(table.timesteps):
-        scale = np.float32(table.input_scale[k])
-        scaled = latents if scale == 1 else latents * scale
-        before, output = latents, history[k + 1].reshape(start.shape)
-        predict(scaled, float(timestep), k, output)
-        moved = rows[k + 1, : k + 2] @ history[: k + 2]
-        if table.draws:
-            moved += added[k + 1] @ drawn
-        latents = moved.reshape(start.shape)
-        if known is not None:
-            latents = known.restored(latents, *levels[k + 1])
-        yield Step(k, total, float(timestep), latents, before, output, tuple(table.denoised[k]))
+
+    def __init__(
+        self, job: DenoisingJob, trajectory: Trajectory[Told], callback: StepCallback | None = None
+    ) -> None:
+        self.job = job
+        self.trajectory = trajectory
+        self.index = 0
+        self._callback = callback
+
+    @property
+    def done(self) -> bool:
+        """Whether the latents are x_0."""
+        return self.index == len(self.job.table)
+
+    @property
+    def timestep(self) -> float:
+        """What the model is told in the next evaluation."""
+        return float(self.job.table.timesteps[self.index])
+
+    @property
+    def guided(self) -> bool:
+        """Whether the next evaluation runs both halves of the UNet's batch."""
+        return self.job.guided(self.index)
+
+    def advance(self, told: Told) -> Step:
+        """Take the noise prediction that was asked for, and make the step.
+
+        Raises
+        ------
+        Cancelled
+            The callback returned False.
+        """
+        table, index = self.job.table, self.index
+        moved = self.trajectory.advance(index, told)
+        first, second = table.denoised[index]
+        step = Step(index, len(table), self.timestep, (float(first), float(second)), moved)
+        self.index += 1
+        if self._callback is not None and is_false(self._callback(step)):
+            raise Cancelled(step)
+        return step

@@ -10,32 +10,28 @@ import numpy as np
 from bksdm.engines.errors import EngineError
 from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, Part
-from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.job import DenoisingJob
 
 PARTS = 128
 """Threads that add up the moments of one image, one after the other of 128 values at 512×512."""
 
 
-class Kind(NamedTuple):
+class StepForm(NamedTuple):
     """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled."""
 
     halves: int
     rescaled: bool
 
 
-def kinds_of(guidance: Guidance | None, total: int) -> list[Kind]:
-    """Return how each of ``total`` steps is done."""
-    alone = Kind(1, False)
-    if guidance is None:
-        return [alone] * total
-    both = Kind(2, guidance.rescale != 0)
-    if guidance.plain:
-        return [both] * total
-    return [both if guidance.at(index, total) else alone for index in range(total)]
+def step_form(job: DenoisingJob, index: int) -> StepForm:
+    """Return how a step of a job is done."""
+    if job.guidance is None or not job.guided(index):
+        return StepForm(1, False)
+    return StepForm(2, job.guidance.rescale != 0)
 
 
 class Evaluations:
-    """Every kind of step that was asked for so far; each takes its memory when it first is.
+    """Every form of step that was asked for so far; each takes its memory when it first is.
 
     Parameters
     ----------
@@ -75,26 +71,26 @@ class Evaluations:
         self._unets = {self._rows: self._bind(self._rows, embeddings.address)}
         self._conditional: Memory | None = None
         self._moments: tuple[Memory, Memory] | None = None
-        self._graphs: dict[Kind, Graph] = {}
+        self._graphs: dict[StepForm, Graph] = {}
 
-    def graph(self, kind: Kind) -> Graph:
+    def graph(self, form: StepForm) -> Graph:
         """Return a step that was recorded."""
-        return self._graphs[kind]
+        return self._graphs[form]
 
-    def prepare(self, kind: Kind) -> bool:
-        """Take the memory of a kind of step; return whether it is still to be recorded."""
-        images, rows = self._images, self._images * kind.halves
+    def prepare(self, form: StepForm) -> bool:
+        """Take the memory of a form of step; return whether it is still to be recorded."""
+        images, rows = self._images, self._images * form.halves
         if rows not in self._unets:
             _, tokens, width = self._embeddings.shape
             # TensorRT wants tensors at multiples of 256 bytes, where the half need not begin.
             self._conditional = self._device.allocate(2 * rows * tokens * width)
             self._unets[rows] = self._bind(rows, self._conditional.address)
-        if kind.rescaled and self._moments is None:
+        if form.rescaled and self._moments is None:
             allocate = self._device.allocate
             self._moments = allocate(8 * 4 * PARTS * images), allocate(4 * images)
-        return kind not in self._graphs
+        return form not in self._graphs
 
-    def record(self, kind: Kind) -> None:
+    def record(self, form: StepForm) -> None:
         """Run one step outside of a graph, as TensorRT asks, then record one.
 
         Raises
@@ -102,21 +98,21 @@ class Evaluations:
         EngineError
             TensorRT cannot be recorded.
         """
-        self.enqueue(kind)
-        if not self._unets[self._images * kind.halves].can_record(self._device.stream):
+        self.enqueue(form)
+        if not self._unets[self._images * form.halves].can_record(self._device.stream):
             raise EngineError("unet: TensorRT cannot run in a CUDA graph; build it again")
-        self._graphs[kind] = self._device.record(lambda: self.enqueue(kind))
+        self._graphs[form] = self._device.record(lambda: self.enqueue(form))
 
-    def enqueue(self, kind: Kind) -> None:
+    def enqueue(self, form: StepForm) -> None:
         """Enqueue one step without a graph."""
-        control, size, images, halves = self._control, self._size, self._images, kind.halves
+        control, size, images, halves = self._control, self._size, self._images, form.halves
         prediction, latents, factors = self._prediction.address, self._latents.address, 0
         self._feed(
             max(size, images * halves), control, latents, self._sample.address,
             self._timestep.address, size, halves, images,
         )  # fmt: skip
         self._unets[images * halves].enqueue(self._device.stream)
-        if kind.rescaled:
+        if form.rescaled:
             assert self._moments is not None
             sums, factors = (memory.address for memory in self._moments)
             self._kernel("sum_moments")(
@@ -125,9 +121,9 @@ class Evaluations:
             self._kernel("rescale")(images, control, sums, factors, size, images, PARTS)
         self._step(size, control, prediction, latents, factors, size, halves, images)
 
-    def enqueue_embeddings(self, kinds: Collection[Kind]) -> None:
+    def enqueue_embeddings(self, forms: Collection[StepForm]) -> None:
         """Enqueue the copy of the conditional embeddings, if that half is to run alone."""
-        if self._conditional is not None and Kind(1, False) in kinds:
+        if self._conditional is not None and StepForm(1, False) in forms:
             size = self._conditional.size
             source = Part(self._embeddings.address + size, size)
             self._device.copy(self._conditional, source, size)

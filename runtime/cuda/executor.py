@@ -23,9 +23,9 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
-from bksdm.runtime.prompt_encoder import PLAIN, PromptEncoder
-from bksdm.runtime.sampling import Step
-from bksdm.runtime.work import Work
+from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptEncoder
+from bksdm.runtime.sampling import Denoising, StepCallback
 
 KEPT_SESSIONS = 4
 PRECISION = "float16"
@@ -40,7 +40,7 @@ class _Built:
 
 
 class CudaExecutor:
-    """TensorRT plans on one GPU; implements :class:`~bksdm.runtime.work.Executor`.
+    """TensorRT plans on one GPU; implements :class:`~bksdm.runtime.executor.Executor`.
 
     Threads may share it; the GPU makes their pictures one after the other.
 
@@ -72,7 +72,7 @@ class CudaExecutor:
         # A callback, which runs inside of it, may decode latents.
         self._running = threading.RLock()
 
-    def check(self, height: int, width: int, images: int) -> None:
+    def validate_size(self, height: int, width: int, images: int) -> None:
         """Refuse what no profile covers."""
         if not any(b.profile.covers(images, height, width) for b in self._built):
             names = ", ".join(str(b.profile) for b in self._built)
@@ -81,37 +81,31 @@ class CudaExecutor:
                 "run `bksdm build` with --batch and --size"
             )
 
-    def __call__(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def __call__(
+        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+    ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        if work.reuse > 1:
-            raise RequestError("fast is not on the GPU yet; use the engine onnxruntime")
         with self._running:
             self._device.activate()
-            return self._draw(work, seconds)
+            return self._draw(job, callback, seconds)
 
-    def _draw(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def _draw(
+        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+    ) -> NDArray[np.uint8]:
         start = time.perf_counter()
-        if work.wording == PLAIN:
-            text: NDArray[np.generic] = self._encode.tokenizer(list(work.texts))
+        if job.prompt_options == PLAIN_PROMPT:
+            text: NDArray[np.generic] = self._encode.ids(job)
             seconds["tokenize"] = time.perf_counter() - start
         else:
-            text = self._encode(work.texts, work.wording, seconds)
-        images, _, *side = work.start.shape
-        session = self._session(images, work.guidance is not None, side)
+            text = self._encode.batch(job, seconds)
+        images, _, *side = job.latents.shape
+        session = self._session(images, job.guidance is not None, side)
         start = time.perf_counter()
         try:
-            session.begin(text, work)
-            before = work.start
-            for index, timestep in enumerate(work.table.timesteps):
-                session.step()
-                if work.callback is not None:
-                    latents, output = session.latents(), session.output(index)
-                    step = Step(
-                        index, len(work.table), float(timestep), latents, before, output,
-                        tuple(work.table.denoised[index]),
-                    )  # fmt: skip
-                    before = latents
-                    work.report(step)
+            session.begin(text, job, watched=callback is not None)
+            denoising = Denoising(job, session, callback)
+            while not denoising.done:
+                denoising.advance(None)
             seconds["enqueue"] = time.perf_counter() - start
             pixels = session.end()
         except BaseException:
@@ -127,7 +121,7 @@ class CudaExecutor:
         images, _, *side = latents.shape
         start = time.perf_counter()
         height, width = (pixels * self._bundle.vae_scale for pixels in side)
-        self.check(height, width, images)
+        self.validate_size(height, width, images)
         with self._running:
             self._device.activate()
             guided = Shape(images, True, height, width) in self._sessions

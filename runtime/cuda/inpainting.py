@@ -1,15 +1,17 @@
-"""What of a picture stays as it was, on the GPU."""
+"""The pictures and masks of inpainting, on the GPU."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bksdm.runtime.cuda.device import Device, HostMemory, Memory, as_array
-from bksdm.runtime.sampling import Known
+from bksdm.runtime.inpainting import Inpainting
 
 
-class DeviceKnown:
-    """A :class:`~bksdm.runtime.sampling.Known` on the device; no memory before the first mask.
+class DeviceInpainting:
+    """An :class:`~bksdm.runtime.inpainting.Inpainting` on the device.
+
+    It takes no memory before the first mask.
 
     Parameters
     ----------
@@ -24,10 +26,10 @@ class DeviceKnown:
         self._memory: tuple[Memory, HostMemory] | None = None
         self._staged: tuple[Memory, HostMemory] | None = None
 
-    def stage(self, known: Known | None) -> None:
+    def stage(self, inpainting: Inpainting | None) -> None:
         """Write what the next upload takes, if there is a mask; nothing may be under way."""
         self._staged = None
-        if known is None:
+        if inpainting is None:
             return
         if self._memory is None:
             # x_0 and ε in float32, then a byte for each value.
@@ -35,10 +37,10 @@ class DeviceKnown:
             self._memory = self._device.allocate(size), self._device.allocate_host(size)
         self._staged = self._memory
         _, staging = self._staged
-        values = as_array(staging, np.float32, (2, *known.latents.shape))
-        values[0], values[1] = known.latents, known.noise
-        painted = as_array(staging, np.uint8, (9, *known.latents.shape))[8]
-        painted[:] = known.painted
+        values = as_array(staging, np.float32, (2, *inpainting.latents.shape))
+        values[0], values[1] = inpainting.latents, inpainting.noise
+        mask = as_array(staging, np.uint8, (9, *inpainting.latents.shape))[8]
+        mask[:] = inpainting.mask
 
     def upload(self) -> None:
         """Enqueue what was staged."""
@@ -48,7 +50,7 @@ class DeviceKnown:
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of the known values and of where is painted, as the control block has them."""
+        """Of the pictures and of the mask, as the control block has them."""
         if self._staged is None:
             return 0, 0
         address = self._staged[0].address

@@ -32,8 +32,8 @@ struct Control {
     const float* rows;         // [total + 1, 1 + draws + total], of the history
     const float* levels;       // [total + 1, 2]: α and σ
     float* history;            // [1 + draws + total, size]: x_T, drawn noises, noise predictions
-    const float* known;        // [2, size]: x_0 and ε of what stays as it was; null without a mask
-    const unsigned char* painted;  // [size]: 1 where the picture is made anew
+    const float* pictures;     // [2, size]: x_0 and ε of the pictures; null without a mask
+    const unsigned char* mask;  // [size]: 1 where the picture is made anew
 };
 
 __device__ inline bool finite(float value) {
@@ -97,8 +97,8 @@ extern "C" __global__ void rescale(
     factors[i] = (float)(control->rescale * sqrt(conditional / noise) + (1.0 - control->rescale));
 }
 
-// ε joins the history, x becomes the next row of the matrix times it, and what is known returns to
-// its noise level. `factors` are of the images, and null where nothing is rescaled.
+// ε joins the history, x becomes the next row of the matrix times it, and what the mask leaves
+// returns to its noise level. `factors` are of the images, and null where nothing is rescaled.
 extern "C" __global__ void step(
     Control* control, const unsigned short* prediction, float* latents, const float* factors,
     long long size, long long halves, long long batch) {
@@ -114,9 +114,9 @@ extern "C" __global__ void step(
     const float* row = control->rows + (k + 1) * (1 + control->draws + control->total);
     float x = 0.0f;
     for (long long j = 0; j <= last; ++j) x += row[j] * history[j * size + i];
-    if (control->known && !control->painted[i]) {
+    if (control->pictures && !control->mask[i]) {
         const float* level = control->levels + (k + 1) * 2;
-        x = level[0] * control->known[i] + level[1] * control->known[size + i];
+        x = level[0] * control->pictures[i] + level[1] * control->pictures[size + i];
     }
     latents[i] = x;
     if (!finite(noise) || !finite(x)) atomicMin(&control->first_bad_step, k);

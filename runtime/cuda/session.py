@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt_context import Binding, LoadedPlan
-from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, as_array
-from bksdm.runtime.cuda.evaluation import Evaluations, Kind, kinds_of
-from bksdm.runtime.cuda.known import DeviceKnown
+from bksdm.runtime.cuda.device import Device, Kernel, Memory, as_array
+from bksdm.runtime.cuda.evaluation import Evaluations, StepForm, step_form
+from bksdm.runtime.cuda.inpainting import DeviceInpainting
 from bksdm.runtime.cuda.table import DeviceTable
-from bksdm.runtime.work import Work
+from bksdm.runtime.inpainting import Latents
+from bksdm.runtime.job import DenoisingJob
 
 # Mirrors struct Control of kernels.cu.
 CONTROL = np.dtype(
@@ -23,7 +24,7 @@ CONTROL = np.dtype(
                                    "bad_embeddings", "bad_pixels")]
     + [("rescale", np.float64), ("guidance", np.float32), ("scaling_factor", np.float32)]
     + [(name, np.uint64) for name in ("timesteps", "input_scale", "rows", "levels", "history",
-                                      "known", "painted")]
+                                      "pictures", "mask")]
 )  # fmt: skip
 
 
@@ -44,6 +45,8 @@ class Shape:
 
 class Session:
     """One batch and size on the GPU. The second picture allocates nothing.
+
+    While a job is under way it is its :class:`~bksdm.runtime.sampling.Trajectory`.
 
     Parameters
     ----------
@@ -119,7 +122,7 @@ class Session:
         self._pixels_device = allocate(images * area * 3)
         self._pixels_host = host(self._pixels_device.size)
         self._table = DeviceTable(device, self._size)
-        self._known = DeviceKnown(device, self._size)
+        self._inpainting = DeviceInpainting(device, self._size)
 
         embeddings = Binding(self._embeddings.address, (rows, tokens, width))
         self._text_encoder = plans["text_encoder"].bind(
@@ -140,60 +143,70 @@ class Session:
             },
             scratch.address,
         )
-        self._kinds: list[Kind] = []
-        self._steps: Iterator[Graph] = iter(())
+        self._previous: Memory | None = None
+        self._keeps_previous = False
+        self._forms: list[StepForm] = []
+        self._last = -1
         self._ran_first = True
 
-    def begin(self, text: NDArray[np.generic], work: Work) -> None:
+    def begin(self, text: NDArray[np.generic], job: DenoisingJob, watched: bool) -> None:
         """Enqueue the uploads and the text encoder; nothing else may be under way.
 
         Parameters
         ----------
         text : ndarray, int, shape [rows, 77], or float32, shape [rows, 77, width]
             Token ids of the UNet's batch, or embeddings that stand in for the text encoder.
-        work : Work
-            Of this session's shape; its texts and its callback are left alone.
+        job : DenoisingJob
+            Of this session's shape; its prompts are left alone.
+        watched : bool
+            Whether somebody may ask for the latents of steps.
 
         Raises
         ------
         RequestError
             The embeddings are of more tokens than the plans were built for.
         EngineError
-            TensorRT cannot run a kind of step that is new here, or cannot record it.
+            TensorRT cannot run a form of step that is new here, or cannot record it.
         """
         self._stage_text(text)
-        steps, guidance = len(work.table), work.guidance
-        self._table.stage(work.table, work.start, work.noises)
-        self._known.stage(work.known)
+        steps, guidance = len(job.table), job.guidance
+        self._table.stage(job.table, job.latents, job.noises)
+        self._inpainting.stage(job.inpainting)
         # The recorded steps find these through the control block, so they serve any picture.
         block = as_array(self._control_in, CONTROL, (1,))
         block[0] = (
-            0, 0, steps, work.table.draws, steps, 0, 0,
+            0, 0, steps, job.table.draws, steps, 0, 0,
             guidance.rescale if guidance else 0.0, guidance.scale if guidance else 1.0,
-            self._scaling_factor, *self._table.addresses, *self._known.addresses,
+            self._scaling_factor, *self._table.addresses, *self._inpainting.addresses,
         )  # fmt: skip
-        self._kinds = kinds_of(guidance, steps)
-        for kind in dict.fromkeys(self._kinds):
-            if self._evaluations.prepare(kind):
+        self._keeps_previous = watched
+        if watched and self._previous is None:
+            self._previous = self._device.allocate(self._latents.size)
+        self._last = -1
+        self._forms = [step_form(job, index) for index in range(steps)]
+        for form in dict.fromkeys(self._forms):
+            if self._evaluations.prepare(form):
                 self._enqueue_start()
-                self._evaluations.record(kind)
+                self._evaluations.record(form)
                 self._ran_first = True
         self._enqueue_start()
-        self._steps = map(self._evaluations.graph, self._kinds)
 
-    def step(self) -> None:
-        """Enqueue the next step."""
-        next(self._steps).launch()
+    def advance(self, index: int, told: None) -> DeviceMoved:
+        """Enqueue a step, the UNet included; there is nothing to tell."""
+        if self._keeps_previous:
+            assert self._previous is not None
+            self._device.copy(self._previous, self._latents, self._latents.size)
+        self._evaluations.graph(self._forms[index]).launch()
+        self._last = index
+        return DeviceMoved(self, index)
 
-    def latents(self) -> NDArray[np.float32]:
-        """Wait, and return the latents of the last step."""
-        self._device.copy(self._latents_host, self._latents, self._latents.size)
-        self._device.synchronize()
-        return as_array(self._latents_host, np.float32, self._start_shape).copy()
-
-    def output(self, index: int) -> NDArray[np.float32]:
-        """Wait, and return the guided noise prediction of a step that was run."""
-        source = self._table.output(index)
+    def _fetched(self, source: Memory, index: int) -> Latents:
+        """Wait, and return what is on the GPU since step ``index``, if no other came after it."""
+        if index != self._last:
+            raise RequestError(
+                f"the latents of step {index + 1} have been overwritten on the GPU; ask for them "
+                "in the callback of that step"
+            )
         self._device.copy(self._latents_host, source, source.size)
         self._device.synchronize()
         return as_array(self._latents_host, np.float32, self._start_shape).copy()
@@ -278,7 +291,7 @@ class Session:
         device = self._device
         device.copy(self._control, self._control_in, CONTROL.itemsize)
         self._table.upload()
-        self._known.upload()
+        self._inpainting.upload()
         device.copy(self._latents, self._table.history, self._latents.size)
         if self._encoded:
             device.copy(self._embeddings, self._embeddings_host, self._embeddings.size)
@@ -289,7 +302,34 @@ class Session:
             self._embeddings_size, self._control.address, self._embeddings.address,
             self._embeddings_size,
         )  # fmt: skip
-        self._evaluations.enqueue_embeddings(self._kinds)
+        self._evaluations.enqueue_embeddings(self._forms)
+
+
+class DeviceMoved:
+    """Latents around a step on the GPU; implements :class:`~bksdm.runtime.sampling.Moved`.
+
+    Each waits for the GPU, and raises :class:`~bksdm.engines.errors.RequestError` once the next
+    step was enqueued.
+    """
+
+    def __init__(self, session: Session, index: int) -> None:
+        self._session, self._index = session, index
+
+    @property
+    def previous(self) -> Latents:
+        """x_k, float32."""
+        assert self._session._previous is not None
+        return self._session._fetched(self._session._previous, self._index)
+
+    @property
+    def noise_prediction(self) -> Latents:
+        """ε_k, guided, float32."""
+        return self._session._fetched(self._session._table.output(self._index), self._index)
+
+    @property
+    def latents(self) -> Latents:
+        """x_{k+1}, float32."""
+        return self._session._fetched(self._session._latents, self._index)
 
 
 def _require(tensors: Mapping[str, TensorSpec], name: str, dtype: type) -> None:

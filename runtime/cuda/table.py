@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bksdm.runtime.cuda.device import Device, Part, as_array
+from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.samplers import StepTable
-from bksdm.runtime.sampling import Latents
 
 FIRST_CAPACITY = 64
 """UNet evaluations and drawn noises that there is room for from the start."""

@@ -17,6 +17,7 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import TextToImage, _open_text_encoder
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
@@ -84,7 +85,9 @@ def same_on_host(built):
     """The bundle with the loop on the host, around the networks of the simulated GPU."""
     bundle = Bundle.open(built)
     networks = (_called(bundle, name) for name in ("unet", "vae_decoder"))
-    executor = HostExecutor(_encode(bundle), *networks, bundle.scaling_factor)
+    executor = HostExecutor(
+        _encode(bundle), NoisePredictor(next(networks)), next(networks), bundle.scaling_factor
+    )
     return TextToImage(bundle, executor, _encoder(bundle))
 
 

@@ -66,14 +66,14 @@ def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, dr
     history = np.full((before + steps, size), np.nan, np.float32)
     history[0], history[1:before] = start, rng.normal(size=(draws, size))
     levels = rng.uniform(0, 1, (steps + 1, 2)).astype(np.float32)
-    known, painted = rng.normal(size=(2, size)).astype(np.float32), rng.random(size) < 0.5
-    run.put(known=known, painted=painted.astype(np.uint8), levels=levels)
+    pictures, mask = rng.normal(size=(2, size)).astype(np.float32), rng.random(size) < 0.5
+    run.put(pictures=pictures, mask=mask.astype(np.uint8), levels=levels)
     run.put(rows=rows, timesteps=timesteps, input_scale=input_scale, history=history,
             latents=start, sample=np.zeros(halves * size, np.float16),
             timestep=np.zeros(halves * images, np.float32))  # fmt: skip
     run.control["total"] = run.control["first_bad_step"] = steps
     run.control["draws"], run.control["guidance"] = draws, 7.5
-    of_mask = ("known", "painted") if masked else ()
+    of_mask = ("pictures", "mask") if masked else ()
     for name in ("timesteps", "input_scale", "rows", "levels", "history", *of_mask):
         run.control[name] = run.address(name)
     run.put(control=run.control)
@@ -98,9 +98,9 @@ def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, dr
         bound = (len(past) + 2) * 2.0**-24 * (np.abs(row) @ np.abs(past))
         bound += 2.0**-22 * np.abs(past).max()
         found = run.get("latents", np.float32, size)
-        made = painted if masked else np.full(size, True)
+        made = mask if masked else np.full(size, True)
         assert (np.abs(found - row @ past) <= bound)[made].all()
-        kept = levels[k + 1].astype(np.float64) @ known
+        kept = levels[k + 1].astype(np.float64) @ pictures
         # Two products and a sum of float32 values below 8.
         np.testing.assert_allclose(found[~made], kept[~made], rtol=0, atol=2.0**-20)
     control = run.get("control", CONTROL, (1,))[0]

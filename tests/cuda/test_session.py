@@ -95,6 +95,25 @@ def test_what_the_model_sees_behind_the_noise(load, built, same_on_host):
     np.testing.assert_array_equal(load(built).decode(three)[2], seen[-1][1][0])
 
 
+def test_a_step_fetches_its_latents_only_when_asked(load, built, device):
+    model, steps = load(built), []
+    model(**COMMON)
+    counts = device.counts.copy()
+    model(**COMMON)
+    quiet = device.counts - counts
+    counts = device.counts.copy()
+    model(callback_on_step_end=steps.append, **COMMON)
+    watched = device.counts - counts
+    # What the model sees behind the noise is made of the latents before the step.
+    assert watched["copies"] - quiet["copies"] == len(steps)
+    assert watched["synchronisations"] == quiet["synchronisations"] == 1
+    assert steps[-1].latents.shape == (1, 4, 8, 8)
+    with pytest.raises(RequestError, match="step 2 have been overwritten"):
+        _ = steps[1].latents
+    with pytest.raises(RequestError, match="step 2 have been overwritten"):
+        _ = steps[1].denoised
+
+
 def test_latents_that_cannot_be_decoded_are_named(load, built):
     model = load(built)
     with pytest.raises(NonFiniteError, match="pixels of the VAE decoder"):

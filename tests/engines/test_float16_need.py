@@ -16,6 +16,7 @@ from bksdm.engines.rewrite.attention import decompose_attention
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
@@ -28,7 +29,9 @@ def calls():
     engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
     tokenizer = Tokenizer.load(bundle.path / "tokenizer")
     encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
-    executor = HostExecutor(encode, engines["unet"], engines["vae_decoder"], bundle.scaling_factor)
+    executor = HostExecutor(
+        encode, NoisePredictor(engines["unet"]), engines["vae_decoder"], bundle.scaling_factor
+    )
     TextToImage(bundle, executor)("a red apple", num_inference_steps=25, seed=0)
     return {name: (bundle.model(name), engine.last) for name, engine in engines.items()
             if engine.last is not None}  # fmt: skip

@@ -18,9 +18,10 @@ from diffusers import (
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
+from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.pipeline import TextToImage
-from bksdm.runtime.request import _first_step
+from bksdm.runtime.request import first_step
 from bksdm.runtime.samplers import NAMED
 
 from .pictures import assert_same_pictures, pictures
@@ -133,9 +134,9 @@ def test_pixels_are_those_of_diffusers_processor(mode):
     grey = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
     mask = picture(31, 30, seed=4)
     wanted = grey.preprocess(mask, 56, 72).numpy()[:, :, ::8, ::8] == 1
-    found = InitImage.check(source, mask, 56, 72, 8)
+    found = InitImage.read(source, mask, 56, 72, 8)
     np.testing.assert_array_equal(found.sample, expected)
-    np.testing.assert_array_equal(found.painted, wanted)
+    np.testing.assert_array_equal(found.mask, wanted)
 
 
 def test_strength_0_leaves_the_picture_as_the_vae_has_it(pair):
@@ -194,7 +195,8 @@ def test_a_strength_of_any_precision_leaves_as_many_steps_as_in_diffusers(kind):
     pipeline.scheduler.set_timesteps(10)
     for strength in (0.7, 0.29, 0.3, 0.99, 1):
         _, left = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, 10, kind(strength), "cpu")
-        assert 10 - _first_step(10, kind(strength)) == left
+        config = GenerationConfig("", num_inference_steps=10, strength=kind(strength))
+        assert 10 - first_step(config) == left
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from bksdm.engines.registry import open_engine
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
@@ -57,9 +58,10 @@ def compare(folder, steps, size):
     }
     tokenizer = Tokenizer.load(folder / "tokenizer")
     encode = PromptEncoder(tokenizer, lambda skipped: watched["text_encoder"])
-    networks = (watched["unet"], watched["vae_decoder"])
+    predict = NoisePredictor(watched["unet"])
+    executor = HostExecutor(encode, predict, watched["vae_decoder"], bundle.scaling_factor)
     arguments = {"num_inference_steps": steps, "seed": 4, "height": size, "width": size}
-    plain = TextToImage(bundle, HostExecutor(encode, *networks, bundle.scaling_factor))
+    plain = TextToImage(bundle, executor)
     expected = plain("a yellow banana", **arguments).pixels
     found = TextToImage.load(folder)("a yellow banana", **arguments).pixels
     difference = np.abs(found.astype(int) - expected.astype(int)).max()

@@ -10,13 +10,18 @@ import pytest
 from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError, RequestError
-from bksdm.engines.protocol import GraphEdit
+from bksdm.engines.protocol import GraphEdit, TensorSpec
 from bksdm.engines.registry import open_engine
 from bksdm.engines.rewrite.feature_reuse import DEEP_FEATURES, keep_shallow, show_deep_features
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.feature_reuse import LEVELS, ReusedFeatures
-from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
+from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.noise_predictor import NoisePredictor
+from bksdm.runtime.pipeline import ON_HOST, TextToImage
+from bksdm.runtime.samplers import step_table
+from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 
 
 @pytest.fixture(scope="module", params=["nano onnxruntime", "emoji onnxruntime", "emoji openvino"])
@@ -71,37 +76,57 @@ def test_the_shallow_part_is_small(parts):
 
 
 class Stub:
+    """A UNet whose outputs and deep features are the number of the row."""
+
     def __init__(self, name, calls):
         self._name, self._calls = name, calls
-        self.inputs = ("sample", DEEP_FEATURES)
+        latents = TensorSpec(np.dtype(np.float32), ("batch", 4, "height", "width"))
+        text = TensorSpec(latents.dtype, ("batch", "tokens", 8))
+        self.inputs = {"sample": latents, "timestep": TensorSpec(latents.dtype, ("batch",)),
+                       "encoder_hidden_states": text, DEEP_FEATURES: latents}  # fmt: skip
+        if name == "whole":
+            del self.inputs[DEEP_FEATURES]
+        self.outputs = {"out_sample": latents, DEEP_FEATURES: latents}
 
     def __call__(self, feeds):
         rows = len(feeds["sample"])
+        assert {len(array) for array in feeds.values()} == {rows}
         self._calls.append((self._name, rows))
-        features = np.arange(rows)[:, None]
-        if self._name == "shallow":
-            return {"out_sample": feeds[DEEP_FEATURES]}
-        return {"out_sample": features, DEEP_FEATURES: features}
+        numbers = np.arange(rows, dtype=np.float32)[:, None, None, None]
+        features = numbers * np.ones((rows, 1, 1, 1), np.float32)
+        shown = feeds[DEEP_FEATURES] if self._name == "shallow" else features
+        return {"out_sample": shown + 0 * feeds["sample"], DEEP_FEATURES: features}
 
 
-def run(every, rows):
-    calls = []
-    reused = ReusedFeatures(Stub("whole", calls), Stub("shallow", calls), every)
-    outputs = [reused({"sample": np.zeros(count)}, index) for index, count in enumerate(rows)]
+def run(every, guidance, steps):
+    calls, outputs = [], []
+    predict = NoisePredictor(Stub("whole", calls), lambda: Stub("shallow", calls))
+    latents = np.zeros((2, 4, 1, 1), np.float32)
+    job = DenoisingJob(
+        ("a",), ("",), guidance, step_table(SCHEDULE, steps, "ddim"), latents, latents[:0, None],
+        cache_interval=every,
+    )  # fmt: skip
+    embeddings = np.zeros((4, 77, 8), np.float32)
+    denoising = predict.start(job, {"encoder_hidden_states": embeddings})
+    while not denoising.done:
+        (prediction,) = predict([denoising], {})
+        outputs.append(prediction[:, 0, 0, 0].tolist())
+        denoising.advance(prediction)
     return "".join(name[0] for name, _ in calls), outputs
 
 
 @pytest.mark.parametrize(("every", "wanted"), [(1, "wwwwwww"), (2, "wswswsw"), (3, "wsswssw")])
 def test_the_whole_runs_in_every_nth_evaluation(every, wanted):
-    assert run(every, [2] * 7)[0] == wanted
+    assert run(every, Guidance(7.5), 7)[0] == wanted
 
 
 def test_the_conditional_half_keeps_its_own_features():
-    calls, outputs = run(5, [4, 4, 2, 2])
+    # Guided in the first half: rows 2 and 3 of the whole UNet's are those of the prompt.
+    calls, outputs = run(5, Guidance(2.0, 0.0, 0.0, 0.5), 4)
     assert calls == "wsss"
-    np.testing.assert_array_equal(outputs[2], [[2], [3]])
+    assert outputs == [[4, 5], [4, 5], [2, 3], [2, 3]]
     # Rows that the last whole run did not have need another.
-    assert run(3, [4, 4, 4, 2, 2, 4, 4])[0] == "wsswsww"
+    assert run(3, Guidance(2.0, 0.0, 0.4, 1.0), 5)[0] == "wswws"
 
 
 def psnr(found, expected):
@@ -120,14 +145,13 @@ def test_pictures_of_every_level():
 
 
 def test_the_last_level_shortens_guidance_unless_an_interval_is_given():
-    from bksdm.runtime.request import Request
+    def interval(**options):
+        config = GenerationConfig("a", **options)
+        return config.resolve(Bundle.open(EMOJI), ON_HOST).guidance_interval
 
-    def interval(**arguments):
-        guidance = Request.check(Bundle.open(EMOJI), "a", **arguments).guidance
-        return guidance.start, guidance.end
-
-    assert interval(fast=3) == (0.0, LEVELS[3].guided)
+    assert interval(fast=3) == (0.0, FAST_LEVELS[3].guided_until)
     assert interval(fast=2) == (0.0, 1.0)
+    assert interval(fast=3, guidance_interval=(0.0, 1.0)) == (0.0, 1.0)
     assert interval(fast=3, guidance_interval=(0.7, 1.0)) == (0.7, 1.0)
 
 

@@ -13,9 +13,9 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.noise import (
     TorchCpuGenerator,
     TorchCudaGenerator,
-    check_seed,
     initial_noise,
     philox,
+    validate_seed,
 )
 
 # Values reach 5.7 and torch's vectorised logarithm and cosine differ from numpy's in the last bit.
@@ -55,9 +55,9 @@ def test_the_range_of_seeds_is_that_of_torch(seed):
         theirs = torch.Generator("cpu").manual_seed(seed)
     except ValueError:
         with pytest.raises(RequestError, match="seed must be a whole number from -9223"):
-            check_seed(seed)
+            validate_seed(seed)
         return
-    assert check_seed(seed) == theirs.initial_seed()
+    assert validate_seed(seed) == theirs.initial_seed()
     expected = torch.randn((2, 4, 8, 8), generator=theirs).numpy()
     found = initial_noise((4, 8, 8), seed, 2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)

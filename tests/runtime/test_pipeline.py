@@ -19,6 +19,7 @@ from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.init_image import InitImage
+from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import Cancelled, TextToImage
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
@@ -83,8 +84,9 @@ def build(tokenizer, tmp_path):
     def make(text=None, noise=None, pixels=None):
         encoder = text or text_encoder()
         encode = PromptEncoder(tokenizer, lambda skipped: encoder)
-        networks = (noise or unet(), pixels or vae_decoder())
-        return TextToImage(bundle, HostExecutor(encode, *networks, bundle.scaling_factor))
+        predict = NoisePredictor(noise or unet())
+        executor = HostExecutor(encode, predict, pixels or vae_decoder(), bundle.scaling_factor)
+        return TextToImage(bundle, executor)
 
     return make
 
@@ -279,7 +281,7 @@ WRONG = [
       for name in ("prompt", "negative_prompt")),
     *({"guidance_scale": value} for value in (float("nan"), float("inf"), 1e39, 10**400, F("inf"))),
     *({"guidance_interval": value} for value in (
-        (0.8, 0.2), (0, 2), 0.5, None, "0:1", (0.1,), (0, 0.5, 1), (float("nan"), 1), ("0", "1"))),
+        (0.8, 0.2), (0, 2), 0.5, "0:1", (0.1,), (0, 0.5, 1), (float("nan"), 1), ("0", "1"))),
     *({"seed": value} for value in (1.5, "7", True, [1, 2], 2**64, -(2**63) - 1, [1.5], Path("7"))),
     *({"sampler": value} for value in (5, ["ddim"], b"ddim", "magic", "")),
     *({"clip_skip": value} for value in (-1, 1.0, "1", True, 10**9)),
@@ -345,9 +347,9 @@ def test_a_picture_that_cannot_be_read_any_more_is_named(tmp_path):
     closed.close()
     for image in (closed, cut):
         with pytest.raises(RequestError, match="image cannot be read"):
-            InitImage.check(image, None, None, None, 8)
+            InitImage.read(image, None, None, None, 8)
         with pytest.raises(RequestError, match="mask cannot be read"):
-            InitImage.check(picture(64, 64), image, None, None, 8)
+            InitImage.read(picture(64, 64), image, None, None, 8)
     cut.close()
 
 

@@ -1,0 +1,159 @@
+"""The options of a picture on the command line and in a PNG, made from the one list of them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from typing import Any, get_args, get_type_hints
+
+from bksdm.cli.arguments import input_file, integer, real
+from bksdm.engines.errors import RequestError
+from bksdm.runtime.checks import shown
+from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
+
+EXAMPLES = {"num_inference_steps": "N", "num_images_per_prompt": "N", "seed": "N[,N…]",
+            "guidance_interval": "FROM:TO", "sampler": "NAME", "negative_prompt": "TEXT",
+            "guidance_scale": "SCALE", "fast": "LEVEL"}  # fmt: skip
+BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every option of a picture, and those for its inputs."""
+    hints = get_type_hints(GenerationConfig)
+    for name, option in OPTIONS.items():
+        if not option.flag:
+            continue
+        kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
+        default = DEFAULTS[name]
+        told = f"{option.help}: {option.values}"
+        if kind is bool:
+            parser.add_argument(option.flag, dest=name, action="store_true", help=option.help)
+            continue
+        parse = {"seed": str, "guidance_interval": str}.get(name, BY_TYPE.get(kind, str))
+        parser.add_argument(
+            option.flag, dest=name, type=parse, default=default, metavar=EXAMPLES.get(name, "X"),
+            help=told if default is None else f"{told} (default {default:g})",
+        )  # fmt: skip
+    parser.add_argument("--size", metavar="WxH", help="--width and --height, as 512x512")
+    for name, option in INPUTS.items():
+        if option.flag:
+            parser.add_argument(option.flag, dest=name, type=input_file, metavar="FILE",
+                                help=f"{option.help}; - is standard input")  # fmt: skip
+
+
+def picture_options(options: argparse.Namespace) -> GenerationConfig:
+    """Return what :func:`add_picture_options` took.
+
+    Raises
+    ------
+    RequestError, SamplerError
+        An option has another form or a wrong value.
+    """
+    given = {name: getattr(options, name) for name in OPTIONS}
+    if options.size is not None:
+        if options.width is not None or options.height is not None:
+            raise RequestError("--size is --width and --height; give either")
+        given["width"], given["height"] = parse_size(options.size)
+    if len(options.prompt) == 1:
+        given["prompt"] = options.prompt[0]
+    if options.seed is not None:
+        given["seed"] = parse_seed(options.seed)
+    if options.guidance_interval is not None:
+        given["guidance_interval"] = parse_interval(options.guidance_interval)
+    return GenerationConfig(**given)
+
+
+def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
+    """Return the options of an image of a batch as a PNG carries them: as the flags take them.
+
+    Parameters
+    ----------
+    config : GenerationConfig
+        As it was carried out.
+    index : int
+        Of the image in the batch.
+    """
+    which = index // config.num_images_per_prompt
+    values: dict[str, Any] = {
+        **{name: getattr(config, name) for name in OPTIONS},
+        "prompt": config.prompts[which],
+        "negative_prompt": config.negative_prompts[which],
+    }
+    return {name: _spelled(name, value) for name, value in values.items() if value is not None}
+
+
+def _spelled(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return (":" if name == "guidance_interval" else ",").join(map(str, value))
+    return str(value)
+
+
+def options_page() -> str:
+    """Return the reference page of the options, ``docs/options.md``."""
+    hints = get_type_hints(GenerationConfig)
+    lines = [
+        "# Options of a picture",
+        "",
+        "The arguments of `TextToImage.__call__`, the fields of `GenerationConfig`, the flags of",
+        "`bksdm generate`, and what a PNG carries under `bksdm:` and the option's name. Python's",
+        "`callback_on_step_end` is called with every step, and stops when it returns False.",
+        "",
+        "| option | flag | values | default | what it does |",
+        "|---|---|---|---|---|",
+    ]
+    for name, option in {**OPTIONS, **INPUTS}.items():
+        flag = f"`{option.flag}`" if option.flag else "the arguments" if name == "prompt" else "–"
+        if name in ("height", "width"):
+            flag += ", `--size WxH`"
+        default = DEFAULTS.get(name)
+        shown = "required" if name == "prompt" else "–" if default is None else f"`{default}`"
+        if hints.get(name) is bool:
+            flag += " sets it"
+        lines.append(f"| `{name}` | {flag} | {option.values} | {shown} | {option.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse_seed(text: str) -> int | tuple[int, ...]:
+    """Return the number, or the numbers of ``N,N``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    if re.fullmatch(r"-?[0-9]{1,99}(,-?[0-9]{1,99})*", text) is None:
+        raise RequestError(f"--seed must look like 7 or 7,8,9, not {shown(text)}")
+    first, *others = (int(part) for part in text.split(","))
+    return (first, *others) if others else first
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of ``WxH``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    match = re.fullmatch(r"([0-9]{1,99})[xX]([0-9]{1,99})", text)
+    if match is None:
+        raise RequestError(f"--size must look like 512x512, not {shown(text)}")
+    return int(match[1]), int(match[2])
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Return the two numbers of ``FROM:TO``.
+
+    Raises
+    ------
+    RequestError
+        The text has another form.
+    """
+    try:
+        start, end = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise RequestError(
+            f"--guidance-interval must look like 0:0.8, not {shown(text)}"
+        ) from error
+    return start, end

@@ -1,0 +1,50 @@
+"""What the pipeline asks of whatever runs a bundle's networks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.runtime.inpainting import Latents
+from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.sampling import StepCallback
+
+
+class Executor(Protocol):
+    """Runs a bundle's networks. Threads may share it."""
+
+    def validate_size(self, height: int, width: int, images: int) -> None:
+        """Refuse a size in pixels or a number of images that cannot be run.
+
+        Raises
+        ------
+        RequestError
+            Says what can be.
+        """
+        ...
+
+    def __call__(
+        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+    ) -> NDArray[np.uint8]:
+        """Return pixels [images, height, width, 3] and add the wall time of each stage.
+
+        Raises
+        ------
+        NonFiniteError
+            A network produced NaN or infinity.
+        Cancelled
+            The callback returned False.
+        """
+        ...
+
+    def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Return pixels [images, height, width, 3] of latents, which may be any step's.
+
+        Raises
+        ------
+        NonFiniteError
+            The VAE decoder produced NaN or infinity.
+        """
+        ...

@@ -1,0 +1,323 @@
+"""Every option of a picture, written once, for Python, the command line, PNGs and the docs."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+
+from bksdm.engines.errors import RequestError
+from bksdm.engines.protocol import Capabilities
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.checks import (
+    MAX_SIDE,
+    flag,
+    interval,
+    number,
+    part,
+    plain,
+    several,
+    shown,
+    side,
+    texts,
+    whole,
+)
+from bksdm.runtime.noise import validate_seed
+from bksdm.runtime.prompt_weights import parse_weights
+from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
+from bksdm.runtime.samplers.names import sampler_name
+
+MAX_IMAGES = 1024
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
+MAX_SKIPPED_LAYERS = 1024
+
+
+@dataclass(frozen=True)
+class FastLevel:
+    """What one level of ``fast`` stands for.
+
+    Attributes
+    ----------
+    cache_interval : int
+        The whole UNet runs in every n-th evaluation; 1 is always.
+    guided_until : float
+        Part of the evaluations that have guidance, from the first on.
+    """
+
+    cache_interval: int
+    guided_until: float
+
+
+FAST_LEVELS = (FastLevel(1, 1.0), FastLevel(2, 1.0), FastLevel(4, 1.0), FastLevel(5, 0.6))
+"""By the number that is asked for; 0 is the exact picture."""
+
+Validate = Callable[[str, Any], Any]
+"""Takes an option's name and value; returns the value as Python has it, or raises RequestError."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option beside its name, type and default.
+
+    Attributes
+    ----------
+    flag : str
+        On the command line; empty for what has no flag.
+    values : str
+        What it may be.
+    help : str
+        One line.
+    validate : callable
+        Not asked about None where that is the default.
+    """
+
+    flag: str
+    values: str
+    help: str
+    validate: Validate
+
+
+def _option(default: Any, flag: str, values: str, help: str, validate: Validate) -> Any:
+    return field(default=default, metadata={"option": Option(flag, values, help, validate)})
+
+
+def _one_or_several(name: str, value: Any) -> str | tuple[str, ...]:
+    found = texts(name, value)
+    return found[0] if several(value) is None else found
+
+
+def _seeds(name: str, value: Any) -> int | tuple[int, ...]:
+    found = several(value)
+    return validate_seed(value) if found is None else tuple(map(validate_seed, found))
+
+
+def _sampler(name: str, value: Any) -> str:
+    found = plain(value)
+    if not isinstance(found, str):
+        raise RequestError(f"{name} must be a name, not {shown(value)}")
+    return sampler_name(str(found))
+
+
+def _strength(name: str, value: Any) -> float:
+    found = part(name, value)
+    narrow = getattr(value, "dtype", None) is not None
+    # In its own precision: 10 · 0.7 is 7 in float32 as well, as it is for diffusers.
+    return cast(float, np.asarray(value)[()]) if narrow else found
+
+
+_SIDES = f"8 to {MAX_SIDE}, a multiple of 8; by default the model's, or the image's"
+_side = partial(whole, lowest=1, highest=MAX_SIDE)
+_fast = partial(whole, lowest=0, highest=len(FAST_LEVELS) - 1)
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """The options of a picture that are text and numbers; checked when it is made.
+
+    Each is described by the :class:`Option` in :data:`OPTIONS`; None leaves it to the model.
+
+    Raises
+    ------
+    RequestError, SamplerError
+        Names the option and what it must be.
+    """
+
+    prompt: str | tuple[str, ...] = _option(
+        MISSING, "", "text, or several", "what to draw; several are drawn in one batch",
+        _one_or_several,
+    )  # fmt: skip
+    negative_prompt: str | tuple[str, ...] | None = _option(
+        None, "--negative", "text, or as many as prompts", "what to avoid", _one_or_several
+    )
+    height: int | None = _option(
+        None, "--height", _SIDES,
+        "pixels from top to bottom", _side,
+    )  # fmt: skip
+    width: int | None = _option(
+        None, "--width", _SIDES,
+        "pixels from left to right", _side,
+    )  # fmt: skip
+    num_inference_steps: int = _option(
+        50, "--steps", f"1 to {MAX_TRAIN_TIMESTEPS}", "denoising steps",
+        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
+    )  # fmt: skip
+    guidance_scale: float = _option(
+        7.5, "--guidance", "a number; at 1 or below there is no guidance",
+        "how closely the prompt is followed", number,
+    )  # fmt: skip
+    num_images_per_prompt: int = _option(
+        1, "--count", f"1 to {MAX_IMAGES}", "images of each prompt",
+        partial(whole, lowest=1, highest=MAX_IMAGES),
+    )  # fmt: skip
+    seed: int | tuple[int, ...] | None = _option(
+        None, "--seed", "-2^63 to 2^64-1, one for all images or one for each; by default random",
+        "what the noise is drawn with, as torch.Generator's", _seeds,
+    )  # fmt: skip
+    sampler: str | None = _option(
+        None, "--sampler", "as `bksdm samplers` lists them; by default the model's own",
+        "how the noise is taken away", _sampler,
+    )  # fmt: skip
+    eta: float = _option(
+        0.0, "--eta", "0 to 1", "noise that ddim and tcd draw anew in every step", part
+    )
+    guidance_rescale: float = _option(
+        0.0, "--guidance-rescale", "0 to 1",
+        "how far the deviation that guidance adds is taken back", part,
+    )  # fmt: skip
+    guidance_interval: tuple[float, float] | None = _option(
+        None, "--guidance-interval", "two numbers from 0 to 1, ascending; by default 0 and 1",
+        "parts of the steps between which there is guidance; elsewhere a step takes half the time",
+        interval,
+    )  # fmt: skip
+    strength: float | None = _option(
+        None, "--strength", "0 to 1; by default 0.8, and 1 with a mask",
+        "how much of an image changes", _strength,
+    )  # fmt: skip
+    prompt_weights: bool = _option(
+        False, "--prompt-weights", "True or False",
+        "whether (text:1.3), (text) and [text] weigh what they enclose", flag,
+    )  # fmt: skip
+    long_prompt: bool = _option(
+        False, "--long-prompt", "True or False",
+        "whether what lies beyond 77 tokens is encoded too, rather than cut off", flag,
+    )  # fmt: skip
+    clip_skip: int | None = _option(
+        None, "--clip-skip", "0 to one less than the text encoder has layers; by default 0",
+        "layers of the text encoder that are left out at its end",
+        partial(whole, lowest=0, highest=MAX_SKIPPED_LAYERS),
+    )  # fmt: skip
+    fast: int = _option(
+        0, "--fast", f"0 to {len(FAST_LEVELS) - 1}",
+        "nearly the same picture for less work: 1, 2 and 3 run the whole UNet in every second, "
+        "fourth and fifth evaluation, 3 with guidance in the first 0.6 of them",
+        _fast,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name, option in OPTIONS.items():
+            value = getattr(self, name)
+            if value is not None or DEFAULTS[name] is not None:
+                object.__setattr__(self, name, option.validate(name, value))
+        negatives = len(self.negative_prompts)
+        if negatives != len(self.prompts):
+            raise RequestError(
+                f"negative_prompt has {negatives} entries, but prompt has {len(self.prompts)}"
+            )
+        if not isinstance(self.seed, int | None) and len(self.seed) != self.images:
+            raise RequestError(
+                f"seed has {len(self.seed)} entries, but {self.images} images are asked for"
+            )
+        if self.prompt_weights:
+            for text in (*self.prompts, *self.negative_prompts):
+                parse_weights(text)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, at least one."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def negative_prompts(self) -> tuple[str, ...]:
+        """One for each prompt; without any, empty ones."""
+        given = self.negative_prompt or ""
+        negatives = (given,) if isinstance(given, str) else given
+        return negatives * len(self.prompts) if len(negatives) == 1 else negatives
+
+    @property
+    def images(self) -> int:
+        """Number of images of all prompts."""
+        return len(self.prompts) * self.num_images_per_prompt
+
+    def resolve(
+        self,
+        bundle: Bundle,
+        engine: Capabilities,
+        image_size: tuple[int, int] | None = None,
+        masked: bool = False,
+    ) -> GenerationConfig:
+        """Return what a bundle and an engine make of it: every default filled in.
+
+        What stays None: the sampler that is the model's own, and a strength without an image.
+
+        Parameters
+        ----------
+        bundle : Bundle
+            The model.
+        engine : Capabilities
+            What the engine that it runs on can do.
+        image_size : (int, int), optional
+            Height and width in pixels of the image that it starts from.
+        masked : bool
+            Whether there is an inpainting mask.
+
+        Raises
+        ------
+        RequestError
+            The bundle or the engine cannot do it; names the option.
+        """
+        if self.strength is not None and image_size is None:
+            raise RequestError("strength and mask go with an image")
+        if self.fast and not engine.feature_reuse:
+            raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
+        if self.clip_skip and self.clip_skip >= bundle.text_layers:
+            raise RequestError(
+                f"clip_skip must be below the text encoder's {bundle.text_layers} layers, "
+                f"not {self.clip_skip}"
+            )
+        height, width = image_size or bundle.default_size
+        strength = self.strength
+        if strength is None and image_size is not None:
+            strength = STRENGTH_WITH_MASK if masked else STRENGTH
+        return replace(
+            self,
+            negative_prompt=self.negative_prompt or "",
+            height=side("height", self.height or height, bundle.vae_scale),
+            width=side("width", self.width or width, bundle.vae_scale),
+            seed=secrets.randbits(32) if self.seed is None else self.seed,
+            guidance_interval=self.guidance_interval or (0.0, FAST_LEVELS[self.fast].guided_until),
+            strength=strength,
+            clip_skip=self.clip_skip or 0,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options by name, as JSON has them."""
+        options = asdict(self)
+        if self.strength is not None:
+            options["strength"] = float(str(self.strength))
+        return {name: list(value) if isinstance(value, tuple) else value
+                for name, value in options.items()}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """Return what :meth:`to_dict` described; what is left out has its default.
+
+        Raises
+        ------
+        RequestError, SamplerError
+            An option is unknown or has a wrong value; names it.
+        """
+        if unknown := [name for name in options if name not in OPTIONS]:
+            raise RequestError(f"unknown option {shown(unknown[0])}; known: {', '.join(OPTIONS)}")
+        return cls(**options)
+
+
+def _picture(name: str, value: Any) -> Any:
+    return value
+
+
+OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in fields(GenerationConfig)}
+"""By name, in the order of Python's arguments."""
+DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)}
+INPUTS: dict[str, Option] = {
+    "image": Option("--image", "a picture, or several", "picture to start from", _picture),
+    "mask": Option(
+        "--mask", "a picture, or one for each image", "only what is white in it changes", _picture
+    ),
+    "latents": Option("", "float32 [images, channels, height / 8, width / 8]",
+                      "unit noise to start from, in place of a seed", _picture),
+}  # fmt: skip
+"""What a picture is made of beside its options: neither text nor numbers, and None by default."""

@@ -1,0 +1,91 @@
+"""Where the loop starts: noise, or a picture with noise; all of it in the order torch draws it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bksdm.runtime.inpainting import Inpainting
+from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.noise import BatchNoise
+from bksdm.runtime.request import Request
+from bksdm.runtime.vae_encoder import VaeEncoder
+
+
+def begin(request: Request, encoder: VaeEncoder | None) -> DenoisingJob:
+    """Draw all the noise of a request, and encode the picture that it starts from.
+
+    Parameters
+    ----------
+    request : Request
+        What is asked for.
+    encoder : VaeEncoder, optional
+        For requests that start from a picture.
+    """
+    if request.image is None:
+        latents, noises, inpainting = *_noise(request), None
+    else:
+        assert encoder is not None
+        latents, noises, inpainting = _noised_image(request, encoder)
+    config = request.config
+    return DenoisingJob(
+        config.prompts, config.negative_prompts, request.guidance, request.table, latents, noises,
+        inpainting, request.prompt_options, request.cache_interval,
+    )  # fmt: skip
+
+
+def _noise(request: Request) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return unit noise, drawn or the request's own, scaled as the sampler wants it."""
+    table, shape, latents = request.table, request.shape, request.latents
+    noises = np.empty((table.draws, *shape), np.float32)
+    if request.config.seed is not None:
+        source = BatchNoise(request.config.seed, shape[0])
+        latents = source.draw(shape[1:]) if latents is None else latents
+        for noise in noises:
+            noise[:] = source.draw(shape[1:])
+    assert latents is not None
+    return latents * np.float32(table.init_noise_sigma), noises
+
+
+def _noised_image(
+    request: Request, encoder: VaeEncoder
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Inpainting | None]:
+    """Return pictures brought to the first evaluation's noise level: x = α x_0 + σ z.
+
+    x_0 is drawn from the encoder's distribution, as diffusers' image-to-image and inpainting
+    pipelines do; images repeat until there is one for each of the batch. Inpainting with all steps
+    starts from noise alone.
+    """
+    table, image, seed = request.table, request.image, request.config.seed
+    assert image is not None
+    assert seed is not None
+    batch, *inner = request.shape
+    source = BatchNoise(seed, batch)
+    mean, deviation = encoder.distribution(image.sample)
+    # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
+    drawn = batch if image.mask is None and isinstance(seed, tuple) else len(image)
+    unit = source.draw(inner, drawn)
+    clean = _tiled(mean, drawn) + _tiled(deviation, drawn) * unit
+    clean = _tiled(clean, batch)
+    noise = source.draw(inner)
+    if image.mask is not None:
+        # diffusers encodes what the mask leaves as well, for UNets that are shown it.
+        source.draw(inner, len(image))
+    noises = np.empty((table.draws, *request.shape), np.float32)
+    for added in noises:
+        added[:] = source.draw(inner)
+    noise = noise if request.latents is None else request.latents
+    if image.mask is not None and request.first_step == 0:
+        mixed = noise * np.float32(table.init_noise_sigma)
+    else:
+        alpha, sigma = table.levels[0].astype(np.float32)
+        mixed = alpha * clean + sigma * noise
+    if image.mask is None:
+        return mixed, noises, None
+    repeats = batch // len(image)
+    return mixed, noises, Inpainting(clean, noise, np.tile(image.mask, (repeats, 1, 1, 1)))
+
+
+def _tiled(array: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """Repeat [images, channels, h, w] as a whole until there are ``count``."""
+    return np.tile(array, (count // len(array), 1, 1, 1))

@@ -1,0 +1,65 @@
+"""A denoising job: everything that a picture needs, ready for any way of running the networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.inpainting import Inpainting, Latents
+from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
+from bksdm.runtime.samplers import StepTable
+
+
+@dataclass(frozen=True)
+class DenoisingJob:
+    """Pictures to make, in one batch.
+
+    Attributes
+    ----------
+    prompts, negative_prompts : tuple of str
+        As many of each.
+    guidance : Guidance or None
+        None runs the UNet without its unconditional half.
+    table : StepTable
+        The compiled sampler, from the first step that is run.
+    latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
+        x_T, at the noise level of the first evaluation. Prompt-major: all images of the first
+        prompt come first.
+    noises : ndarray, float32, shape [table.draws, *latents.shape]
+        Unit noise that a stochastic sampler adds.
+    inpainting : Inpainting, optional
+        The pictures of which only a part is made anew.
+    prompt_options : PromptOptions
+        How prompts are read.
+    cache_interval : int
+        The whole UNet runs in every n-th evaluation; its deep features serve those between.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
+    guidance: Guidance | None
+    table: StepTable
+    latents: Latents
+    noises: Latents
+    inpainting: Inpainting | None = None
+    prompt_options: PromptOptions = PLAIN_PROMPT
+    cache_interval: int = 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts of the UNet's batch; with guidance the negative ones come first."""
+        return (*self.negative_prompts, *self.prompts) if self.guidance else self.prompts
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.latents)
+
+    @property
+    def images_per_prompt(self) -> int:
+        """Images of each prompt."""
+        return len(self.latents) // len(self.prompts)
+
+    def guided(self, index: int) -> bool:
+        """Whether an evaluation runs both halves of the UNet's batch."""
+        return self.guidance is not None and self.guidance.at(index, len(self.table))

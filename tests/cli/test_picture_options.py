@@ -1,0 +1,106 @@
+"""The one list of options, beside every place where an option appears."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from bksdm.cli.picture_options import add_picture_options, options_page, picture_options
+from bksdm.engines.errors import RequestError
+from bksdm.models import EMOJI
+from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
+from bksdm.runtime.images import read_parameters
+from bksdm.runtime.pipeline import TextToImage
+
+ROOT = Path(__file__).parents[2]
+ALL = {**OPTIONS, **INPUTS}
+OTHERS = {
+    "negative_prompt": "fog", "height": 64, "width": 72, "num_inference_steps": 3,
+    "guidance_scale": 3.0, "num_images_per_prompt": 2, "seed": (3, 4), "sampler": "ddim",
+    "eta": 0.5, "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.5), "strength": 0.9,
+    "prompt_weights": True, "long_prompt": True, "clip_skip": 1, "fast": 2,
+}  # fmt: skip
+"""A value of each that is not its default."""
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("prompt", nargs="+")
+    add_picture_options(parser)
+    return picture_options(parser.parse_args(["a dog", *words]))
+
+
+def spelled(name, value):
+    if isinstance(value, bool):
+        return [OPTIONS[name].flag]
+    separator = ":" if name == "guidance_interval" else ","
+    text = separator.join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return [OPTIONS[name].flag, text]
+
+
+def test_python_has_every_option_with_its_default():
+    parameters = dict(inspect.signature(TextToImage.__call__).parameters)
+    assert set(parameters) - set(ALL) == {"self", "callback_on_step_end"}
+    assert set(ALL) <= set(parameters)
+    for name, parameter in parameters.items():
+        if name in DEFAULTS and name != "prompt":
+            assert parameter.default == DEFAULTS[name], name
+            assert type(parameter.default) is type(DEFAULTS[name]), name
+    assert parameters["prompt"].default is inspect.Parameter.empty
+
+
+def test_the_command_line_has_every_option_with_its_default():
+    assert parsed() == GenerationConfig("a dog")
+    assert set(OTHERS) == set(OPTIONS) - {"prompt"}
+    words = [word for name, value in OTHERS.items() for word in spelled(name, value)]
+    assert parsed(*words) == GenerationConfig("a dog", **OTHERS)
+    for name, value in OTHERS.items():
+        if name != "seed":
+            assert getattr(parsed(*spelled(name, value)), name) == value
+    assert parsed("--size", "72x64") == GenerationConfig("a dog", width=72, height=64)
+
+
+def test_the_reference_page_is_made_of_the_options():
+    """``python -c "from bksdm.cli.picture_options import *; print(options_page(), end='')"``."""
+    assert (ROOT / "docs" / "options.md").read_text(encoding="utf-8") == options_page()
+    for name in ALL:
+        assert f"| `{name}` |" in options_page()
+
+
+def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
+    path = tmp_path / "x.png"
+    assert run("generate", "a dog", "--steps", 2, "--fast", 3, "-o", path)[0] == 0
+    found = read_parameters(path)
+    # The model's own sampler and a strength without an image stay what they are.
+    assert set(OPTIONS) - set(found) == {"sampler", "strength"}
+    assert found["guidance_interval"] == "0.0:0.6"
+    assert (found["height"], found["width"]) == ("128", "128")
+    assert found["seed"].isdigit()
+    assert found["engine"] == "onnxruntime"
+    assert found["scheduler"] == "PNDMScheduler"
+    start = ["--image", path, "--steps", 3, "--fast", 3, "--guidance-interval", "0:1"]
+    assert run("generate", "a dog", *start, "-o", tmp_path / "y.png", "--engine", "auto")[0] == 0
+    found = read_parameters(tmp_path / "y.png")
+    assert (found["strength"], found["guidance_interval"]) == ("0.8", "0.0:1.0")
+    assert found["engine"] in ("onnxruntime", "openvino") or "unet: " in found["engine"]
+
+
+def test_options_survive_being_written():
+    config = GenerationConfig(["a dog", "a fox"], negative_prompt="", **{
+        name: value for name, value in OTHERS.items() if name not in ("negative_prompt", "seed")
+    })  # fmt: skip
+    assert GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(RequestError, match="unknown option 'stepps'"):
+        GenerationConfig.from_dict({"prompt": "a dog", "stepps": 3})
+
+
+def test_what_ran_can_be_run_again():
+    model = TextToImage.load(EMOJI)
+    first = model("a green apple", num_inference_steps=2, fast=3)
+    again = model.generate(model.request(first.config))
+    assert (again.pixels == first.pixels).all()
+    assert again.config == first.config

@@ -1,0 +1,130 @@
+"""Jobs that share a UNet call, each at a step of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bksdm.engines.protocol import GraphEdit
+from bksdm.engines.registry import open_engine
+from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
+from bksdm.models import EMOJI
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.noise_predictor import NoisePredictor
+from bksdm.runtime.pipeline import ON_HOST
+from bksdm.runtime.request import Request
+from bksdm.runtime.sampling import Cancelled
+from bksdm.runtime.vae_encoder import VaeEncoder
+
+SAMPLERS = ("pndm", "euler-a", "dpm++2m-karras", "heun", "ddim", "lcm", "ddpm")
+
+
+class Counted:
+    """An engine that counts its calls."""
+
+    def __init__(self, engine):
+        self._engine, self.calls = engine, 0
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def __call__(self, feeds):
+        self.calls += 1
+        return self._engine(feeds)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The built-in model's bundle, predictor and VAE encoder."""
+    bundle = Bundle.open(EMOJI)
+    load = partial(open_engine, "onnxruntime", threads=None, cache=None, side=8)
+    graph = bundle.model("unet")
+    unet = Counted(load(graph, edit=GraphEdit("deep", show_deep_features)))
+    predict = NoisePredictor(
+        unet,
+        partial(load, graph, edit=GraphEdit("shallow", keep_shallow)),
+    )
+    encoder = VaeEncoder(
+        partial(load, bundle.model("vae_encoder")), bundle.scaling_factor, bundle.latent_channels
+    )
+    return bundle, predict, encoder, unet
+
+
+def request(bundle, generator):
+    """Return any request: steps, sampler, guidance, image, mask, images and reuse by chance."""
+    pick = lambda *values: values[generator.integers(len(values))]  # noqa: E731
+    side = int(pick(64, 64, 64, 72))
+    image, mask = None, None
+    if generator.random() < 0.5:
+        pixels = generator.integers(0, 256, (4, 4, 3), np.uint8)
+        image = Image.fromarray(pixels).resize((side, side))
+        if generator.random() < 0.5:
+            mask = Image.fromarray(np.tri(side, dtype=np.uint8) * 255)
+    config = GenerationConfig(
+        "", height=side, width=side, seed=int(generator.integers(1000)),
+        num_inference_steps=int(generator.integers(3, 7)), sampler=str(pick(*SAMPLERS)),
+        guidance_scale=pick(1.0, 3.0, 7.5), guidance_rescale=pick(0.0, 0.5),
+        guidance_interval=pick(None, (0.0, 0.5), (0.4, 1.0)), fast=int(pick(0, 0, 1, 2)),
+        num_images_per_prompt=int(pick(1, 1, 2)), strength=None if image is None else 0.8,
+    )  # fmt: skip
+    return Request.resolve(bundle, ON_HOST, config, image, mask)
+
+
+def start(model, job, number):
+    bundle, predict, *_ = model
+    rows = job.images * (2 if job.guidance else 1)
+    generator = np.random.default_rng(number)
+    embeddings = generator.standard_normal((rows, 77, bundle.cross_attention_dim), np.float32)
+    return predict.start(job, {"encoder_hidden_states": embeddings})
+
+
+def run(predict, denoisings, joins=None):
+    """Drive them together; ``joins`` is after how many turns each of them comes in."""
+    joins = joins or [0] * len(denoisings)
+    turn = 0
+    while not all(denoising.done for denoising in denoisings):
+        under_way = [
+            denoising for denoising, joined in zip(denoisings, joins, strict=True)
+            if joined <= turn and not denoising.done
+        ]  # fmt: skip
+        for denoising, told in zip(under_way, predict(under_way, {}), strict=True):
+            denoising.advance(told)
+        turn += 1
+    return [denoising.trajectory.latents for denoising in denoisings]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_picture_does_not_depend_on_what_runs_beside_it(model, seed):
+    bundle, predict, encoder, unet = model
+    generator = np.random.default_rng(seed)
+    jobs = [begin(request(bundle, generator), encoder) for _ in range(6)]
+    before = unet.calls
+    alone = [run(predict, [start(model, job, n)])[0] for n, job in enumerate(jobs)]
+    calls_alone = unet.calls - before
+    joins = generator.integers(0, 4, len(jobs)).tolist()
+    together = run(predict, [start(model, job, n) for n, job in enumerate(jobs)], joins)
+    assert unet.calls - before < 2 * calls_alone
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_job_that_is_cancelled_leaves_the_others_as_they_are(model):
+    bundle, predict, encoder, _ = model
+    job = begin(request(bundle, np.random.default_rng(1)), encoder)
+    (expected,) = run(predict, [start(model, job, 0)])
+    stopped = start(model, job, 1)
+    stopped._callback = lambda step: step.index < 1
+    denoisings = [start(model, job, 0), stopped]
+    for _ in range(2):
+        first, second = predict(denoisings, {})
+        denoisings[0].advance(first)
+        if denoisings[0].index == 2:
+            with pytest.raises(Cancelled, match="after step 2 of"):
+                stopped.advance(second)
+        else:
+            stopped.advance(second)
+    assert stopped.index == 2
+    np.testing.assert_array_equal(run(predict, denoisings[:1])[0], expected)
