@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -307,7 +307,7 @@ class TextToImage:
             start.latents,
             start.noises,
             start.known,
-            request.wording,
+            replace(request.wording, negatives=len(request.texts) - images),
             request.reuse,
             callback_on_step_end,
         )

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +33,30 @@ class Wording:
         being cut off.
     clip_skip : int
         How many of the text encoder's last layers are left out.
+    negatives : int
+        How many of the texts, the first ones, are negative prompts. No layer is left out for them,
+        as in diffusers.
     """
 
     weighted: bool = False
     long: bool = False
     clip_skip: int = 0
+    negatives: int = 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether every text is read as it stands, in one part and by all layers."""
+        return not (self.weighted or self.long or self.clip_skip)
+
+    def of(self, index: int) -> Wording:
+        """Return how one of the texts is read, wherever it stands."""
+        skipped = 0 if index < self.negatives else self.clip_skip
+        return replace(self, clip_skip=skipped, negatives=0)
 
 
 PLAIN = Wording()
+Reading = tuple[str, Wording]
+"""A text, and how it is read."""
 
 
 class PromptEncoder:
@@ -63,7 +79,7 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.masked = masked
         self.load = once(load)
-        self._known: OrderedDict[tuple[str, Wording], NDArray[np.float32]] = OrderedDict()
+        self._known: OrderedDict[Reading, NDArray[np.float32]] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(
@@ -88,28 +104,34 @@ class PromptEncoder:
         NonFiniteError
             The network produced NaN or infinity.
         """
-        wanted = list(dict.fromkeys((*texts, "") if wording.long else texts))
+        readings = [(text, wording.of(index)) for index, text in enumerate(texts)]
+        filling = [("", how) for _, how in readings] if wording.long else []
+        wanted = list(dict.fromkeys((*readings, *filling)))
         # All of them, so that what is cut off is said each time.
-        parts = self._tokenize(wanted, wording, seconds)
+        parts = self._tokenize(list(dict.fromkeys(text for text, _ in wanted)), wording, seconds)
         with self._lock:
-            known = {text: self._known.get((text, wording)) for text in wanted}
-        embeddings = {text: found for text, found in known.items() if found is not None}
-        if new := {text: parts[text] for text in wanted if text not in embeddings}:
-            embeddings |= self._encode(new, wording, seconds)
-        self._remember(embeddings, wording)
-        found = [embeddings[text] for text in texts]
+            known = {reading: self._known.get(reading) for reading in wanted}
+        embeddings = {reading: found for reading, found in known.items() if found is not None}
+        for how in dict.fromkeys(how for _, how in wanted):
+            new = [text for text, its in wanted if its == how and (text, its) not in embeddings]
+            if new:
+                embeddings |= self._encode({text: parts[text] for text in new}, how, seconds)
+        self._remember(embeddings)
+        found = [embeddings[reading] for reading in readings]
         longest = max(map(len, found))
         if any(len(embedding) < longest for embedding in found):
-            empty = np.tile(embeddings[""], (longest // self.tokenizer.length, 1))
-            found = [np.concatenate([part, empty[len(part) :]]) for part in found]
+            parts_needed = longest // self.tokenizer.length
+            empty = [np.tile(embeddings[reading], (parts_needed, 1)) for reading in filling]
+            pairs = zip(found, empty, strict=True)
+            found = [np.concatenate([part, rest[len(part) :]]) for part, rest in pairs]
         return np.stack(found)
 
-    def _remember(self, embeddings: dict[str, NDArray[np.float32]], wording: Wording) -> None:
+    def _remember(self, embeddings: dict[Reading, NDArray[np.float32]]) -> None:
         """Keep embeddings, those of the latest call the longest."""
         with self._lock:
-            for text, embedding in embeddings.items():
-                self._known[text, wording] = embedding
-                self._known.move_to_end((text, wording))
+            for reading, embedding in embeddings.items():
+                self._known[reading] = embedding
+                self._known.move_to_end(reading)
             while len(self._known) > MAX_CACHED_PROMPTS:
                 self._known.popitem(last=False)
 
@@ -129,8 +151,8 @@ class PromptEncoder:
 
     def _encode(
         self, parts: dict[str, Tokens], wording: Wording, seconds: dict[str, float]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return embeddings by text, [parts * 77, width] each."""
+    ) -> dict[Reading, NDArray[np.float32]]:
+        """Return embeddings, [parts * 77, width] each, of texts that are read in the same way."""
         encoder = self.load(wording.clip_skip)
         start = time.perf_counter()
         ids, mask = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
@@ -151,8 +173,9 @@ class PromptEncoder:
                 plain, weights = parse_weights(text)
                 by_token = self.tokenizer.weights(plain, weights, len(part))
                 embedding = apply_weights(embedding, by_token)
-            embeddings[text] = embedding
-        seconds["text_encoder"] = time.perf_counter() - start
+            embeddings[text, wording] = embedding
+        taken = time.perf_counter() - start
+        seconds["text_encoder"] = seconds.get("text_encoder", 0.0) + taken
         return embeddings
 
 

@@ -23,7 +23,7 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
-from bksdm.runtime.prompt_encoder import PLAIN, PromptEncoder
+from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Step
 from bksdm.runtime.work import Work
 
@@ -91,7 +91,7 @@ class CudaExecutor:
 
     def _draw(self, work: Work, seconds: dict[str, float]) -> NDArray[np.uint8]:
         start = time.perf_counter()
-        if work.wording == PLAIN:
+        if work.wording.plain:
             text: NDArray[np.generic] = self._encode.tokenizer(list(work.texts))
             seconds["tokenize"] = time.perf_counter() - start
         else:
