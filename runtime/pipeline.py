@@ -209,7 +209,10 @@ class TextToImage:
         prompt, negative_prompt : str or sequence of str
             One negative prompt serves all prompts; several must be as many as the prompts.
         height, width : int, optional
-            In pixels, a multiple of the VAE's factor (8); by default the model's training size.
+            In pixels, a multiple of the VAE's factor (8). What is not given is the model's training
+            size, or with an ``image`` that of the image, rounded down. Each stands for itself:
+            diffusers ignores one alone where a picture is made from noise, has neither for
+            image to image, and takes the model's size in inpainting, whatever the image's is.
         num_inference_steps : int
             From 1 to the scheduler's training steps.
         guidance_scale : float
@@ -232,7 +235,7 @@ class TextToImage:
             unconditional half.
         image : PIL image or sequence of such, optional
             Pictures to start from, as diffusers' image-to-image pipeline does; they repeat until
-            there is one for each of the batch. ``height`` and ``width`` are theirs by default.
+            there is one for each of the batch.
         strength : float, optional
             How much of the steps is run on ``image``: 0 leaves it as the VAE has it, 1 changes it
             most. By default 0.8, and 1 with a mask.
@@ -245,7 +248,8 @@ class TextToImage:
             Whether what lies beyond 77 tokens is encoded in further parts of as many, rather than
             cut off with a warning.
         clip_skip : int, optional
-            How many of the text encoder's last layers are left out.
+            How many of the text encoder's last layers are left out for the prompt; the negative
+            prompt is encoded by all of them, as in diffusers.
         fast : int
             Another picture, nearly the same, for less work: 1, 2 and 3 run the UNet as a whole in
             every second, fourth and fifth evaluation, 3 with guidance in the first 0.6 of them.
