@@ -114,6 +114,9 @@ def _run_all(output: Path | None) -> int:
     from bksdm.models import EMOJI
     from bksdm.runtime.user_files import write_text
 
+    vae = EMOJI / "vae"
+    if not vae.is_dir():
+        raise RequestError(f"{vae}: missing; verify --all runs from the source tree alone")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "nano", Path(folder) / "bundle"
         create_dummy("nano", checkpoint)
