@@ -59,8 +59,11 @@ def run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:
-        for name in list_built(engines):
+        built = list_built(engines)
+        for name in built:
             print(printable(name))
+        if not built:
+            print("nothing is built yet", file=sys.stderr)
         return 0
     if options.remove is not None:
         remove_built(engines, [options.remove])

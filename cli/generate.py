@@ -76,7 +76,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--long-prompt", action="store_true",
                         help="encode what is beyond 77 tokens too, not cut it off")  # fmt: skip
     parser.add_argument("--clip-skip", type=integer, default=0, metavar="N",
-                        help="leave out the text encoder's last N layers for the prompt (default 0)")  # fmt: skip
+                        help="leave out the text encoder's last N layers for the prompt "
+                             "(default 0)")  # fmt: skip
     parser.add_argument("--fast", type=integer, default=0, metavar="LEVEL",
                         help="1 to 3: less work for nearly the same picture (default 0: exact)"
                         )  # fmt: skip

@@ -98,7 +98,7 @@ def _print(value: dict[str, Any], indent: str) -> None:
             print(f"{indent}{name}:")
             _print(entry, indent + "  ")
         elif isinstance(entry, list):
-            print(f"{indent}{name}: {', '.join(map(_line, entry))}")
+            print(f"{indent}{name}: {', '.join(map(_line, entry)) or 'none'}")
         else:
             print(f"{indent}{name}: {_line(entry)}")
 
