@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -113,9 +114,25 @@ def real(text: str) -> float:
 
 def named_path(text: str) -> Path:
     """Return the path of a file or folder."""
+    return Path(checkpoint(text))
+
+
+def checkpoint(text: str) -> str:
+    """Return a folder's path or a model id of the hub."""
     if not text:
         raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
+    return text
+
+
+def lora_file(text: str) -> str:
+    """Return ``FILE`` or ``FILE:SCALE``; what is a scale is for the export to say."""
+    name, colon, scale = checkpoint(text).rpartition(":")
+    if colon and not (name and scale) and not os.path.isfile(text):
+        lacking = "scale after" if name else "file before"
+        raise argparse.ArgumentTypeError(
+            f"must be FILE or FILE:SCALE; {shown(text)} has no {lacking} the colon"
+        )
+    return text
 
 
 def input_file(text: str) -> Path:

@@ -25,7 +25,7 @@ from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
 from bksdm.engines.files import clear_abandoned
 from bksdm.models import EMOJI
-from bksdm.runtime.checks import shown, side
+from bksdm.runtime.checks import no_folder, shown, side
 
 EXAMPLES = """examples:
   bksdm bench latency
@@ -247,8 +247,11 @@ def _peers(options: argparse.Namespace) -> int:
     _require_at_least(options, rounds=1, repeat=1, steps=1)
     check_folder(options.work)
     width, height = _multiples(*parse_size(options.size), 8)
+    source = options.checkpoint
+    if not source.is_dir():
+        raise RequestError(f"{source}: {no_folder(source)}; peers run a diffusers folder")
     task = Task(
-        str(options.checkpoint), height, width, options.steps, options.rounds, options.repeat,
+        str(source), height, width, options.steps, options.rounds, options.repeat,
         _threads(options.threads),
     )  # fmt: skip
     record = measure_peers(task, options.work, names, _progress)
@@ -264,7 +267,7 @@ def _report(options: argparse.Namespace) -> int:
     names = tuple(SET) if options.only is None else tuple(options.only.split(","))
     _check_names("--only", names, SET)
     if not options.output.is_dir():
-        raise RequestError(f"{options.output}: no such folder")
+        raise RequestError(f"{options.output}: {no_folder(options.output)}")
     check_outputs([options.output / "RESULTS.md"], text=True)
     clear_abandoned(options.output / "results")
     if not options.render:

@@ -59,8 +59,11 @@ def run(options: argparse.Namespace) -> int:
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:
-        for name in list_built(engines):
+        built = list_built(engines)
+        for name in built:
             print(printable(name))
+        if not built:
+            print("nothing is built yet", file=sys.stderr)
         return 0
     if options.remove is not None:
         remove_built(engines, [options.remove])
@@ -157,7 +160,7 @@ def build_bundle(
     from tqdm import tqdm
 
     from bksdm.engines.digest import model_digest
-    from bksdm.engines.graph import describe_graph
+    from bksdm.engines.graph import graph_inputs
     from bksdm.engines.plans import Recipe, check, staged, write_plan, write_record
     from bksdm.engines.profile import Profile
     from bksdm.engines.tensorrt import build, check_targets, load_module
@@ -165,7 +168,8 @@ def build_bundle(
     from bksdm.runtime.cuda.gpu import Gpu
 
     began = time.monotonic()
-    precision = describe_graph(models["unet"])["dtype"]
+    # The weights may be float16 where the graph computes in float32.
+    precision = str(graph_inputs(models["unet"])["sample"].dtype)
     if precision != "float16":
         raise EngineError(f"{path} is {precision}; export it with --dtype float16 first")
     version = str(load_module(flavour).__version__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bksdm.cli.arguments import named_path
+from bksdm.cli.arguments import checkpoint, lora_file, named_path
 from bksdm.cli.text import printable
 
 EXAMPLES = """examples:
@@ -18,14 +18,19 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("source", help="a diffusers folder, or a model id of the hub")
+    parser.add_argument(
+        "source",
+        type=checkpoint,
+        metavar="SOURCE",
+        help="a diffusers folder, or a model id of the hub",
+    )
     parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE")
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--variant", help="of the weight files, such as fp16")
     parser.add_argument("--token", help="of an account that may read a hub model")
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="FILE[:SCALE]",
+        "--lora", type=lora_file, action="append", default=[], metavar="FILE[:SCALE]",
         help="file to merge into the weights, by diffusers or Kohya; may be repeated",
     )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",

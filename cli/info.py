@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   bksdm info bundle/
   bksdm info apple.png --json
 """
+WEIGHTS = (".safetensors", ".ckpt")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the description."""
+    if options.path.suffix.lower() in WEIGHTS and options.path.is_file():
+        raise RequestError(
+            f"{options.path}: a file of weights, no bundle and no picture; a bundle is a folder, "
+            "which `bksdm export` makes"
+        )
     if not options.path.exists():
         raise BundleError(f"{options.path}: no such folder, and no such picture")
     if options.path.is_dir():
@@ -92,7 +98,7 @@ def _print(value: dict[str, Any], indent: str) -> None:
             print(f"{indent}{name}:")
             _print(entry, indent + "  ")
         elif isinstance(entry, list):
-            print(f"{indent}{name}: {', '.join(map(_line, entry))}")
+            print(f"{indent}{name}: {', '.join(map(_line, entry)) or 'none'}")
         else:
             print(f"{indent}{name}: {_line(entry)}")
 

@@ -6,7 +6,14 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from bksdm.cli.arguments import integer, named_path, options_named, output_file
+from bksdm.cli.arguments import (
+    checkpoint,
+    integer,
+    lora_file,
+    named_path,
+    options_named,
+    output_file,
+)
 from bksdm.cli.outputs import check_outputs, print_path, results
 from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
@@ -22,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?")
-    parser.add_argument("--against", metavar="SOURCE", help="diffusers checkpoint")
+    parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
+                        help="the diffusers folder, or model id of the hub, that it was made "
+                        "of")  # fmt: skip
     parser.add_argument("--revision", help="branch, tag or commit of a hub model")
     parser.add_argument("--variant", help="of the weight files, such as fp16")
     parser.add_argument("--token", help="of an account that may read a hub model")
@@ -30,7 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--steps", type=integer, default=2, help="steps of the pictures (default 2)"
     )
     parser.add_argument("--sampler", help="of the pictures; the checkpoint's own by default")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:SCALE]",
+    parser.add_argument("--lora", type=lora_file, action="append", default=[],
+                        metavar="FILE[:SCALE]",
                         help="what the bundle was exported with; may be repeated")  # fmt: skip
     parser.add_argument("--integrity", action="store_true",
                         help="read every file of the bundle, and tell whether it is what was "
@@ -106,6 +116,9 @@ def _run_all(output: Path | None) -> int:
     from bksdm.models import EMOJI
     from bksdm.runtime.user_files import write_text
 
+    vae = EMOJI / "vae"
+    if not vae.is_dir():
+        raise RequestError(f"{vae}: missing; verify --all runs from the source tree alone")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, bundle = Path(folder) / "nano", Path(folder) / "bundle"
         create_dummy("nano", checkpoint)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bksdm.engines.graph import describe_graph, graph_inputs
+from bksdm.engines.errors import ExportError
+from bksdm.engines.graph import graph_inputs
 from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
-from bksdm.export.parity import CASES, compare, format_table, references
+from bksdm.export.parity import CASES, Reference, compare, format_table, references
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.export.source import resolve
-from bksdm.runtime.bundle import Bundle
+from bksdm.export.weights import choose, listing
+from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.pipeline import TextToImage
 
+_CLIP_TOKENS = 49408
+"""Where a configuration does not say, as transformers has it."""
 PROMPT = "a photo of a red apple on a table"
 SEED = 0
+_TAKE_ITS_OWN = "give --against the diffusers folder or hub id that the bundle was exported from"
 
 
 def verify(
@@ -61,16 +67,21 @@ def verify(
     Raises
     ------
     ExportError, BundleError
-        The source or the bundle cannot be read.
+        The source or the bundle cannot be read, the source is a bundle itself, or of another
+        architecture.
     """
     opened = Bundle.open(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
+    _refuse_bundle(Path(source), variant)
     checkpoint = resolve(source, revision, variant=variant, token=token)
-    tokens = graph_inputs(opened.model("unet"))["encoder_hidden_states"].shape[1]
+    _require_same_tokens(opened, checkpoint)
+    inputs = graph_inputs(opened.model("unet"))
+    tokens = inputs["encoder_hidden_states"].shape[1]
     # A graph of one length, as old versions of ours wrote it, is compared at that length.
     fixed = {"tokens": tokens} if isinstance(tokens, int) else {}
     cases = [replace(case, **fixed) for case in CASES]
-    dtype = str(describe_graph(opened.model("unet"))["dtype"])
+    # Of what it computes in; its weights may be float16 all the same.
+    dtype = str(inputs["sample"].dtype)
     rows = []
     kinds: tuple[type[Network], ...] = (*NETWORKS, SafetyChecker)
     for kind in kinds:
@@ -83,6 +94,7 @@ def verify(
                     merge(lora, kind.component, network.model)
             truth = references(network, dtype == "float16", cases)
         del network
+        _require_fit(opened.model(kind.component), truth[0], checkpoint)
         rows.append(compare(opened.model(kind.component), kind.component, dtype, truth))
     model = TextToImage.load(bundle, safety_checker=False)
     ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
@@ -103,3 +115,52 @@ def verify(
         f"{near:.4%} within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
+
+
+def _refuse_bundle(source: Path, variant: str | None) -> None:
+    """Refuse a folder of graphs alone, which torch cannot run."""
+    if not (source / "unet" / "model.onnx").is_file():
+        return
+    files = listing(source)
+    if not all(choose(files, name, variant) for name in ("text_encoder", "unet", "vae")):
+        raise ExportError(f"{source} is a bundle, without weights for torch; {_TAKE_ITS_OWN}")
+
+
+def _require_same_tokens(bundle: Bundle, checkpoint: Path) -> None:
+    config = read_json(checkpoint / "text_encoder" / "config.json")
+    known, others = bundle.text_embeddings, config.get("vocab_size", _CLIP_TOKENS)
+    if known != others:
+        raise ExportError(
+            f"{bundle.path} knows {known} tokens, {checkpoint} {others}; {_TAKE_ITS_OWN}"
+        )
+
+
+def _require_fit(graph: Path, reference: Reference, checkpoint: Path) -> None:
+    """Refuse a graph that takes other inputs than the checkpoint's network."""
+    takes = {name: (spec.dtype, spec.shape) for name, spec in graph_inputs(graph).items()}
+    gets = {name: (array.dtype, array.shape) for name, array in reference.feeds.items()}
+    for name in dict.fromkeys((*takes, *gets)):
+        if name in takes and name in gets and _fits(*takes[name], *gets[name]):
+            continue
+        raise ExportError(
+            f"{graph} takes {_told(name, takes)}, and the network of {checkpoint} "
+            f"{_told(name, gets)}; {_TAKE_ITS_OWN}"
+        )
+
+
+def _fits(
+    dtype: np.dtype[Any],
+    axes: Sequence[int | str],
+    found: np.dtype[Any],
+    shape: Sequence[int],
+) -> bool:
+    sizes = zip(axes, shape, strict=False)
+    same = all(isinstance(axis, str) or axis == size for axis, size in sizes)
+    return dtype == found and len(axes) == len(shape) and same
+
+
+def _told(name: str, specs: Mapping[str, tuple[np.dtype[Any], Sequence[int | str]]]) -> str:
+    if name not in specs:
+        return f"no {name}"
+    dtype, shape = specs[name]
+    return f"{name} {dtype} [{', '.join(map(str, shape))}]"

@@ -11,6 +11,7 @@ from typing import Any
 
 from bksdm.engines.digest import DIGESTS, file_digests, joined_digest
 from bksdm.engines.errors import BundleError
+from bksdm.runtime.checks import no_folder
 from bksdm.runtime.loaded_configuration import (
     loaded_sample_size,
     loaded_scheduler,
@@ -70,7 +71,7 @@ class Bundle:
             Names the file, and the field where one is wrong.
         """
         if not path.is_dir():
-            raise BundleError(f"{path}: no such folder; make a bundle with `bksdm export`")
+            raise BundleError(f"{path}: {no_folder(path)}; make a bundle with `bksdm export`")
         index = read_json(path / "model_index.json")
         kind = index.get("_class_name")
         if kind not in PIPELINES:

@@ -76,6 +76,13 @@ def folder(name: str, value: Any) -> Path:
     return Path(value)
 
 
+def no_folder(path: Path) -> str:
+    """Say in what way a path is no folder."""
+    if path.exists():
+        return "a file, not a folder"
+    return "a link to nothing" if path.is_symlink() else "no such folder"
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False.
 

@@ -187,7 +187,7 @@ class GenerationConfig:
     )  # fmt: skip
     clip_skip: int | None = _option(
         None, "--clip-skip", "0 to one less than the text encoder has layers; by default 0",
-        "layers of the text encoder that are left out at its end",
+        "layers that are left out at the text encoder's end, for the prompt alone",
         partial(whole, lowest=0, highest=MAX_SKIPPED_LAYERS),
     )  # fmt: skip
     fast: int = _option(

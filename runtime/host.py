@@ -53,7 +53,7 @@ class HostExecutor:
         self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
-        embeddings = self._encode.batch(job, seconds)
+        embeddings = self._encode(job, seconds)
         denoising = self._predict.start(job, {"encoder_hidden_states": embeddings}, callback)
         seconds["unet"] = 0.0
         with _timed(seconds, "loop"):

@@ -16,6 +16,7 @@ from bksdm.engines.errors import BundleError
 from bksdm.engines.files import PARTIAL, write_file
 from bksdm.engines.plans import RECORD
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
+from bksdm.runtime.checks import no_folder
 
 SUMS = "SHA256SUMS"
 FOLDERS = (*COMPONENTS, *OPTIONAL_COMPONENTS, "safety_checker", "scheduler", "tokenizer")
@@ -52,7 +53,7 @@ def find_damage(bundle: Path, progress: Progress = lambda name: None) -> list[st
         It has no ``SHA256SUMS``, so that nothing can be said.
     """
     if not bundle.is_dir():
-        raise BundleError(f"{bundle}: no such folder")
+        raise BundleError(f"{bundle}: {no_folder(bundle)}")
     sums = bundle / SUMS
     if not sums.is_file():
         raise BundleError(f"{sums}: missing, so nothing can be compared; `bksdm export` writes it")

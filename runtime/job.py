@@ -46,11 +46,6 @@ class DenoisingJob:
     cache_interval: int = 1
 
     @property
-    def texts(self) -> tuple[str, ...]:
-        """The prompts of the UNet's batch; with guidance the negative ones come first."""
-        return (*self.negative_prompts, *self.prompts) if self.guidance else self.prompts
-
-    @property
     def images(self) -> int:
         """Number of images."""
         return len(self.latents)

@@ -232,7 +232,10 @@ class TextToImage:
         """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
 
         Those that are text and numbers are described by
-        :class:`~bksdm.runtime.generation_config.GenerationConfig` and in ``docs/options.md``.
+        :class:`~bksdm.runtime.generation_config.GenerationConfig` and in ``docs/options.md``. A
+        height or a width that is not given is the model's, or the image's, each for itself:
+        diffusers ignores one alone where a picture is made from noise, has neither for image to
+        image, and takes the model's size in inpainting, whatever the image's is.
 
         Parameters
         ----------

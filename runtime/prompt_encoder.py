@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +14,7 @@ from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.prompt_weights import apply_weights, parse_weights
+from bksdm.runtime.recent import Recent
 from bksdm.runtime.tokenizer import Tokenizer, Tokens
 
 if TYPE_CHECKING:
@@ -36,7 +35,8 @@ class PromptOptions:
         Whether what lies beyond the text encoder's context follows in further parts, rather than
         being cut off.
     clip_skip : int
-        How many of the text encoder's last layers are left out.
+        How many of the text encoder's last layers are left out; never for negative prompts, as in
+        diffusers.
     """
 
     weighted: bool = False
@@ -45,6 +45,21 @@ class PromptOptions:
 
 
 PLAIN_PROMPT = PromptOptions()
+
+
+class Prompt(NamedTuple):
+    """A text, and how it is read."""
+
+    text: str
+    options: PromptOptions
+
+
+class _Parsed(NamedTuple):
+    """A text without its marks, the weights of its characters, and its tokens [parts, 77]."""
+
+    plain: str
+    weights: Sequence[float] | None
+    tokens: Tokens
 
 
 class PromptEncoder:
@@ -67,35 +82,19 @@ class PromptEncoder:
         self.tokenizer = tokenizer
         self.masked = masked
         self.load = once(load)
-        self._known: OrderedDict[tuple[str, PromptOptions], NDArray[np.float32]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._known: Recent[Prompt, NDArray[np.float32]] = Recent(MAX_CACHED_PROMPTS)
 
-    def batch(self, job: DenoisingJob, seconds: dict[str, float]) -> NDArray[np.float32]:
+    def __call__(self, job: DenoisingJob, seconds: dict[str, float]) -> NDArray[np.float32]:
         """Return the embeddings of a job's UNet batch, [rows, tokens, width], float32.
 
-        With guidance the rows of the negative prompts come first.
-        """
-        embeddings = self(job.texts, job.prompt_options, seconds)
-        return np.repeat(embeddings, job.images_per_prompt, axis=0)
-
-    def ids(self, job: DenoisingJob) -> NDArray[np.int64]:
-        """Return the token ids of a job's UNet batch, [rows, 77], if its prompts are plain."""
-        return np.repeat(self.tokenizer(job.texts), job.images_per_prompt, axis=0)
-
-    def __call__(
-        self, texts: Sequence[str], options: PromptOptions, seconds: dict[str, float]
-    ) -> NDArray[np.float32]:
-        """Return embeddings [texts, tokens, width], float32; equal texts are encoded once.
-
-        Long prompts are encoded in parts of 77 tokens, each with its own start and end, that stand
-        one after the other; shorter ones beside them are followed by empty parts.
+        With guidance the rows of the negative prompts come first. Equal prompts are encoded once.
+        Long ones are encoded in parts of 77 tokens, each with its own start and end, that stand one
+        after the other; shorter ones beside them are followed by empty parts.
 
         Parameters
         ----------
-        texts : sequence of str
-            Prompts.
-        options : PromptOptions
-            How they are read.
+        job : DenoisingJob
+            Has the prompts.
         seconds : dict
             Where the wall time of ``tokenize`` and ``text_encoder`` is added.
 
@@ -104,52 +103,69 @@ class PromptEncoder:
         NonFiniteError
             The network produced NaN or infinity.
         """
-        wanted = list(dict.fromkeys((*texts, "") if options.long else texts))
+        whole = replace(job.prompt_options, clip_skip=0)
+        prompts = [Prompt(text, job.prompt_options) for text in job.prompts]
+        if job.guidance is not None:
+            prompts = [*(Prompt(text, whole) for text in job.negative_prompts), *prompts]
+        embeddings = self._embeddings(prompts, seconds)
+        longest = max(map(len, embeddings.values()))
+        rows = []
+        for prompt in prompts:
+            row = [embeddings[prompt]]
+            while sum(map(len, row)) < longest:
+                row.append(embeddings[prompt._replace(text="")])
+            rows.append(np.concatenate(row))
+        return np.repeat(np.stack(rows), job.images_per_prompt, axis=0)
+
+    def ids(self, job: DenoisingJob) -> NDArray[np.int64]:
+        """Return the token ids of a job's UNet batch, [rows, 77], if its prompts are plain."""
+        texts = (*job.negative_prompts, *job.prompts) if job.guidance else job.prompts
+        return np.repeat(self.tokenizer(texts), job.images_per_prompt, axis=0)
+
+    def _embeddings(
+        self, prompts: Sequence[Prompt], seconds: dict[str, float]
+    ) -> dict[Prompt, NDArray[np.float32]]:
+        """Return embeddings [parts * 77, width] by prompt, with those of empty ones if needed."""
+        empty = [prompt._replace(text="") for prompt in prompts if prompt.options.long]
+        wanted = dict.fromkeys((*prompts, *empty))
         # All of them, so that what is cut off is said each time.
-        parts = self._tokenize(wanted, options, seconds)
-        with self._lock:
-            known = {text: self._known.get((text, options)) for text in wanted}
-        embeddings = {text: found for text, found in known.items() if found is not None}
-        if new := {text: parts[text] for text in wanted if text not in embeddings}:
-            embeddings |= self._encode(new, options, seconds)
-        self._remember(embeddings, options)
-        found = [embeddings[text] for text in texts]
-        longest = max(map(len, found))
-        if any(len(embedding) < longest for embedding in found):
-            empty = np.tile(embeddings[""], (longest // self.tokenizer.length, 1))
-            found = [np.concatenate([part, empty[len(part) :]]) for part in found]
-        return np.stack(found)
-
-    def _remember(self, embeddings: dict[str, NDArray[np.float32]], options: PromptOptions) -> None:
-        """Keep embeddings, those of the latest call the longest."""
-        with self._lock:
-            for text, embedding in embeddings.items():
-                self._known[text, options] = embedding
-                self._known.move_to_end((text, options))
-            while len(self._known) > MAX_CACHED_PROMPTS:
-                self._known.popitem(last=False)
-
-    def _tokenize(
-        self, texts: list[str], options: PromptOptions, seconds: dict[str, float]
-    ) -> dict[str, Tokens]:
-        """Return the tokens by text, [parts, 77] each."""
         start = time.perf_counter()
-        plain = [_plain(text, options) for text in texts]
+        parsed = self._parse(
+            list(dict.fromkeys(prompt.text for prompt in wanted)), prompts[0].options
+        )
+        seconds["tokenize"] = time.perf_counter() - start
+        found: dict[Prompt, NDArray[np.float32]] = {}
+        for prompt in wanted:
+            known = self._known.get(prompt)
+            if known is not None:
+                found[prompt] = known
+        start = time.perf_counter()
+        for options in dict.fromkeys(prompt.options for prompt in wanted if prompt not in found):
+            new = [p for p in wanted if p.options == options and p not in found]
+            encoded = self._encode([parsed[prompt.text] for prompt in new], options.clip_skip)
+            found.update(zip(new, encoded, strict=True))
+            seconds["text_encoder"] = time.perf_counter() - start
+        for prompt, embedding in found.items():
+            self._known.keep(prompt, embedding)
+        return found
+
+    def _parse(self, texts: list[str], options: PromptOptions) -> dict[str, _Parsed]:
+        if options.weighted:
+            plain, weights = zip(*map(parse_weights, texts), strict=True)
+        else:
+            plain, weights = tuple(texts), (None,) * len(texts)
         if options.long:
-            rows = [self.tokenizer.parts(text) for text in plain]
+            tokens = [self.tokenizer.parts(text) for text in plain]
         else:
             ids, mask = self.tokenizer.rows(plain)
-            rows = [Tokens(*pair) for pair in zip(ids[:, None], mask[:, None], strict=True)]
-        seconds["tokenize"] = time.perf_counter() - start
-        return dict(zip(texts, rows, strict=True))
+            tokens = [Tokens(*pair) for pair in zip(ids[:, None], mask[:, None], strict=True)]
+        return dict(zip(texts, map(_Parsed, plain, weights, tokens), strict=True))
 
-    def _encode(
-        self, parts: dict[str, Tokens], options: PromptOptions, seconds: dict[str, float]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return embeddings by text, [parts * 77, width] each."""
-        encoder = self.load(options.clip_skip)
-        start = time.perf_counter()
-        ids, mask = (np.concatenate(rows) for rows in zip(*parts.values(), strict=True))
+    def _encode(self, prompts: Sequence[_Parsed], skipped: int) -> list[NDArray[np.float32]]:
+        """Return embeddings, [parts * 77, width] each, in one run of the text encoder."""
+        encoder = self.load(skipped)
+        ids = np.concatenate([prompt.tokens.ids for prompt in prompts])
+        mask = np.concatenate([prompt.tokens.mask for prompt in prompts])
         given = {"input_ids": ids, "attention_mask": mask if self.masked else np.ones_like(mask)}
         feeds = {
             name: given[name].astype(spec.dtype, copy=False)
@@ -158,19 +174,12 @@ class PromptEncoder:
         }
         hidden = encoder(feeds)["last_hidden_state"].astype(np.float32, copy=False)
         require_finite(hidden, "embeddings of the text encoder")
-        embeddings = {}
-        ends = np.cumsum([len(rows.ids) for rows in parts.values()])
-        for text, part in zip(parts, np.split(hidden, ends[:-1]), strict=True):
+        ends = np.cumsum([len(prompt.tokens.ids) for prompt in prompts])[:-1]
+        embeddings = []
+        for prompt, part in zip(prompts, np.split(hidden, ends), strict=True):
             embedding = part.reshape(-1, part.shape[-1])
-            if options.weighted:
-                plain, weights = parse_weights(text)
-                by_token = self.tokenizer.weights(plain, weights, len(part))
+            if prompt.weights is not None:
+                by_token = self.tokenizer.weights(prompt.plain, prompt.weights, len(part))
                 embedding = apply_weights(embedding, by_token)
-            embeddings[text] = embedding
-        seconds["text_encoder"] = time.perf_counter() - start
+            embeddings.append(embedding)
         return embeddings
-
-
-def _plain(text: str, options: PromptOptions) -> str:
-    """Return a prompt without its marks."""
-    return parse_weights(text)[0] if options.weighted else text

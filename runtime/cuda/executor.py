@@ -97,7 +97,7 @@ class CudaExecutor:
             text: NDArray[np.generic] = self._encode.ids(job)
             seconds["tokenize"] = time.perf_counter() - start
         else:
-            text = self._encode.batch(job, seconds)
+            text = self._encode(job, seconds)
         images, _, *side = job.latents.shape
         session = self._session(images, job.guidance is not None, side)
         start = time.perf_counter()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bksdm.cli import main
+from bksdm.cli.arguments import Parser
+from bksdm.cli.commands import COMMANDS
 from bksdm.engines.errors import BksdmError, BundleError
+from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.samplers import SAMPLERS, step_table
 from bksdm.runtime.samplers.config import SchedulerConfig
@@ -203,7 +208,34 @@ OTHERS = [
     (["bench", "peers", "x", "--peers", ""], "--peers: unknown ''; known: diffusers"),
     (["bench", "peers", "x", "--size", "60x60"], "--size: width must be a multiple of 8, not 60"),
     (["bench", "peers", "x", "--work", "in.png"], "cannot make in.png: no writable folder"),
-    (["bench", "report", "-o", "in.png"], "in.png: no such folder"),
+    (["bench", "report", "-o", "in.png"], "in.png: a file, not a folder"),
+    (["bench", "peers", "in.png", "--peers", "bksdm"], "in.png: a file, not a folder; peers run a"),
+    (["bench", "peers", "nowhere", "--peers", "bksdm"], "nowhere: no such folder; peers run a"),
+    (["bench", "latency", "in.png"], "in.png: a file, not a folder; make a bundle with"),
+    (["bench", "roofline", "in.png"], "in.png: a file, not a folder; make a bundle with"),
+    (["bench", "rewrite", "in.png"], "in.png: a file, not a folder; make a bundle with"),
+    (["bench", "throughput", "in.png"], "in.png: a file, not a folder; make a bundle with"),
+    (["info", "x.safetensors"], "x.safetensors: a file of weights, no bundle and no picture"),
+    (["generate", "x", "--model", "x.safetensors"], "x.safetensors: a file, not a folder; make a"),
+    (["generate", "x", "--model", "dangling"], "dangling: a link to nothing; make a bundle with"),
+    (["build", "x.safetensors"], "x.safetensors: a file, not a folder; make a bundle with"),
+    (["build", "x.safetensors", "--tune"], "x.safetensors: a file, not a folder; make a bundle"),
+    (["build", "x.safetensors", "--list"], "x.safetensors: a file, not a folder; make a bundle"),
+    (["build", str(EMOJI), "--target", "sm89"], "emoji is float32; export it with --dtype"),
+    (["verify", "x.safetensors", "--against", "x"], "x.safetensors: a file, not a folder; make"),
+    (["verify", "--integrity", "x.safetensors"], "x.safetensors: a file, not a folder"),
+    (["verify", "{bundle}", "--against", "{bundle}"], "is a bundle, without weights for torch;"),
+    (["verify", "{bundle}", "--against", "x.safetensors"], "x.safetensors is a damaged .safet"),
+    (["verify", "{bundle}", "--against", "in.png"], "in.png is a single .png file; supported: a"),
+    (["verify", "{bundle}", "--against", "."], "has no model_index.json; supported: a diffusers"),
+    (["calibrate", "x.safetensors"], "x.safetensors: a file, not a folder; make a bundle with"),
+    (["calibrate", "{bundle}", "--half", "in.png"], "in.png: a file, not a folder; make a bundle"),
+    (["export", "x", "-o", "y", "--lora", ""], "--lora: must not be empty"),
+    (["export", "x", "-o", "y", "--lora", ":0.8"], "--lora: must be FILE or FILE:SCALE; ':0.8' "),
+    (["export", "x", "-o", "y", "--lora", "a.pt:"], "'a.pt:' has no scale after the colon"),
+    (["export", "x", "-o", "y", "--lora", "a.pt:nan"], "a.pt:nan: the scale must be a finite"),
+    (["export", "x", "-o", "y", "--lora", "a.pt:b"], "a.pt:b: no such file, and 'b' is no scale"),
+    (["verify", "{bundle}", "--against", "x", "--lora", ":"], "':' has no file before the colon"),
     (["bench", "report", "--only", "x"], "--only: unknown 'x'; known: small-peers"),
     (["calibrate", "nowhere"], "nowhere: no such folder"),
     (["calibrate", "{bundle}", "--steps", "0"], "--steps: num_inference_steps must be a whole"),
@@ -234,9 +266,50 @@ def test_other_commands_name_what_is_wrong(
     for path in pictures.iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "x.safetensors").write_bytes(b"weights")
+    (tmp_path / "dangling").symlink_to("nowhere")
     before = sorted(tmp_path.iterdir())
     refuse(*(word.format(bundle=tiny_bundle) for word in arguments), named=named)
     assert sorted(tmp_path.iterdir()) == before
+
+
+PATHS = {"FILE", "FILE[:SCALE]", "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PNG",
+         "SOURCE", "CHECKPOINT", "OLD.json", "NEW.json"}  # fmt: skip
+
+
+def parsers():
+    """Every command's parser, and those of the kinds of ``bench``."""
+    for name in COMMANDS:
+        parser = Parser(prog=name)
+        import_module(f"bksdm.cli.{name}").configure(parser)
+        kinds = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+        if kinds:
+            yield from ((f"{name} {kind}", one) for kind, one in kinds[0].choices.items())
+        else:
+            yield name, parser
+
+
+PATH_ARGUMENTS = [
+    (words.split(), (action.option_strings or [None])[-1], action.metavar, [
+        other.metavar for other in parser._positionals._group_actions
+    ])
+    for words, parser in parsers()
+    for action in parser._actions
+    if action.metavar in PATHS
+]  # fmt: skip
+
+
+def test_every_command_that_takes_paths_is_known():
+    assert {words[0] for words, *_ in PATH_ARGUMENTS} == set(COMMANDS) - {"samplers"}
+
+
+@pytest.mark.parametrize(("words", "option", "metavar", "positional"), PATH_ARGUMENTS)
+def test_no_path_may_be_empty(refuse, words, option, metavar, positional):
+    if option is None:
+        given = ["" if other == metavar else "x" for other in positional]
+        refuse(*words, *given, named=f"{metavar}: must not be empty")
+    else:
+        refuse(*words, *("x" for _ in positional), f"{option}=", named="must not be empty")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of Unix")

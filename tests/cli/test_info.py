@@ -21,6 +21,11 @@ def test_a_bundle_and_its_digest(run):
     assert "safety_checker: no\n" in said
 
 
+def test_what_was_built_of_a_bundle_or_that_nothing_was(run, tiny_copy):
+    assert "engines: none\n" in run("info", tiny_copy)[1]
+    assert run("build", tiny_copy, "--list") == (0, "", "nothing is built yet\n")
+
+
 HOSTILE = "a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028日本 👩🏽‍🚀"
 
 

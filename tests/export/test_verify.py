@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import onnx
 import pytest
@@ -12,6 +13,9 @@ from bksdm.cli import main
 from bksdm.export.dummy import create_dummy
 from bksdm.export.verify_all import TASKS, Cell, measure, passed, render
 from bksdm.runtime import noise
+
+# The installed package leaves the checkpoint's VAE out.
+EMOJI = Path(__file__).parents[2] / "models" / "emoji"
 
 
 def test_a_bundle_passes_against_its_checkpoint(nano_bundle, nano_checkpoint, capsys):
@@ -24,6 +28,32 @@ def test_a_bundle_fails_against_other_weights(nano_bundle, tmp_path, capsys):
     create_dummy("nano", other, seed=1)
     assert main(["verify", str(nano_bundle), "--against", str(other)]) == 1
     assert "missed" in capsys.readouterr().out
+
+
+def test_the_built_in_model_passes_against_itself(capsys):
+    """Its weights are float16, shared with its checkpoint; it computes in float32."""
+    assert main(["verify", str(EMOJI), "--against", str(EMOJI)]) == 0
+    table = capsys.readouterr().out
+    assert table.count("float32") == 4
+    assert "missed" not in table
+
+
+def test_another_architecture_is_refused(nano_bundle, nano_checkpoint, tmp_path, capsys):
+    whole = tmp_path / "whole"
+    shutil.copytree(nano_bundle, whole)
+    path = whole / "unet" / "model.onnx"
+    graph = onnx.load(path, load_external_data=False)
+    (timestep,) = (i for i in graph.graph.input if i.name == "timestep")
+    timestep.type.tensor_type.elem_type = onnx.TensorProto.INT64
+    path.write_bytes(graph.SerializeToString())
+    for bundle, source, named in (
+        (nano_bundle, EMOJI, rf"nano knows \d+ tokens, {EMOJI} \d+; give --against the"),
+        (whole, nano_checkpoint, r"takes timestep int64 \[batch\], and .* timestep float32 \[1\]"),
+        (nano_bundle, nano_bundle, "is a bundle, without weights for torch; give --against the"),
+    ):
+        assert main(["verify", str(bundle), "--against", str(source)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.search(named, line)
 
 
 def test_a_bundle_of_fixed_length_passes_with_any_sampler(
@@ -82,6 +112,14 @@ def test_a_picture_above_1_is_drawn_again_from_torchs_noise(
     (cell, *_) = measure({"nano": (nano_checkpoint, nano_bundle)}, ["euler-a"], [2])
     assert cell.largest > 1
     assert cell.same_noise <= 1
+
+
+def test_all_needs_the_checkpoint_of_the_built_in_model(tmp_path, monkeypatch, capsys):
+    """Which the installed package leaves out."""
+    monkeypatch.setattr("bksdm.models.EMOJI", tmp_path)
+    assert main(["verify", "--all"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path / 'vae'}: missing; verify --all runs from the source tree" in line
 
 
 @pytest.mark.parametrize("arguments", [["--all", "x"], [], ["x"], ["--against", "y"]])

@@ -59,6 +59,17 @@ def test_guidance_and_size_equal_diffusers(reference, ours, guidance, size):
     assert_same_pictures(ours("a house", seed=0, **arguments).pixels, expected)
 
 
+def test_height_or_width_alone(reference, ours):
+    """Diffusers ignores it; ours takes it, beside the model's own size along the other side."""
+    usual = {"num_inference_steps": 2, "seed": 0}
+    height, width = ours.bundle.default_size
+    for alone, both in (({"height": 72}, (72, width)), ({"width": 72}, (height, 72))):
+        ignored = pictures(reference, "a house", **usual, **alone)
+        assert ignored.shape[1:3] == (height, width)
+        expected = pictures(reference, "a house", **usual, height=both[0], width=both[1])
+        assert_same_pictures(ours("a house", **usual, **alone).pixels, expected)
+
+
 @pytest.mark.parametrize("rescale", [0.3, 1.0])
 def test_rescaled_guidance_equals_diffusers(reference, ours, rescale):
     arguments = {"num_inference_steps": 4, "guidance_rescale": rescale, "num_images_per_prompt": 2}

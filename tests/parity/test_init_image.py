@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,6 +124,31 @@ def test_several_images_and_sizes(pair):
     )
     found = ours("a cat", seed=6, image=images[0], mask=mask, **size, **arguments).pixels
     assert_same_pictures(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_height_or_width_alone(pair):
+    """Diffusers' image to image takes neither, and its inpainting what lacks from the model."""
+    changing, painting, ours = pair
+    arguments = {"num_inference_steps": 4, "strength": 0.5, "seed": 6}
+    assert not {"height", "width"} & set(inspect.signature(changing.__call__).parameters)
+    use(changing, ours)
+    image, mask = picture(70, 90), hole(70, 90)
+    own = {"height": 88, "width": 64}
+    for alone in ({}, {"height": 72}, {"width": 72}):
+        size = {**own, **alone}
+        resized = image.resize((size["width"], size["height"]), Image.Resampling.LANCZOS)
+        expected = pictures(changing, "a cat", image=resized, **arguments)
+        assert_same_pictures(ours("a cat", image=image, **alone, **arguments).pixels, expected)
+    use(painting, ours)
+    usual = ours.bundle.default_size[1]
+    painted = {"image": image, **arguments}
+    other = pictures(painting, "a cat", mask_image=mask, height=72, **painted)
+    assert other.shape[1:3] == (72, usual)
+    for alone in ({}, {"height": 72}, {"width": 72}):
+        size = {**own, **alone}
+        expected = pictures(painting, "a cat", mask_image=mask, **size, **painted)
+        assert_same_pictures(ours("a cat", mask=mask, **alone, **painted).pixels, expected)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK"])

@@ -12,6 +12,8 @@ from diffusers import StableDiffusionPipeline
 
 from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.rewrite.clip_skip import skip_layers
+from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.pipeline import TextToImage
 
 from .pictures import assert_same_pictures, pictures
@@ -28,10 +30,15 @@ def pair(request):
         bundle = request.getfixturevalue("nano_bundle")
     reference = StableDiffusionPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
+    encoder = reference.text_encoder
+    if not hasattr(encoder, "text_model"):
+        # ``encode_prompt`` does not find the layers of transformers 5 by itself. Past torch, for
+        # which a module that holds itself has no end.
+        encoder.__dict__["text_model"] = encoder
     return reference, TextToImage.load(bundle)
 
 
-def parts_of(reference, prompt, count):
+def parts_of(reference, prompt, count, clip_skip=0):
     """Embeddings of 75 tokens at a time, each with start, end and padding, one after the other."""
     tokenizer = reference.tokenizer
     ids = tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
@@ -39,8 +46,11 @@ def parts_of(reference, prompt, count):
     for first in range(0, count * 75, 75):
         row = [tokenizer.bos_token_id, *ids[first : first + 75], tokenizer.eos_token_id]
         rows.append(row + [tokenizer.pad_token_id] * (77 - len(row)))
+    encoder = reference.text_encoder
     with torch.no_grad():
-        states = reference.text_encoder(torch.tensor(rows)).last_hidden_state
+        layers = encoder(torch.tensor(rows), output_hidden_states=True).hidden_states
+        # As the lines of ``encode_prompt`` have it.
+        states = encoder.text_model.final_layer_norm(layers[-(clip_skip + 1)])
     return states.reshape(1, 77 * count, -1)
 
 
@@ -100,28 +110,63 @@ def test_weights_reach_into_the_second_part(pair):
     assert (ours(f"{head}(green{tail}:1.8)", **arguments).pixels != plain).any()
 
 
-def without_layers(reference, prompt, skipped):
-    """What ``encode_prompt`` computes; its own lines do not find the layers of transformers 5."""
-    ids = reference.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
-    encoder = reference.text_encoder
-    with torch.no_grad():
-        states = encoder(ids, output_hidden_states=True).hidden_states[-(skipped + 1)]
-        return getattr(encoder, "text_model", encoder).final_layer_norm(states)
+SKIPPING = {
+    "a negative prompt": {"negative_prompt": "blurry"},
+    "none": {},
+    "a batch": {"prompt": ["a house", "a red apple"], "negative_prompt": ["blurry", "a house"],
+                "num_images_per_prompt": 2, "seed": [5, 6, 7, 8]},
+    "no guidance": {"negative_prompt": "blurry", "guidance_scale": 1.0},
+}  # fmt: skip
 
 
-def test_skipped_layers_equal_diffusers(pair):
+@pytest.mark.parametrize("case", SKIPPING)
+def test_layers_are_skipped_for_the_prompt_alone_as_in_diffusers(pair, case):
     reference, ours = pair
-    layers = ours.bundle.text_layers
+    arguments = {"prompt": "a house", "seed": 5, "num_inference_steps": 3, **SKIPPING[case]}
     drawn = []
-    for skipped in range(layers):
+    for skipped in range(ours.bundle.text_layers):
+        expected = pictures(reference, clip_skip=skipped, **arguments)
+        # What is remembered of the one reading must not serve for the other.
+        for _ in range(2):
+            drawn.append(ours(clip_skip=skipped, **arguments).pixels)
+            assert_same_pictures(drawn[-1], expected)
+    assert (drawn[0] != drawn[-1]).any()
+
+
+def test_embeddings_of_both_halves_are_those_of_diffusers(pair):
+    """In one batch and one after the other, so that each text is remembered in both readings."""
+    reference, ours = pair
+    texts = ["a house", "blurry"]
+    for prompt, negative in (texts, texts[::-1], (texts[0], texts[0])):
+        with torch.no_grad():
+            positive, unconditional = reference.encode_prompt(
+                prompt, "cpu", 1, True, negative, clip_skip=1
+            )
+        expected = torch.cat([unconditional, positive]).numpy()
+        request = ours.request(GenerationConfig(prompt, negative_prompt=negative, clip_skip=1))
+        found = ours._executor._encode(begin(request, None), {})
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
+def test_layers_of_a_long_prompt_are_skipped_for_the_prompt_alone(pair):
+    reference, ours = pair
+    count = parts_needed(reference, LONG)
+    for prompt, negative in ((LONG, "blurry"), ("a house", LONG)):
         expected = pictures(
-            reference, None, seed=5, num_inference_steps=3,
-            prompt_embeds=without_layers(reference, "a house", skipped),
-            negative_prompt_embeds=without_layers(reference, "", skipped),
+            reference, None, seed=3, num_inference_steps=3,
+            prompt_embeds=parts_of(reference, prompt, count, clip_skip=1),
+            negative_prompt_embeds=parts_of(reference, negative, count),
         )  # fmt: skip
-        drawn.append(ours("a house", seed=5, num_inference_steps=3, clip_skip=skipped).pixels)
-        assert_same_pictures(drawn[-1], expected)
-    assert (drawn[0] != drawn[1]).any()
+        found = ours(
+            prompt, negative_prompt=negative, seed=3, num_inference_steps=3, long_prompt=True,
+            clip_skip=1,
+        ).pixels  # fmt: skip
+        assert_same_pictures(found, expected)
+
+
+def test_every_layer_cannot_be_skipped(pair):
+    ours = pair[1]
+    layers = ours.bundle.text_layers
     with pytest.raises(RequestError, match=f"below the text encoder's {layers} layers"):
         ours("a house", clip_skip=layers)
 
