@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.plans import TUNED
+from bksdm.storage.plans import TUNED
 
 ROUNDS = 3
 

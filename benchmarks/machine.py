@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from bksdm.engines.processor import processor_name
+from bksdm.storage.processor import processor_name
 
 PACKAGES = (
     "bksdm-runtime", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",

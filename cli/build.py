@@ -53,8 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
-    from bksdm.engines.plans import list_built, remove_built
     from bksdm.runtime.bundle import Bundle
+    from bksdm.storage.plans import list_built, remove_built
 
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
@@ -105,10 +105,10 @@ def tune_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> None
     from tqdm import tqdm
 
     from bksdm.benchmarks.feeds import network_feeds
-    from bksdm.engines.graph import load_graph, tensor_specs
-    from bksdm.engines.rewrite.compose import describe_rewrite
-    from bksdm.engines.tune import ROUNDS, tune
-    from bksdm.engines.tuned import write_tuned
+    from bksdm.optimize.compose import describe_rewrite
+    from bksdm.optimize.tune import ROUNDS, tune
+    from bksdm.optimize.tuned import write_tuned
+    from bksdm.storage.graph import load_graph, tensor_specs
 
     if engine in (None, AUTO):
         names: tuple[str, ...] = tuple(name for name in CPU_ENGINES if find_spec(name) is not None)
@@ -159,13 +159,13 @@ def build_bundle(
     """
     from tqdm import tqdm
 
-    from bksdm.engines.digest import model_digest
-    from bksdm.engines.graph import graph_inputs
-    from bksdm.engines.plans import Recipe, check, staged, write_plan, write_record
     from bksdm.engines.profile import Profile
     from bksdm.engines.tensorrt import build, check_targets, load_module
     from bksdm.runtime.cuda.compile import compile_kernels, source_digest
     from bksdm.runtime.cuda.gpu import Gpu
+    from bksdm.storage.digest import model_digest
+    from bksdm.storage.graph import graph_inputs
+    from bksdm.storage.plans import Recipe, check, staged, write_plan, write_record
 
     began = time.monotonic()
     # The weights may be float16 where the graph computes in float32.

@@ -40,9 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a table per network; exit 1 where float16 overflows."""
     from bksdm.cli.picture_options import parse_size
-    from bksdm.engines.half import LARGEST
-    from bksdm.engines.ranges import half_error
     from bksdm.engines.registry import DEFAULT, capabilities
+    from bksdm.optimize.half import LARGEST
+    from bksdm.optimize.ranges import half_error
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
@@ -89,7 +89,7 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
     import numpy as np
     from tqdm import tqdm
 
-    from bksdm.engines.ranges import RangeEngine
+    from bksdm.optimize.ranges import RangeEngine
     from bksdm.runtime.host import HostExecutor
     from bksdm.runtime.noise_predictor import NoisePredictor
     from bksdm.runtime.pipeline import TextToImage

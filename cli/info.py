@@ -76,9 +76,9 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:
-    from bksdm.engines.graph import describe_graph
-    from bksdm.engines.rewrite.compose import MadeFor, describe_rewrite
-    from bksdm.engines.tuned import read_tuned
+    from bksdm.optimize.compose import MadeFor, describe_rewrite
+    from bksdm.optimize.tuned import read_tuned
+    from bksdm.storage.graph import describe_graph
 
     model = bundle.model(name)
     side = bundle.sample_size * (bundle.vae_scale if name == "vae_encoder" else 1)

@@ -12,8 +12,8 @@ from typing import TextIO
 
 from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
-from bksdm.engines.files import clear_abandoned, names_open_file
 from bksdm.runtime.user_files import STDOUT, is_stdout
+from bksdm.storage.files import clear_abandoned, names_open_file
 
 
 def check_outputs(paths: Sequence[Path | None], text: bool = False) -> None:

@@ -12,11 +12,11 @@ from PIL import Image, features
 from bksdm.cli.outputs import check_folder, is_replaced, numbered
 from bksdm.cli.terminal import TerminalPicture
 from bksdm.engines.errors import RequestError
-from bksdm.engines.files import clear_abandoned
 from bksdm.runtime.images import read_parameters, save_png, to_pil
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.sampling import Step
 from bksdm.runtime.user_files import write_output
+from bksdm.storage.files import clear_abandoned
 
 FRAME_MS, LAST_FRAME_MS = 120, 2000
 

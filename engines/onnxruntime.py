@@ -14,15 +14,15 @@ import numpy as np
 import onnxruntime as ort
 
 from bksdm.engines.arena import share_arena
-from bksdm.engines.digest import graph_files
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
 from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
-from bksdm.engines.rewrite.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
-from bksdm.engines.saved_graph import DATA, NotSaved, SavedGraph
+from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
+from bksdm.optimize.saved_graph import DATA, NotSaved, SavedGraph
+from bksdm.storage.digest import graph_files
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from bksdm.engines.weights import find_files, move_locations
+from bksdm.storage.weights import find_files, move_locations
 
 ROOT = Path(os.path.abspath(os.sep))
 # Of what ONNX Runtime logs: whatever fails is said by the error that it raises.
@@ -43,7 +43,7 @@ class Graph:
 
 
 def find_graph(proto: onnx.ModelProto, folders: Mapping[str, Path], name: str) -> Graph:
-    """Return a graph with its weights found; see :func:`~bksdm.engines.weights.find_files`.
+    """Return a graph with its weights found; see :func:`~bksdm.storage.weights.find_files`.
 
     ONNX Runtime takes weights from one folder and what is inside of it only, links resolved. That
     folder is the root, so that links into a hub's cache can be read, and files of two folders.

@@ -13,10 +13,10 @@ import onnx
 from onnx import helper
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.graph import tensor_specs
 from bksdm.engines.protocol import Array, GraphEdit, check_feeds
-from bksdm.engines.rewrite.compose import USUAL, MadeFor, compose
-from bksdm.engines.weights import find_files, read_weights
+from bksdm.optimize.compose import USUAL, MadeFor, compose
+from bksdm.storage.graph import tensor_specs
+from bksdm.storage.weights import find_files, read_weights
 
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
 # full-size UNet), and each has a copy of the weights.

@@ -10,7 +10,7 @@ from bksdm.engines.fixed_batch import with_any_batch
 from bksdm.engines.protocol import Capabilities, Engine, GraphEdit
 
 if TYPE_CHECKING:
-    from bksdm.engines.rewrite.compose import MadeFor
+    from bksdm.optimize.compose import MadeFor
 
 CPU_ENGINES = ("onnxruntime", "openvino")
 """Engines that run networks on the CPU, the default first."""
@@ -43,7 +43,7 @@ def chosen_engine(name: str, model: Path, cache: Path | None) -> str:
     """Return the engine that runs a network: of :data:`AUTO` the one that was faster."""
     if name != AUTO:
         return name
-    from bksdm.engines.tuned import read_tuned
+    from bksdm.optimize.tuned import read_tuned
 
     tuned = {} if cache is None else read_tuned(cache, model)
     return min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
@@ -68,8 +68,8 @@ def open_engine(
     """
     if name not in ENGINES:
         raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.engines.rewrite.compose import MadeFor
-    from bksdm.engines.tuned import read_tuned
+    from bksdm.optimize.compose import MadeFor
+    from bksdm.optimize.tuned import read_tuned
 
     tuned = {} if cache is None else read_tuned(cache, model)
     name = chosen_engine(name, model, cache)

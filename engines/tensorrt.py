@@ -17,8 +17,8 @@ import onnx
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
-from bksdm.engines.rewrite.attention import decompose_attention
 from bksdm.engines.timings import attach, keep
+from bksdm.optimize.attention import decompose_attention
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Head widths with an attention kernel, by trial with tensorrt-rtx 1.7.1 on sm75, sm89 and sm120:

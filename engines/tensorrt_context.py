@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.files import write_file
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt import load_module
+from bksdm.storage.files import write_file
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.files import write_file
+from bksdm.storage.files import write_file
 
 
 def attach(config: Any, path: Path) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bksdm.engines.digest import sha256_of
 from bksdm.engines.errors import ExportError
 from bksdm.export.lora_scaling import adapter_config, scaling_of
 from bksdm.export.weights import read_pickle
+from bksdm.storage.digest import sha256_of
 
 # What stands before a layer's name, and the network it means. The last one is of the files that
 # diffusers' `unet.save_attn_procs` writes.

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.graph import load_graph
-from bksdm.engines.half import emulate_half
 from bksdm.engines.onnxruntime_session import graph_of, open_session
 from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
+from bksdm.optimize.half import emulate_half
+from bksdm.storage.graph import load_graph
 
 # Two sizes times two batches, none of them the traced ones. 8 x 8 ends at 1 x 1 below four blocks;
 # 9 x 12 has sides that no power of two above 4 divides, so that every upsampling is uneven. A text

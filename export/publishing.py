@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bksdm.engines.errors import ExportError
-from bksdm.engines.files import clear_abandoned, staged
+from bksdm.storage.files import clear_abandoned, staged
 
 
 def refuse_existing(target: Path) -> None:

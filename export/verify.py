@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import ExportError
-from bksdm.engines.graph import graph_inputs
 from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
@@ -21,6 +20,7 @@ from bksdm.export.source import resolve
 from bksdm.export.weights import choose, listing
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.storage.graph import graph_inputs
 
 _CLIP_TOKENS = 49408
 """Where a configuration does not say, as transformers has it."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.digest import DIGESTS, file_digests, joined_digest
 from bksdm.engines.errors import BundleError
 from bksdm.runtime.checks import no_folder
 from bksdm.runtime.loaded_configuration import (
@@ -17,6 +16,7 @@ from bksdm.runtime.loaded_configuration import (
     loaded_scheduler,
     scheduler_class,
 )
+from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")

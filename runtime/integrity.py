@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bksdm.engines.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.engines.errors import BundleError
-from bksdm.engines.files import PARTIAL, write_file
-from bksdm.engines.plans import RECORD
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
 from bksdm.runtime.checks import no_folder
+from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
+from bksdm.storage.files import PARTIAL, write_file
+from bksdm.storage.plans import RECORD
 
 SUMS = "SHA256SUMS"
 FOLDERS = (*COMPONENTS, *OPTIONAL_COMPONENTS, "safety_checker", "scheduler", "tokenizer")

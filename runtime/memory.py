@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
-from bksdm.engines.graph import describe_graph, load_graph
-from bksdm.engines.rewrite.compose import MadeFor, choose_forms
+from bksdm.optimize.compose import MadeFor, choose_forms
 from bksdm.runtime.bundle import Bundle
+from bksdm.storage.graph import describe_graph, load_graph
 
 # What Python and the libraries take.
 PROCESS_BYTES = 200 * 10**6

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.rewrite.feature_reuse import DEEP_FEATURES
+from bksdm.optimize.feature_reuse import DEEP_FEATURES
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory

@@ -154,7 +154,7 @@ class TextToImage:
             The bundle is damaged, or the engine is not available.
         """
         from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
-        from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
+        from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 
         able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
@@ -372,7 +372,7 @@ def _check_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) ->
 
 
 def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
-    from bksdm.engines.rewrite.clip_skip import skip_layers
+    from bksdm.optimize.clip_skip import skip_layers
 
     edit = GraphEdit(f"clip-skip-{skipped}", partial(skip_layers, count=skipped))
     return open_part(bundle.model("text_encoder"), edit=edit if skipped else None)

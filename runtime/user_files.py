@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
-from bksdm.engines.files import names_open_file, write_file
+from bksdm.storage.files import names_open_file, write_file
 
 STDIN, STDOUT = Path("/dev/stdin"), Path("/dev/stdout")
 """Stand for standard input and output, also where the system has no such files."""

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import EngineError, RequestError
-from bksdm.engines.files import in_use
-from bksdm.engines.plans import Recipe, check, list_plans, read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import load_module
 from bksdm.engines.tensorrt_context import LoadedPlan
@@ -26,6 +24,8 @@ from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptEncoder
 from bksdm.runtime.sampling import Denoising, StepCallback
+from bksdm.storage.files import in_use
+from bksdm.storage.plans import Recipe, check, list_plans, read_plan, read_record
 
 KEPT_SESSIONS = 4
 PRECISION = "float16"

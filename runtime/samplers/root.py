@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.engines.processor import is_zen
+from bksdm.storage.processor import is_zen
 
 # Zen's estimate has 12 bits and comes from a bipartite table, once for [1, 2) and once for [2, 4):
 # of 4 + 4 + 4 bits of the mantissa, the first eight choose a value, and the outer eight what is

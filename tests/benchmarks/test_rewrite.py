@@ -6,9 +6,9 @@ from bksdm.benchmarks import tables
 from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.work import count_work
 from bksdm.cli import main
-from bksdm.engines.rewrite import strips
-from bksdm.engines.rewrite.choice import CostModel
-from tests.engines.test_rewrite import transformed_is_faster
+from bksdm.optimize import strips
+from bksdm.optimize.choice import CostModel
+from tests.optimize.test_rewrite import transformed_is_faster
 
 
 def test_both_forms_run_in_turns(nano_bundle, monkeypatch):

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from bksdm.cli import main
-from bksdm.engines.half import LARGEST
-from bksdm.engines.ranges import RangeEngine
 from bksdm.models import EMOJI
+from bksdm.optimize.half import LARGEST
+from bksdm.optimize.ranges import RangeEngine
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.samplers import step_table
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bksdm.engines.files import PARTIAL
+from bksdm.storage.files import PARTIAL
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes and links of Unix")
 

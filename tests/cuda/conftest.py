@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from bksdm.engines.digest import model_digest
-from bksdm.engines.plans import Recipe, staged, write_plan, write_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
@@ -22,6 +20,8 @@ from bksdm.runtime.pipeline import TextToImage, _open_text_encoder
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
+from bksdm.storage.digest import model_digest
+from bksdm.storage.plans import Recipe, staged, write_plan, write_record
 
 from .simulated import Engine, SimulatedDevice, simulated_tensorrt
 

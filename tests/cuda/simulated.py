@@ -22,8 +22,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bksdm.engines.half import emulate_half
 from bksdm.engines.onnxruntime_session import graph_of, open_session
+from bksdm.optimize.half import emulate_half
 
 ALIGNMENT = 256
 FENCE = 256

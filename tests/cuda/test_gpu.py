@@ -11,9 +11,9 @@ from PIL import Image
 
 from bksdm.cli import main
 from bksdm.engines.errors import EngineError
-from bksdm.engines.plans import list_plans, read_record
 from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.storage.plans import list_plans, read_record
 
 from .conftest import unrecorded
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from tests.engines.test_rewrite import small_model
+from tests.optimize.test_rewrite import small_model
 
 # Two networks with an inner tensor of 96 MiB each; resident memory after one and after both.
 PROGRAM = """

@@ -12,7 +12,7 @@ from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.onnxruntime_session import reason_of
-from bksdm.engines.rewrite.attention import decompose_attention, fuse_attention
+from bksdm.optimize.attention import decompose_attention, fuse_attention
 
 
 def attention_model(heads=2, width=8, dynamic=False, **settings):

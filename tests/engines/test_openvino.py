@@ -14,9 +14,9 @@ from PIL import Image
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.registry import ENGINES
-from bksdm.engines.rewrite.choice import CostModel
+from bksdm.optimize.choice import CostModel
 from bksdm.runtime.pipeline import TextToImage
-from tests.engines.test_rewrite import transformed_is_faster
+from tests.optimize.test_rewrite import transformed_is_faster
 
 pytest.importorskip("openvino")
 from bksdm.engines import openvino

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.cli import main
 from bksdm.engines import tensorrt as backend
 from bksdm.engines.errors import EngineError
-from bksdm.engines.files import PARTIAL
-from bksdm.engines.plans import read_plan, read_record
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import build, load_module
+from bksdm.storage.files import PARTIAL
+from bksdm.storage.plans import read_plan, read_record
 
 pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
 PROFILE = Profile.parse("1", "64x64")

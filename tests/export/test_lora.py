@@ -19,7 +19,6 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bksdm.cli import main
-from bksdm.engines.digest import sha256_of
 from bksdm.engines.errors import ExportError
 from bksdm.export import exporter
 from bksdm.export.lora import read_lora, split_scale
@@ -30,6 +29,7 @@ from bksdm.export.preview import Fit
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.storage.digest import sha256_of
 
 from ..parity.pictures import assert_same_pictures, pictures
 

@@ -9,9 +9,9 @@ import pytest
 
 from bksdm.cli import main
 from bksdm.engines.errors import ExportError
-from bksdm.engines.files import PARTIAL, staged
 from bksdm.export.dummy import create_dummy
 from bksdm.export.publishing import publishing, refuse_existing
+from bksdm.storage.files import PARTIAL, staged
 
 
 def publish(target, then):

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from bksdm.engines.errors import ExportError
-from bksdm.engines.graph import describe_graph
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.export.shared_weights import share_weights
+from bksdm.storage.graph import describe_graph
 
 
 @pytest.fixture

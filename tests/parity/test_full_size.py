@@ -7,11 +7,11 @@ import gc
 import pytest
 from diffusers import StableDiffusionPipeline
 
-from bksdm.engines.graph import describe_graph
 from bksdm.export.dummy import create_dummy
 from bksdm.export.exporter import export
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.storage.graph import describe_graph
 
 from .pictures import assert_same_pictures, pictures
 

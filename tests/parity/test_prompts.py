@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from bksdm.engines.errors import EngineError, RequestError
-from bksdm.engines.rewrite.clip_skip import skip_layers
+from bksdm.optimize.clip_skip import skip_layers
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.pipeline import TextToImage

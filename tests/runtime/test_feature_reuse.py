@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.protocol import GraphEdit, TensorSpec
 from bksdm.engines.registry import open_engine
-from bksdm.engines.rewrite.feature_reuse import DEEP_FEATURES, keep_shallow, show_deep_features
 from bksdm.models import EMOJI
+from bksdm.optimize.feature_reuse import DEEP_FEATURES, keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.guidance import Guidance

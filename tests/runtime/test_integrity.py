@@ -13,9 +13,9 @@ import pytest
 from bksdm.cli import main
 from bksdm.engines import onnxruntime as backend
 from bksdm.engines.errors import BundleError
-from bksdm.engines.rewrite.compose import USUAL
-from bksdm.engines.tuned import Tuned, write_tuned
 from bksdm.models import EMOJI
+from bksdm.optimize.compose import USUAL
+from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.integrity import SUMS, find_damage
 from bksdm.runtime.pipeline import TextToImage

@@ -8,11 +8,11 @@ import torch
 from diffusers import PNDMScheduler
 
 from bksdm.engines.errors import SamplerError
-from bksdm.engines.processor import is_zen
 from bksdm.runtime.samplers import NAMED, SAMPLERS, compile_solver, step_table
 from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
 from bksdm.runtime.samplers.root import float32_root, zen_root
 from bksdm.runtime.samplers.schedule import alphas_cumprod, noise_levels
+from bksdm.storage.processor import is_zen
 
 from .diffusers_matrix import same_levels
 

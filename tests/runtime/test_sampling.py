@@ -10,8 +10,8 @@ from PIL import Image
 
 from bksdm.engines.protocol import GraphEdit
 from bksdm.engines.registry import open_engine
-from bksdm.engines.rewrite.feature_reuse import keep_shallow, show_deep_features
 from bksdm.models import EMOJI
+from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.initial_latents import begin

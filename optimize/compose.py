@@ -1,0 +1,190 @@
+"""Apply to a graph every rule that the engine which runs it gains from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from bksdm.engines.protocol import GraphEdit
+from bksdm.optimize.attention import fuse_attention
+from bksdm.optimize.blocks import block_size
+from bksdm.optimize.choice import Choice, Cost, CostModel, MeasuredCost, Timing, choose
+from bksdm.optimize.convolutions import convolutions
+from bksdm.optimize.feed_forward import split_feed_forward
+from bksdm.optimize.group_norm import expand_group_norm
+from bksdm.optimize.strips import Tail, apply_strips, find_tail
+from bksdm.optimize.tiles import TILES
+from bksdm.optimize.winograd import apply_winograd
+from bksdm.storage.graph import load_graph
+
+# Metadata of a rewritten graph: the least height of its input.
+LEAST_ROWS = "bksdm.least_rows"
+# Raised with every change of what is rewritten: saved graphs are then stale.
+REWRITE = 9
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which rewritings an engine gains from; docs/cpu.md has the measurements.
+
+    Attributes
+    ----------
+    attention
+        As ONNX Runtime's own operator.
+    feed_forward
+        Gated feed-forward layers in strips of tokens.
+    blocks
+        Winograd's products in ONNX Runtime's layout, and the end of a decoder in strips of rows.
+    group_norm
+        As instance normalisation.
+    winograd
+        3×3 convolutions as products of tiles: what the model of their costs is.
+    """
+
+    attention: bool = False
+    feed_forward: bool = False
+    blocks: bool = False
+    group_norm: bool = False
+    winograd: CostModel | None = None
+
+
+RULES = {
+    "onnxruntime": Rules(
+        attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
+    ),
+    "onnxruntime:cuda": Rules(attention=True),
+    "onnxruntime:tensorrt": Rules(attention=True),
+    "openvino": Rules(winograd=CostModel(0.9, 25, 16)),
+}
+
+
+@dataclass(frozen=True)
+class MadeFor:
+    """What a graph is made fastest for; it takes other pictures too.
+
+    Attributes
+    ----------
+    side
+        Height and width of its input.
+    measured
+        Seconds of convolutions, by which those that were measured are rewritten; None leaves it to
+        the model of costs.
+    """
+
+    side: int = 64
+    measured: tuple[Timing, ...] | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return what a record says of it."""
+        return {
+            "side": self.side,
+            "measured": self.measured and [timing.fields() for timing in self.measured],
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> MadeFor:
+        """Return what :meth:`fields` described.
+
+        Raises
+        ------
+        ValueError, TypeError, KeyError
+            It is damaged.
+        """
+        measured = fields["measured"]
+        if measured is not None:
+            measured = tuple(Timing.read(entry) for entry in measured)
+        return cls(int(fields["side"]), measured)
+
+
+USUAL = MadeFor()
+# Convolutions are direct, and nothing is in strips of a graph for one latent pixel.
+PLAIN = MadeFor(1, ())
+
+
+def compose(
+    model: Path, engine: str, made_for: MadeFor, edit: GraphEdit | None = None
+) -> onnx.ModelProto:
+    """Return the graph as an engine runs it fastest; the weights stay in their file.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx``.
+    engine : str
+        A key of :data:`RULES`.
+    made_for : MadeFor
+        Sizes and limits.
+    edit : GraphEdit, optional
+        What makes another network of the graph's, before all else.
+
+    Raises
+    ------
+    BundleError
+        The file is missing, or no ONNX graph.
+    """
+    proto, rules = load_graph(model), RULES[engine]
+    if edit is not None:
+        edit.apply(proto)
+    side = made_for.side
+    chosen, tail = choose_forms(proto, engine, made_for)
+    block = block_size() if rules.blocks else 0
+    if rules.attention:
+        fuse_attention(proto)
+    if rules.feed_forward:
+        split_feed_forward(proto, side)
+    if tail is not None:
+        apply_strips(proto, tail, block)
+    least_rows = 0 if tail is None else tail.count
+    onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
+    if rules.group_norm:
+        expand_group_norm(proto)
+    apply_winograd(proto, chosen, block)
+    return proto
+
+
+def choose_forms(
+    proto: onnx.ModelProto, engine: str, made_for: MadeFor
+) -> tuple[list[Choice], Tail | None]:
+    """Return which convolutions of a graph an engine computes by Winograd's forms."""
+    rules = RULES[engine]
+    cost: Cost | None = rules.winograd
+    if cost is None:
+        return [], None
+    if made_for.measured is not None:
+        cost = MeasuredCost(made_for.measured)
+    chosen = choose(proto, made_for.side, cost)
+    tail = find_tail(proto, made_for.side, chosen, block_size()) if rules.blocks else None
+    return chosen, tail
+
+
+def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:
+    """Return in words how an engine runs the convolutions of a graph."""
+    proto = load_graph(model)
+    chosen, tail = choose_forms(proto, engine, made_for)
+    forms = {choice.output: choice.tile for choice in (*chosen, *(tail.forms if tail else ()))}
+    tiles = Counter(forms.values())
+    total = len(convolutions(proto, made_for.side))
+    if not total:
+        others = _count_3x3(proto)
+        return f"{others or 'no'} 3x3 convolutions{' as exported' if others else ''}"
+    text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
+    text += f"{total - len(forms)} of {total} 3x3 convolutions direct"
+    if tail is not None:
+        text += f", the end in {tail.count} strips"
+    return text
+
+
+def _count_3x3(proto: onnx.ModelProto) -> int:
+    """Count convolutions by their filters, those included whose weights no rule can change."""
+    dims = {weight.name: list(weight.dims) for weight in proto.graph.initializer}
+    kernels = []
+    for node in proto.graph.node:
+        if node.op_type == "Conv":
+            stated = [list(a.ints) for a in node.attribute if a.name == "kernel_shape"]
+            kernels.append(stated[0] if stated else dims.get(node.input[1], [])[2:])
+    return kernels.count([3, 3])

@@ -1,0 +1,65 @@
+"""Cut a UNet in two, so that its deep features can serve several steps.
+
+Features deep inside a UNet hardly change from one step to the next, while what is near its output
+does (Ma et al. 2024, "DeepCache", arXiv 2312.00858). The last layer of the last block takes two
+tensors: deep features, and what the input's first convolution makes. The whole network shows its
+deep features as a second output; the shallow one takes them as an input and is only that
+convolution, that layer, and what follows.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import helper
+
+from bksdm.engines.errors import EngineError
+from bksdm.optimize.needed import keep_needed
+
+DEEP_FEATURES = "deep_features"
+
+
+def show_deep_features(model: onnx.ModelProto) -> None:
+    """Add the deep features to a UNet's outputs, in place: [batch, channels, height, width].
+
+    A graph without such a layer is left as it is.
+    """
+    graph = model.graph
+    join = _last_join(graph)
+    if join is not None:
+        graph.node.append(helper.make_node("Identity", [join.input[0]], [DEEP_FEATURES]))
+        graph.output.append(_picture_of(graph))
+
+
+def keep_shallow(model: onnx.ModelProto) -> None:
+    """Leave of a UNet what follows its deep features, in place; they become its last input.
+
+    Raises
+    ------
+    EngineError
+        The graph has no such layer.
+    """
+    graph = model.graph
+    join = _last_join(graph)
+    if join is None:
+        raise EngineError("unet: joins no features by channels, so that none can be reused")
+    join.input[0] = DEEP_FEATURES
+    graph.input.append(_picture_of(graph))
+    keep_needed(graph)
+
+
+def _last_join(graph: onnx.GraphProto) -> onnx.NodeProto | None:
+    """Return the last node that joins two tensors by their channels."""
+    nodes: list[onnx.NodeProto] = list(graph.node)
+    for node in reversed(nodes):
+        axis = [a.i for a in node.attribute if a.name == "axis"]
+        if node.op_type == "Concat" and axis == [1] and len(node.input) == 2:
+            return node
+    return None
+
+
+def _picture_of(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
+    """Describe the deep features: as many as the sample's images, and as large."""
+    sample = graph.input[0]
+    dims = [d.dim_param or d.dim_value for d in sample.type.tensor_type.shape.dim]
+    shape = [dims[0], "channels", *dims[2:]]
+    return helper.make_tensor_value_info(DEEP_FEATURES, sample.type.tensor_type.elem_type, shape)

@@ -1,0 +1,143 @@
+"""Compute gated feed-forward networks in strips of tokens.
+
+A transformer block ends with y = (h ⊙ gelu(g)) W₂ + b₂ where [h, g] = x W₁ + b₁ (GEGLU, Shazeer
+2020, arXiv 2002.05202). Between its products stand the largest tensors of a UNet, eight times as
+wide as its channels, which are copied to be taken apart. Here h and g are products of their own,
+and few tokens at a time pass through all of it, so that what is between stays in a cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import helper
+
+from bksdm.optimize.sides import picture_sides
+from bksdm.optimize.writer import Writer
+
+# Tokens per strip, of both halves of guidance together: 5 MB each of h and g of 320 channels.
+TOKENS = 1024
+
+
+def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
+    """Replace ``MatMul → Add → Split → Gelu → Mul → MatMul → Add`` in place.
+
+    Parameters
+    ----------
+    model : ModelProto
+        Any batch, height and width can be run afterwards, as before.
+    side : int
+        Height and width of its input that the number of strips is chosen for.
+
+    Returns
+    -------
+    int
+        Number of replaced networks.
+    """
+    graph = model.graph
+    found = {gate.output: gate for gate in _find(graph)}
+    sides = picture_sides(model, side)
+    dead = {name for gate in found.values() for name in gate.replaced}
+    written = Writer()
+    for node in graph.node:
+        gate = found.get(node.output[0])
+        if gate is not None:
+            _write(written, gate, max(1, 2 * sides.get(gate.x, 0) ** 2 // TOKENS))
+        elif node.output[0] not in dead:
+            written.nodes.append(node)
+    written.store(graph)
+    return len(found)
+
+
+@dataclass(frozen=True)
+class _FeedForward:
+    """Names of input, weights, output and what is replaced; sizes of the tensors between."""
+
+    x: str
+    up: tuple[str, str]
+    down: tuple[str, str]
+    output: str
+    width: int
+    replaced: tuple[str, ...]
+
+
+def _find(graph: onnx.GraphProto) -> list[_FeedForward]:
+    weights = {weight.name: weight for weight in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    consumers: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in graph.output}
+    for node in graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+
+    def only(name: str, kind: str) -> onnx.NodeProto | None:
+        """Return the one node that reads a tensor, if it is of that kind."""
+        readers = consumers.get(name, [])
+        return readers[0] if len(readers) == 1 and readers[0].op_type == kind else None
+
+    def linear(add: onnx.NodeProto | None) -> tuple[str, tuple[str, str], str] | None:
+        """Return input, weight and bias, and product of a MatMul and its Add."""
+        if add is None:
+            return None
+        for product, bias in (add.input, reversed(add.input)):
+            node = producers.get(product)
+            if node is None or node.op_type != "MatMul" or only(product, "Add") is not add:
+                continue
+            if bias in weights and node.input[1] in weights:
+                return node.input[0], (node.input[1], bias), product
+        return None
+
+    found = []
+    for split in graph.node:
+        if split.op_type != "Split" or len(split.output) != 2 or len(split.input) != 1:
+            continue
+        gelu = only(split.output[1], "Gelu")
+        gate = only(split.output[0], "Mul")
+        if gelu is None or gate is None or only(gelu.output[0], "Mul") is not gate:
+            continue
+        product = only(gate.output[0], "MatMul")
+        end = only(product.output[0], "Add") if product is not None else None
+        first, second = linear(producers.get(split.input[0])), linear(end)
+        if end is None or first is None or second is None or only(split.input[0], "Split") is None:
+            continue
+        if [a.s for a in gelu.attribute if a.name == "approximate"] not in ([], [b"none"]):
+            continue
+        x, up, wide = first
+        _, down, narrow = second
+        inner = (wide, split.input[0], *split.output, gelu.output[0], gate.output[0], narrow)
+        width = weights[down[0]].dims[0]
+        found.append(_FeedForward(x, up, down, end.output[0], width, inner))
+    return found
+
+
+def _write(w: Writer, gate: _FeedForward, count: int) -> None:
+    name, width = gate.output, gate.width
+    halves = [
+        tuple(
+            w.add(
+                "Slice", f"{part}:{half}", part, w.whole(half * width),
+                w.whole((half + 1) * width), w.whole(axis),
+            )
+            for part, axis in zip(gate.up, (1, 0), strict=True)
+        )
+        for half in range(2)
+    ]  # fmt: skip
+    shape = w.add("Shape", f"{name}:shape", gate.x)
+    last = w.add("Gather", f"{name}:last", shape, w.whole(-1))
+    flat = w.add("Concat", f"{name}:flat_shape", w.whole(-1), last, axis=0)
+    tokens = w.add("Reshape", f"{name}:tokens", gate.x, flat)
+    strips = [f"{name}:{index}" for index in range(count)] if count > 1 else [tokens]
+    if count > 1:
+        total = w.add("Shape", f"{name}:total", tokens, start=0, end=1)
+        sizes = w.shares(name, total, count)
+        w.nodes.append(helper.make_node("Split", [tokens, sizes], strips, axis=0))
+    outputs = []
+    for strip in strips:
+        h, g = (
+            w.add("Gemm", f"{strip}:{part}", strip, *half)
+            for part, half in zip("hg", halves, strict=True)
+        )
+        gated = w.add("Mul", f"{strip}:gated", h, w.add("Gelu", f"{strip}:gelu", g))
+        outputs.append(w.add("Gemm", f"{strip}:y", gated, *gate.down))
+    joined = w.add("Concat", f"{name}:y", *outputs, axis=0) if count > 1 else outputs[0]
+    w.add("Reshape", name, joined, shape)

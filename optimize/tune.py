@@ -1,0 +1,147 @@
+"""Measure what a CPU runs the networks of a bundle fastest with.
+
+For each engine the convolutions are timed one by one, which tells what Winograd's forms are worth
+on this machine; then whole networks are raced: with direct convolutions, with those that a model of
+costs chooses, and with those that the times choose. The fastest of each engine race each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from bksdm.engines.protocol import Array, Engine
+from bksdm.engines.registry import make_engine
+from bksdm.optimize.blocks import block_size
+from bksdm.optimize.choice import USUAL_COST, Timing
+from bksdm.optimize.compose import (
+    PLAIN,
+    RULES,
+    MadeFor,
+    choose_forms,
+)
+from bksdm.optimize.convolution_times import time_convolution
+from bksdm.optimize.convolutions import Convolution, convolutions
+from bksdm.optimize.tiles import Tile
+from bksdm.optimize.tuned import Tuned
+from bksdm.storage.graph import load_graph
+
+ROUNDS = 5
+# Where the model of costs expects less of the fastest form, no time is spent on measuring.
+LEAST_EXPECTED = 0.8
+
+Clock = Callable[[], float]
+Progress = Callable[[str, int, int], object]
+
+
+def tune(
+    model: Path,
+    engines: Sequence[str],
+    side: int,
+    threads: int | None,
+    feeds: Mapping[str, Array],
+    progress: Progress = lambda phase, done, total: None,
+    clock: Clock = time.perf_counter,
+) -> dict[str, Tuned]:
+    """Return the fastest way to run a network on each engine.
+
+    Parameters
+    ----------
+    model : Path
+        A graph of float32.
+    engines : sequence of str
+        Names of the registry's ``CPU_ENGINES``.
+    side : int
+        Height and width of its input, for which it is made and measured.
+    threads : int, optional
+        As for the engines.
+    feeds : mapping
+        What a run is given.
+    progress : callable
+        Told a phase, its steps done and all of them.
+    clock : callable
+        Returns seconds.
+
+    Raises
+    ------
+    EngineError
+        An engine is not installed, or the network cannot be loaded or run.
+    """
+    found = {}
+    for name in engines:
+        load = partial(make_engine, name, model, threads, None)
+        batch = max(len(array) for array in feeds.values())
+        candidates = _candidates(model, name, side, threads, batch, progress, clock)
+        # One at a time against the fastest so far: two networks in memory, not all.
+        fastest = candidates[0]
+        for number, other in enumerate(candidates[1:], 1):
+            shown = partial(progress, f"{name}, network {number} of {len(candidates) - 1}")
+            one, two = race([load(fastest), load(other)], feeds, shown, clock)
+            fastest = other if two < one else fastest
+        found[name] = fastest
+    loaded = [make_engine(name, model, threads, None, made_for) for name, made_for in found.items()]
+    seconds = race(loaded, feeds, partial(progress, " and ".join(found)), clock)
+    return {
+        name: Tuned(taken, made_for)
+        for (name, made_for), taken in zip(found.items(), seconds, strict=True)
+    }
+
+
+def race(
+    engines: Sequence[Engine],
+    feeds: Mapping[str, Array],
+    progress: Callable[[int, int], object],
+    clock: Clock,
+) -> list[float]:
+    """Run networks in turns, after a run each that does not count; return their medians."""
+    seconds: list[list[float]] = [[] for _ in engines]
+    for number in range(ROUNDS + 1):
+        progress(number, ROUNDS + 1)
+        for engine, taken in zip(engines, seconds, strict=True):
+            start = clock()
+            engine(feeds)
+            if number > 0:
+                taken.append(clock() - start)
+    return [float(np.median(taken)) for taken in seconds]
+
+
+def _candidates(
+    model: Path,
+    engine: str,
+    side: int,
+    threads: int | None,
+    batch: int,
+    progress: Progress,
+    clock: Clock,
+) -> list[MadeFor]:
+    """Return ways to make a graph that differ; the one without tuning comes first."""
+    proto = load_graph(model)
+    _, tail = choose_forms(proto, engine, MadeFor(side))
+    inside = set() if tail is None else {choice.output for choice in tail.forms}
+    sizes: dict[tuple[int, int, int, bool], Convolution] = {}
+    for found in convolutions(proto, side):
+        least = min(USUAL_COST(found, tile) for tile in found.tiles)
+        if USUAL_COST(found, None) >= LEAST_EXPECTED * least:
+            sizes[found.size] = found
+    block = block_size() if RULES[engine].blocks else 0
+    timings: list[Timing] = []
+    for number, found in enumerate(sizes.values()):
+        progress(f"{engine}, convolutions", number, len(sizes))
+        strips = tail.count if tail is not None and found.node.output[0] in inside else 1
+        load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)
+        timings.append(time_convolution(found, batch, strips, block, load, clock))
+    made = [
+        MadeFor(side),
+        MadeFor(side, ()),
+        MadeFor(side, tuple(timings)),
+    ]
+    # Those that choose the same forms are the same graph.
+    different: dict[tuple[tuple[str, Tile], ...], MadeFor] = {}
+    for made_for in made:
+        forms, _ = choose_forms(proto, engine, made_for)
+        different.setdefault(tuple((c.output, c.tile) for c in forms), made_for)
+    return list(different.values())
