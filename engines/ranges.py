@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.graph import load_graph
 from bksdm.engines.half import MOVES, emulate_half, tensor_types
 from bksdm.engines.onnxruntime import tensor_specs
 from bksdm.engines.onnxruntime_session import graph_of, open_session
@@ -44,7 +45,7 @@ def half_error(model: Path, calls: Sequence[Call]) -> list[float]:
     EngineError
         The graph is not float16.
     """
-    proto = onnx.load(str(model), load_external_data=False)
+    proto = load_graph(model)
     if proto.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT16:
         raise EngineError(f"{model}: not a float16 graph; export it with --dtype float16")
     decompose_attention(proto, has_attention_kernel)
@@ -88,7 +89,7 @@ class RangeEngine:
     """
 
     def __init__(self, model: Path) -> None:
-        proto = onnx.load(str(model), load_external_data=False)
+        proto = load_graph(model)
         if proto.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT:
             raise EngineError(f"{model}: calibration needs a float32 graph")
         decompose_attention(proto, has_attention_kernel)

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.graph import load_graph
 from bksdm.engines.profile import Profile
 from bksdm.engines.rewrite.attention import decompose_attention
 from bksdm.engines.timings import attach, keep
@@ -106,7 +107,7 @@ def build(
     builder = trt.Builder(messages)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, messages)
-    proto = onnx.load(str(model), load_external_data=False)
+    proto = load_graph(model)
     decompose_attention(proto, has_attention_kernel)
     if not parser.parse(proto.SerializeToString(), str(model)):
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")

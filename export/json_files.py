@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import BundleError, ExportError
+from bksdm.engines.files import open_regular
 from bksdm.runtime import bundle
 
 _LFS = b"version https://git-lfs.github.com/spec/"
@@ -33,5 +34,5 @@ def is_lfs_pointer(path: Path) -> bool:
     OSError
         It cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_LFS)) == _LFS

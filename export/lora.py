@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from bksdm.engines.digest import sha256_of
 from bksdm.engines.errors import ExportError
+from bksdm.engines.files import check_regular
 from bksdm.export.lora_scaling import adapter_config, scaling_of
 from bksdm.export.weights import read_pickle
 
@@ -163,8 +163,7 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ExportError(f"{path}: cannot be read, it is no regular file")
+        check_regular(path)
         if path.suffix in _PICKLES:
             return read_pickle(path), {}
         with safe_open(str(path), framework="pt") as file:

@@ -13,7 +13,7 @@ from typing import Any
 
 from bksdm.engines.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.engines.errors import BundleError
-from bksdm.engines.files import PARTIAL, write_file
+from bksdm.engines.files import PARTIAL, read_regular, write_file
 from bksdm.engines.plans import RECORD
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
 
@@ -58,7 +58,7 @@ def find_damage(bundle: Path, progress: Progress = lambda name: None) -> list[st
         raise BundleError(f"{sums}: missing, so nothing can be compared; `bksdm export` writes it")
     problems: list[str] = []
     listed: dict[str, str] = {}
-    *lines, rest = sums.read_bytes().decode(errors="replace").split("\n")
+    *lines, rest = read_regular(sums).decode(errors="replace").split("\n")
     if rest:
         problems.append(f"{SUMS}: is cut off")
     for number, line in enumerate(lines, 1):

@@ -392,7 +392,7 @@ def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
         path.mkdir()
     elif damage != "missing":
         path.write_text("no tensors" if damage == "text" else "")
-    named = {"missing": "no such file", "folder": "cannot be read"}.get(damage, "damaged, or not a")
+    named = {"missing": "no such file", "folder": "not a regular file"}.get(damage, "damaged, or not a")
     _refused(nano_checkpoint, path, named, capsys)
 
 
@@ -404,7 +404,7 @@ def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
         _refused(nano_checkpoint, path, named, capsys)
     path.unlink()
     os.mkfifo(path)
-    _refused(nano_checkpoint, path, "no regular file", capsys)
+    _refused(nano_checkpoint, path, "not a regular file", capsys)
 
 
 def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):

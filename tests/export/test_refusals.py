@@ -78,7 +78,7 @@ def special(path):
     """A pipe that nobody writes to."""
 
     def change(folder):
-        (folder / path).unlink()
+        (folder / path).unlink(missing_ok=True)
         os.mkfifo(folder / path)
 
     return change
@@ -180,6 +180,10 @@ REFUSED = {
             ("a pipe", special, "not a regular file"),
             ("binary", lambda p: write(p, bytes(range(256))), "cannot be read"),
         )
+    },
+    **{
+        f"a pipe of {name}": (special(f"tokenizer/{name}"), f"{name}: .*not a regular file")
+        for name in ("merges.txt", "vocab.json", "tokenizer.json")
     },
     "a pointer of merges": (write("tokenizer/merges.txt", LFS), "merges.txt: a pointer of Git"),
     "a pointer of words": (write("tokenizer/vocab.json", LFS), "vocab.json: a pointer of Git"),
