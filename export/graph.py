@@ -21,8 +21,8 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 # Below, the weights stay inside the graph: one file to copy. Far below protobuf's limit of 2 GiB.
 _INLINE_BYTES = 2**20
-# Sizes to trace with: all different, and large enough that no axis shrinks to 1 on its way down four
-# blocks, which the tracer would take for a constant.
+# Sizes to trace with: all different, and large enough that no axis shrinks to 1 on its way down
+# four blocks, which the tracer would take for a constant.
 _TRACED = Case(batch=2, height=24, width=40, seed=0)
 
 

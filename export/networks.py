@@ -204,7 +204,7 @@ class Unet(Network):
     @property
     def traced_scale(self) -> int:
         """Twice as large for every block beyond four."""
-        return 2 ** max(0, len(self.config["block_out_channels"]) - 4)
+        return 1 << max(0, len(self.config["block_out_channels"]) - 4)
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Batch everywhere, height and width of the latents, and the text's length."""
