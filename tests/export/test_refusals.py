@@ -177,7 +177,7 @@ REFUSED = {
         for what, change, said in (
             ("a list", lambda p: write(p, b"[1]"), "must hold a JSON object"),
             ("a pointer", lambda p: write(p, LFS), "a pointer of Git LFS"),
-            ("a pipe", special, "not a regular file"),
+            ("a pipe", special, r"cannot be read \(not a regular file\)"),
             ("binary", lambda p: write(p, bytes(range(256))), "cannot be read"),
         )
     },
