@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="of an account that may read a hub model")
     parser.add_argument(
         "--lora", type=lora_file, action="append", default=[], metavar="FILE[:SCALE]",
-        help="file to merge into the weights, by diffusers or Kohya; may be repeated",
+        help="file, or folder of peft's, to merge into the weights; may be repeated",
     )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",
                         help="leave out the checkpoint's safety checker")  # fmt: skip

@@ -19,6 +19,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.engines.timings import attach, keep
 from bksdm.optimize.attention import decompose_attention
+from bksdm.storage.graph import load_graph
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 # Head widths with an attention kernel, by trial with tensorrt-rtx 1.7.1 on sm75, sm89 and sm120:
@@ -106,7 +107,7 @@ def build(
     builder = trt.Builder(messages)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, messages)
-    proto = onnx.load(str(model), load_external_data=False)
+    proto = load_graph(model)
     decompose_attention(proto, has_attention_kernel)
     if not parser.parse(proto.SerializeToString(), str(model)):
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")

@@ -13,7 +13,7 @@ import numpy as np
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt import load_module
-from bksdm.storage.files import write_file
+from bksdm.storage.files import read_regular, write_file
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LoadedPlan:
         if flavour == "tensorrt-rtx":
             self._kernels = self._config.create_runtime_cache()
             if kernels.is_file():
-                self._known = kernels.read_bytes()
+                self._known = read_regular(kernels)
                 # Of another GPU or driver, or damaged: refused, and compiled anew.
                 self._kernels.deserialize(self._known)
             self._config.set_runtime_cache(self._kernels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bksdm.storage.files import write_file
+from bksdm.storage.files import read_regular, write_file
 
 
 def attach(config: Any, path: Path) -> None:
@@ -18,7 +18,7 @@ def attach(config: Any, path: Path) -> None:
     path : Path
         Need not exist.
     """
-    known = path.read_bytes() if path.is_file() else b""
+    known = read_regular(path) if path.is_file() else b""
     cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
     config.set_timing_cache(cache, False)
 

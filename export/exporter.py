@@ -24,6 +24,7 @@ from bksdm.export.source import has_safety_checker, read_json, resolve
 from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
 from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
+from bksdm.runtime.loaded_configuration import written_scheduler
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 
 DTYPES: tuple[str, ...] = ("float32", "float16")
@@ -175,7 +176,7 @@ def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) ->
 
 def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
     try:
-        return read_scheduler(checkpoint, index)
+        return written_scheduler(read_scheduler(checkpoint, index))
     except BundleError as error:
         raise ExportError(str(error)) from error
 

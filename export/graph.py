@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 # Below, the weights stay inside the graph: one file to copy. Far below protobuf's limit of 2 GiB.
 _INLINE_BYTES = 2**20
-# Sizes to trace with: all different, and large enough that no axis shrinks to 1 on its way down,
-# which the tracer would take for a constant.
+# Sizes to trace with: all different, and large enough that no axis shrinks to 1 on its way down
+# four blocks, which the tracer would take for a constant.
 _TRACED = Case(batch=2, height=24, width=40, seed=0)
 
 
@@ -51,7 +52,9 @@ def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
     """
     if half:
         network.half()
-    arguments = cast_inputs(network.example(_TRACED), network.inputs, half)
+    scale = network.traced_scale
+    case = replace(_TRACED, height=scale * _TRACED.height, width=scale * _TRACED.width)
+    arguments = cast_inputs(network.example(case), network.inputs, half)
     with quiet():
         model = _trace(network, arguments)
     _anonymise(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from bksdm.export.weights import files_of, fit, read_tensors
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.loaded_configuration import scheduler_fields
 from bksdm.runtime.safety_checker import SafetyChecker as CheckerAtRunTime
-from bksdm.runtime.samplers import DIFFUSERS_CLASSES, step_table
+from bksdm.runtime.samplers import DIFFUSERS_CLASSES, NAMED, step_table
 from bksdm.runtime.tokenizer import Tokenizer
 
 # 8 by 8 latents end at 1 by 1 below four blocks; 9 by 12 are what some kinds of blocks cannot do.
@@ -130,11 +131,23 @@ def _inspect_scheduler(
     try:
         step_table(scheduler_fields(fields, "noise", None), 1)
     except SamplerError as error:
-        # One that diffusers has and we have not can be replaced by another in every call.
-        if not isinstance(name, str) or name in DIFFUSERS_CLASSES or not hasattr(diffusers, name):
-            told = str(error).removeprefix("scheduler config: ")
+        told = str(error).removeprefix("scheduler config: ")
+        # What diffusers has and we have not can be replaced by another sampler in every call.
+        known = isinstance(name, str) and hasattr(diffusers, name)
+        other = next(filter(partial(_serves, fields), ("euler", *NAMED)), None)
+        if not known or other is None:
             raise ExportError(f"{checkpoint / file}: {told}") from error
-        report(f"scheduler: there is no {name} here; pictures will need --sampler")
+        reason = told if name in DIFFUSERS_CLASSES else f"there is no {name} here"
+        report(f"scheduler: {reason}; pictures will need --sampler, such as {other}")
+
+
+def _serves(fields: Mapping[str, object], sampler: str) -> bool:
+    """Whether a sampler can take the place of a configuration's own."""
+    try:
+        step_table(scheduler_fields(fields, "noise", sampler), 1, sampler)
+    except SamplerError:
+        return False
+    return True
 
 
 def _look_through(subfolder: str, checkpoint: Path, variant: str | None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bksdm.engines.errors import BundleError, ExportError
 from bksdm.runtime import bundle
+from bksdm.storage.files import open_regular
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -33,5 +34,5 @@ def is_lfs_pointer(path: Path) -> bool:
     OSError
         It cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_LFS)) == _LFS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,20 +13,31 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bksdm.engines.errors import ExportError
-from bksdm.export.lora_scaling import adapter_config, scaling_of
+from bksdm.export.lora_scaling import (
+    HEADER,
+    PEFT_CONFIG,
+    PEFT_PREFIX,
+    adapter_config,
+    peft_config,
+    scaling_of,
+)
 from bksdm.export.weights import read_pickle
 from bksdm.storage.digest import sha256_of
+from bksdm.storage.files import check_regular
 
-# What stands before a layer's name, and the network it means. The last one is of the files that
-# diffusers' `unet.save_attn_procs` writes.
-_COMPONENTS = {
+# What stands before a layer's name, and the network it means, if it means one. The last one is of
+# the files that diffusers' `unet.save_attn_procs` writes.
+_COMPONENTS: dict[str, str | None] = {
     "unet.": "unet",
     "lora_unet_": "unet",
     "text_encoder.": "text_encoder",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
+    PEFT_PREFIX: None,
     "": "unet",
 }
+# peft does not say which network a file is for, but no name is one of both.
+_TEXT_LAYERS = ("text_model.", "encoder.")
 _FACTOR = re.compile(
     r"(?P<layer>.+)(?P<joint>_lora\.|\.lora\.|\.lora_linear_layer\.|\.lora_)"
     # Where peft has given its adapter a name, that stands before the last word.
@@ -39,6 +49,8 @@ _OLD_PROCESSORS = {
     "unet": {"to_out": "to_out.0"},
     "text_encoder": {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"},
 }
+# As peft calls them, in the order in which it looks for them.
+_PEFT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _OTHER_KINDS = {
     "hada_": "LoHa",
@@ -109,7 +121,7 @@ class Lora:
 
 
 def split_scale(text: str) -> tuple[Path, float]:
-    """Split ``FILE[:scale]``; a colon may also be part of the file's name, if there is such a file.
+    """Split ``FILE[:scale]``; a colon may also be part of the name, if there is such a file.
 
     Raises
     ------
@@ -117,7 +129,7 @@ def split_scale(text: str) -> tuple[Path, float]:
         What follows the last colon is no finite number.
     """
     name, colon, number = text.rpartition(":")
-    if not colon or os.path.isfile(text):  # unlike Path's, False for a name that is too long
+    if not colon or os.path.exists(text):  # unlike Path's, False for a name that is too long
         return Path(text), 1.0
     try:
         scale = float(number)
@@ -134,7 +146,8 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
     Parameters
     ----------
     path : Path
-        Safetensors, or a pickle of tensors alone (``.bin``, ``.pt``, ``.ckpt``), in any type.
+        Safetensors, or a pickle of tensors alone (``.bin``, ``.pt``, ``.ckpt``), in any type; or a
+        folder that peft's ``save_pretrained`` wrote.
     scale : float
         How much of it is to be merged.
 
@@ -142,9 +155,10 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
     ------
     ExportError
         Missing, damaged, not a LoRA, of a kind other than two factors (LoHa, LoKr, DoRA, Tucker),
-        half a pair, factors that do not fit each other, or values that are not finite; names the
-        file and the layer.
+        half a pair, factors that do not fit each other, values that are not finite, or by peft
+        without its ``adapter_config.json``; names the file and the layer.
     """
+    path = _file_of(path)
     tensors, header = _load(path)
     pairs: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -156,15 +170,24 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
         pairs[prefix, module][part] = tensor
     if not pairs:
         raise ExportError(f"{path}: not a LoRA file, it holds no tensors")
-    config = adapter_config(path, header)
-    layers = tuple(_layer(path, *place, parts, config) for place, parts in pairs.items())
+    if any(prefix == PEFT_PREFIX for prefix, _ in pairs):
+        config, origin = peft_config(path), f"{path.parent / PEFT_CONFIG}"
+    else:
+        config, origin = adapter_config(path, header), f"{path}: {HEADER}"
+    layers = tuple(_layer(path, *place, parts, config, origin) for place, parts in pairs.items())
     return Lora(path, scale, sha256_of(path), layers)
+
+
+def _file_of(path: Path) -> Path:
+    """Return the file of tensors in a folder that peft has saved; any other path as it is."""
+    if not os.path.exists(path / PEFT_CONFIG):
+        return path
+    return next((file for name in _PEFT_FILES if (file := path / name).exists()), path)
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ExportError(f"{path}: cannot be read, it is no regular file")
+        check_regular(path)
         if path.suffix in _PICKLES:
             return read_pickle(path), {}
         with safe_open(str(path), framework="pt") as file:
@@ -191,12 +214,22 @@ def _place(path: Path, key: str) -> tuple[str, str, str]:
     module = layer.removeprefix(prefix).replace(".processor.", ".")
     if match and match["joint"] == "_lora.":
         parents, dot, last = module.rpartition(".")
-        module = parents + dot + _OLD_PROCESSORS[_COMPONENTS[prefix]].get(last, last)
+        module = parents + dot + _OLD_PROCESSORS[_component(prefix, module)].get(last, last)
     return prefix, module, _HALVES[match["half"]] if match else "alpha"
 
 
+def _component(prefix: str, module: str) -> str:
+    of_text = module.startswith(_TEXT_LAYERS)
+    return _COMPONENTS[prefix] or ("text_encoder" if of_text else "unet")
+
+
 def _layer(
-    path: Path, prefix: str, module: str, parts: Mapping[str, Tensor], config: Mapping[str, object]
+    path: Path,
+    prefix: str,
+    module: str,
+    parts: Mapping[str, Tensor],
+    config: Mapping[str, object],
+    config_from: str,
 ) -> LoraLayer:
     where = f"{path}: {prefix}{module}"
     for half in ("down", "up"):
@@ -209,9 +242,9 @@ def _layer(
             f"{where}: down {list(down.shape)} and up {list(up.shape)} do not fit each other"
         )
     if "alpha" not in parts:
-        scaling = scaling_of(path, config, prefix, module, rank)
+        scaling = scaling_of(config_from, config, prefix, module, rank)
     elif parts["alpha"].numel() == 1:
         scaling = float(parts["alpha"]) / rank
     else:
         raise ExportError(f"{where}: alpha is {list(parts['alpha'].shape)}, not one number")
-    return LoraLayer(prefix + module, _COMPONENTS[prefix], module, down, up, scaling)
+    return LoraLayer(prefix + module, _component(prefix, module), module, down, up, scaling)

@@ -1,4 +1,4 @@
-"""The factor of a LoRA that diffusers writes into a file's header in place of tensors."""
+"""The factor of a LoRA that stands beside its tensors: in a file's header, or in peft's file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.json_files import read_json
 
-_HEADER = "lora_adapter_metadata"
+HEADER = "lora_adapter_metadata"
+"""Where diffusers writes it."""
+PEFT_CONFIG = "adapter_config.json"
+"""What peft writes beside a file of tensors."""
+PEFT_PREFIX = "base_model.model."
+"""What peft's names of layers begin with, whichever network they are of."""
 # peft's ways to start a training that change the network's own weights as well.
-_CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq")
+_CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Fields of peft's that make more of the factors than a product, or of the network.
+_NOT_PLAIN = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
+              "monteclora_config", "use_bdlora", "use_qalora")  # fmt: skip
 # Without groups no pattern takes longer than the square of a name's length or so.
 _PATTERN = re.compile(r"[\w.\\^$*+?|\[\]-]{1,200}")
 _LARGEST = 1e30
@@ -25,7 +34,7 @@ def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     Parameters
     ----------
     path : Path
-        For messages.
+        The file, for messages.
     header : mapping
         The file's ``__metadata__``.
 
@@ -40,16 +49,38 @@ def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
         The field is no JSON object.
     """
     try:
-        config = json.loads(header.get(_HEADER) or "{}")
+        config = json.loads(header.get(HEADER) or "{}")
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: {_HEADER} in its header is not valid JSON") from error
+        raise ExportError(f"{path}: {HEADER} in its header is not valid JSON") from error
     if not isinstance(config, dict):
-        raise ExportError(f"{path}: {_HEADER} in its header is no JSON object")
+        raise ExportError(f"{path}: {HEADER} in its header is no JSON object")
     return config
 
 
-def scaling_of(path: Path, config: Mapping[str, Any], prefix: str, module: str, rank: int) -> float:
-    """Return what ``up @ down`` of a layer is multiplied by, 1 where the header says nothing.
+def peft_config(path: Path) -> dict[str, Any]:
+    """Return the fields of the ``peft.LoraConfig`` beside a file, as :func:`adapter_config` does.
+
+    Raises
+    ------
+    ExportError
+        There is none, and the tensors alone do not say what they are multiplied by; or it is no
+        JSON object, or asks for more than a product of two factors.
+    """
+    config = path.parent / PEFT_CONFIG
+    if not config.exists():
+        raise ExportError(
+            f"{path}: saved by peft, whose {PEFT_CONFIG} says what it is multiplied by; put that "
+            "beside it"
+        )
+    fields = read_json(config)
+    for name in _NOT_PLAIN:
+        if fields.get(name):
+            raise ExportError(f"{config}: {name} is set; only plain LoRA can be merged")
+    return {PEFT_PREFIX + name: value for name, value in fields.items()}
+
+
+def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, rank: int) -> float:
+    """Return what ``up @ down`` of a layer is multiplied by, 1 where nothing is said.
 
     As peft's ``LoraLayer`` has it: ``alpha / r``, or ``alpha / sqrt(r)`` where the rank is
     stabilised (Kalajdzievski 2023, arXiv 2312.03732). An alpha of ``alpha_pattern`` counts for the
@@ -57,12 +88,12 @@ def scaling_of(path: Path, config: Mapping[str, Any], prefix: str, module: str, 
 
     Parameters
     ----------
-    path : Path
-        For messages.
+    where : str
+        What the fields were read from, for messages.
     config : mapping
-        Of :func:`adapter_config`.
+        Of :func:`adapter_config` or :func:`peft_config`.
     prefix : str
-        ``unet.``, ``text_encoder.`` or nothing; as before the layers' names.
+        ``unet.``, ``text_encoder.``, peft's or nothing; as before the layers' names.
     module : str
         The layer's name after the prefix.
     rank : int
@@ -75,26 +106,28 @@ def scaling_of(path: Path, config: Mapping[str, Any], prefix: str, module: str, 
     """
     start = config.get(f"{prefix}init_lora_weights")
     if config.get(f"{prefix}use_dora"):
-        raise ExportError(f"{path}: {prefix}{module} is of DoRA; only plain LoRA can be merged")
+        raise ExportError(f"{where}: {prefix}{module} is of DoRA; only plain LoRA can be merged")
     if isinstance(start, str) and start.startswith(_CHANGES_NETWORK):
-        raise ExportError(f"{path}: made with {start}, which changes the network's own weights too")
+        raise ExportError(
+            f"{where}: made with {start}, which changes the network's own weights too"
+        )
     field, alpha = f"{prefix}lora_alpha", config.get(f"{prefix}lora_alpha", rank)
     patterns = config.get(f"{prefix}alpha_pattern") or {}
     try:
         for pattern, value in patterns.items():
             if not _PATTERN.fullmatch(pattern):
                 raise ExportError(
-                    f"{path}: {prefix}alpha_pattern in its header has {pattern[:80]!r}, no pattern "
-                    "of module names without groups"
+                    f"{where}: {prefix}alpha_pattern has {pattern[:80]!r}, no pattern of module "
+                    "names without groups"
                 )
             if re.match(rf"(.*\.)?({pattern})$", module):
                 field, alpha = f"{prefix}alpha_pattern", value
                 break
     except (AttributeError, TypeError, re.error) as error:
-        raise ExportError(f"{path}: {prefix}alpha_pattern in its header is not valid") from error
+        raise ExportError(f"{where}: {prefix}alpha_pattern is not valid") from error
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not number or not -_LARGEST <= alpha <= _LARGEST:
         shown = repr(alpha)[:80]
-        raise ExportError(f"{path}: {field} in its header is {shown}, not a finite number")
+        raise ExportError(f"{where}: {field} is {shown}, not a finite number")
     stabilised = config.get(f"{prefix}use_rslora")
     return float(alpha) / (math.sqrt(rank) if stabilised else rank)

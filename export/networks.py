@@ -76,6 +76,11 @@ class Network(nn.Module):
     config: dict[str, Any]
     model: Any
 
+    @property
+    def traced_scale(self) -> int:
+        """How many times as large as others the latents have to be that it is traced with."""
+        return 1
+
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return fresh random float32 (or int64) inputs of the case's sizes."""
         raise NotImplementedError
@@ -196,12 +201,16 @@ class Unet(Network):
         states = torch.randn(case.batch, case.tokens, width, generator=generator)
         return sample, timestep, states
 
+    @property
+    def traced_scale(self) -> int:
+        """Twice as large for every block beyond four."""
+        return 1 << max(0, len(self.config["block_out_channels"]) - 4)
+
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Batch everywhere, height and width of the latents, and the text's length."""
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
-        deeper = max(0, len(self.config["block_out_channels"]) - 4)
-        sides = _sides((_MIN_TRACED - 1) * 2**deeper + 1)
+        sides = _sides((_MIN_TRACED - 1) * self.traced_scale + 1)
         return ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens})
 
 

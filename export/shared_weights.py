@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.errors import ExportError
+from bksdm.storage.files import open_regular
 
 _PREFIXES = ("", "text_model.")
 
@@ -86,7 +87,7 @@ def share_weights(graph: Path, weights: Path, target: Path) -> None:
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """Return the table of a safetensors file and where its data begins."""
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         length = int.from_bytes(stream.read(8), "little")
         table: dict[str, Any] = json.loads(stream.read(length))
     return table, 8 + length

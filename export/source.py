@@ -239,7 +239,7 @@ def _validate_rest(folder: Path) -> None:
     read_json(folder / "scheduler" / "scheduler_config.json")
     tokenizer = folder / "tokenizer"
     pair = (tokenizer / "vocab.json", tokenizer / "merges.txt")
-    if not (tokenizer / "tokenizer.json").is_file() and not all(file.is_file() for file in pair):
+    if not (tokenizer / "tokenizer.json").exists() and not all(file.exists() for file in pair):
         raise ExportError(f"{tokenizer}: needs vocab.json and merges.txt, or tokenizer.json")
 
 

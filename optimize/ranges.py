@@ -19,6 +19,7 @@ from bksdm.engines.protocol import Array
 from bksdm.engines.tensorrt import has_attention_kernel
 from bksdm.optimize.attention import decompose_attention, fuse_attention
 from bksdm.optimize.half import MOVES, emulate_half, tensor_types
+from bksdm.storage.graph import load_graph
 
 _RANGES = "ranges"
 
@@ -44,7 +45,7 @@ def half_error(model: Path, calls: Sequence[Call]) -> list[float]:
     EngineError
         The graph is not float16.
     """
-    proto = onnx.load(str(model), load_external_data=False)
+    proto = load_graph(model)
     if proto.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT16:
         raise EngineError(f"{model}: not a float16 graph; export it with --dtype float16")
     decompose_attention(proto, has_attention_kernel)
@@ -88,7 +89,7 @@ class RangeEngine:
     """
 
     def __init__(self, model: Path) -> None:
-        proto = onnx.load(str(model), load_external_data=False)
+        proto = load_graph(model)
         if proto.graph.output[0].type.tensor_type.elem_type != TensorProto.FLOAT:
             raise EngineError(f"{model}: calibration needs a float32 graph")
         decompose_attention(proto, has_attention_kernel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from bksdm.runtime.loaded_configuration import (
     scheduler_class,
 )
 from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
+from bksdm.storage.files import read_regular
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -197,26 +197,33 @@ class Bundle:
         return [file for file in files if file.is_file()]
 
 
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8.
+
+    Raises
+    ------
+    BundleError
+        The file is missing, unreadable, no regular file or no such text.
+    """
+    try:
+        return read_regular(path).decode()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{path}: missing") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BundleError(f"{path}: cannot be read ({reason})") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises
     ------
     BundleError
-        The file is missing, unreadable, no JSON or no object.
+        The file is missing, unreadable, no regular file, no JSON or no object.
     """
-    # A pipe may have no writer, and a device no end.
-    if path.exists() and not path.is_file():
-        raise BundleError(f"{path}: not a regular file")
     try:
-        # A pipe may have no writer, and a device no end.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BundleError(f"{path}: not a regular file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{path}: missing") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):

@@ -15,7 +15,7 @@ from bksdm.engines.errors import BundleError
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
 from bksdm.runtime.checks import no_folder
 from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
-from bksdm.storage.files import PARTIAL, write_file
+from bksdm.storage.files import PARTIAL, read_regular, write_file
 from bksdm.storage.plans import RECORD
 
 SUMS = "SHA256SUMS"
@@ -59,7 +59,7 @@ def find_damage(bundle: Path, progress: Progress = lambda name: None) -> list[st
         raise BundleError(f"{sums}: missing, so nothing can be compared; `bksdm export` writes it")
     problems: list[str] = []
     listed: dict[str, str] = {}
-    *lines, rest = sums.read_bytes().decode(errors="replace").split("\n")
+    *lines, rest = read_regular(sums).decode(errors="replace").split("\n")
     if rest:
         problems.append(f"{SUMS}: is cut off")
     for number, line in enumerate(lines, 1):

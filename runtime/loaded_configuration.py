@@ -104,6 +104,27 @@ def loaded_scheduler(file: Mapping[str, object], class_name: str) -> Fields:
     return loaded
 
 
+def written_scheduler(loaded: Mapping[str, Any]) -> Fields:
+    """Return what a bundle's ``scheduler_config.json`` has to say to be loaded as the checkpoint's.
+
+    A stated ``clip_sample`` stays as it was: two of the pipelines mend it by themselves, and the
+    inpainting one would take a mended value for the checkpoint's own.
+
+    Parameters
+    ----------
+    loaded : mapping
+        Of :func:`loaded_scheduler`, which makes the same of what this returns.
+    """
+    seen = dict(loaded.get(INPAINTING, {}))
+    written: Fields = dict(loaded)
+    if "clip_sample" in seen and "clip_sample" not in loaded.get(UNSET, ()):
+        written["clip_sample"] = seen.pop("clip_sample")
+        written.pop(INPAINTING)
+        if seen:
+            written[INPAINTING] = seen
+    return written
+
+
 def scheduler_fields(loaded: Mapping[str, Any], start: Start, sampler: str | None) -> Fields:
     """Return the configuration of the scheduler that a picture is drawn with.
 

@@ -7,7 +7,8 @@ the tokens to a tokenizer that ``CLIPTokenizer.__init__`` builds from vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 
 from bksdm.engines.errors import BundleError
-from bksdm.runtime.bundle import read_json
+from bksdm.runtime.added_tokens import Ambiguous, added_tokens
+from bksdm.runtime.bundle import read_json, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = (
@@ -82,14 +84,17 @@ class TokenizerFiles:
             do; names it.
         """
         whole = folder / "tokenizer.json"
-        source = whole if whole.is_file() else folder / "vocab.json"
+        source = whole if whole.exists() else folder / "vocab.json"
         try:
             content = read_json(whole) if source == whole else _content(folder)
             settings, roles, listed = _merged(folder, content)
             named = _named(settings, roles)
             backend = _backend(content["model"], named)
             backend.encode_special_tokens = settings.get("split_special_tokens", False)
-            backend.add_tokens(_added(listed, named, settings.get("extra_special_tokens")))
+            extra = settings.get("extra_special_tokens")
+            if not isinstance(extra, list | None):
+                raise _Unusable(f"extra_special_tokens is {extra!r}, no list of tokens")
+            backend.add_tokens(added_tokens(listed, named, extra or (), backend.normalizer))
             ids = {name: _id(backend, named, name) for name in ("bos_token", "eos_token")}
             start, end = ((str(named[name]), index) for name, index in ids.items())
             backend.post_processor = processors.RobertaProcessing(end, start, False, False)
@@ -105,6 +110,8 @@ class TokenizerFiles:
             raise
         except _Unusable as error:
             raise BundleError(f"{folder / 'tokenizer_config.json'}: {error}") from error
+        except Ambiguous as error:
+            raise BundleError(f"{folder}: added_tokens: {error}") from error
         except Exception as error:  # the library raises bare Exception
             raise BundleError(f"{source}: not a CLIP tokenizer ({error})") from error
 
@@ -113,10 +120,7 @@ def _content(folder: Path) -> dict[str, Any]:
     """Read vocabulary and merges into the form of ``tokenizer.json``."""
     vocabulary = read_json(folder / "vocab.json")
     path = folder / "merges.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: cannot be read ({error})") from error
+    lines = re.split(r"\r\n?|\n", read_text(path))
     merges = [line.split() for line in lines if line and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in merges):
         raise BundleError(f"{path}: every line must hold two tokens")
@@ -142,7 +146,11 @@ def _merged(
     own = {name: value for name, value in settings.items()
            if _is_role(name, value) and name not in NAMED_TOKENS}  # fmt: skip
     settings = {name: value for name, value in settings.items() if name not in own}
-    roles = own | _popped_roles(settings)
+    # transformers writes the others under this name too, and reads it where they are not there.
+    written = settings.pop("model_specific_special_tokens", None)
+    roles = (own | _popped_roles(settings)) or ({} if written is None else written)
+    if not isinstance(roles, dict):
+        raise _Unusable(f"model_specific_special_tokens is {roles!r}, not an object")
     listed: list[tuple[int, AddedToken]] = []
     if "added_tokens_decoder" in settings:
         for index, token in settings["added_tokens_decoder"].items():
@@ -225,27 +233,6 @@ def _id(backend: Backend, named: Mapping[str, str | AddedToken | None], name: st
     raise _Unusable(f"{name} is {named[name]!r}, not a token")
 
 
-def _added(
-    listed: Iterable[AddedToken],
-    named: Mapping[str, str | AddedToken | None],
-    extra: Any,
-) -> list[AddedToken]:
-    """Return all tokens to add to the vocabulary's, in their order."""
-    added: list[str | AddedToken] = list(listed)
-    known = {str(token) for token in added}
-    more = [token for token in named.values() if token is not None]
-    for token in (*more, *(extra if isinstance(extra, list) else ())):
-        if str(token) not in known and token not in added:
-            added.append(token)
-    roles = {str(token) for token in more}
-    tokens = []
-    for token in added:
-        made = AddedToken(token, special=True) if isinstance(token, str) else token
-        made.special = made.special or str(made) in roles
-        tokens.append(made)
-    return tokens
-
-
 def _backend(model: Mapping[str, Any], named: Mapping[str, str | AddedToken | None]) -> Backend:
     """Build CLIP's tokenizer; of ``tokenizer.json`` only vocabulary and merges count."""
     if model.get("type", "BPE") != "BPE":
@@ -295,4 +282,4 @@ def _left(settings: Settings, name: str, section: Any) -> bool:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if path.exists() else {}

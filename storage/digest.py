@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bksdm.storage.files import write_file
+from bksdm.storage.files import open_regular, read_regular, write_file
 from bksdm.storage.graph import load_graph
 from bksdm.storage.weights import weight_files
 
@@ -104,9 +104,9 @@ def joined_digest(digests: Mapping[Path, str]) -> str:
 
 
 def sha256_of(file: Path) -> str:
-    """Return the SHA-256 of one file, hexadecimal."""
+    """Return the SHA-256 of one regular file, hexadecimal."""
     digest = hashlib.sha256()
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
@@ -121,7 +121,7 @@ def write_sealed(fields: Mapping[str, Any]) -> bytes:
 def read_sealed(record: Path) -> dict[str, Any] | None:
     """Return the fields of a record; None where it is not, to the byte, what was written."""
     try:
-        content = record.read_bytes() if record.is_file() else b""
+        content = read_regular(record)
         fields = json.loads(content)
         fields.pop(SEAL)
         return fields if write_sealed(fields) == content else None

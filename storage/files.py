@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 PARTIAL = ".bksdm-partial-"
 """How the names of unfinished files and folders begin."""
@@ -25,6 +26,32 @@ _OPEN_FILE = re.compile(
     r"/dev/(std(in|out|err)|fd/\d+)|/proc/(self|thread-self|\d+)(/task/\d+)?/fd/\d+"
 )
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def check_regular(path: Path) -> None:
+    """See that something is a file, for those who read it to its end: a device may have none.
+
+    Of a pipe, whoever opens it waits for a writer.
+
+    Raises
+    ------
+    OSError
+        It is missing, or no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read that :func:`check_regular` takes for one."""
+    check_regular(path)
+    return path.open("rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return what a file holds, of those that :func:`open_regular` opens."""
+    with open_regular(path) as stream:
+        return stream.read()
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -70,7 +70,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         It is missing or damaged.
     """
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(files.read_regular(folder / RECORD))
         plans = {name: dict(entry) for name, entry in record["plans"].items()}
         whole = all(
             isinstance(entry[field], str) for entry in plans.values() for field in ("model", "file")
@@ -119,7 +119,7 @@ def read_plan(folder: Path, component: str, plans: Mapping[str, Any]) -> bytes:
     """
     path = folder / str(plans[component]["file"])
     try:
-        content = path.read_bytes()
+        content = files.read_regular(path)
     except OSError as error:
         raise EngineError(f"{path}: {error.strerror}; run `bksdm build` again") from error
     if hashlib.sha256(content).hexdigest() != plans[component].get("sha256"):

@@ -2,18 +2,26 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
-from bksdm.engines.errors import ExportError
-from bksdm.export import exporter
-from bksdm.export.networks import NETWORKS
-from bksdm.export.parity import ComponentParity, compare, format_table
+from bksdm.engines.errors import ExportError, SamplerError
+from bksdm.export import exporter, graph
+from bksdm.export.dummy import unet_config
+from bksdm.export.networks import NETWORKS, Unet
+from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.parity import Reference as ParityReference
+from bksdm.export.pretrained import config_of
+from bksdm.export.quiet import quiet
+from bksdm.runtime.pipeline import TextToImage
 
 COMPONENTS = [network.component for network in NETWORKS]
 
@@ -175,6 +183,74 @@ def test_missed_parity_refuses_the_bundle_with_the_table(nano_checkpoint, tmp_pa
         exporter.export(nano_checkpoint, tmp_path / "bundle")
     assert str(caught.value).count("missed: rel L2 above") == len(COMPONENTS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("class_name", "changes", "said"),
+    [
+        ("DDIMScheduler", {"thresholding": True}, "thresholding = True is not implemented"),
+        ("DEISMultistepScheduler", {"solver_type": "x"}, "solver_type must be one of"),
+        ("FlowMatchEulerDiscreteScheduler", {}, "there is no FlowMatchEulerDiscreteScheduler here"),
+    ],
+)
+def test_a_sampler_that_is_not_implemented_is_exported_with_a_word(
+    checkpoint, nano_bundle, tmp_path, monkeypatch, class_name, changes, said
+):
+    for path, fields in (
+        (checkpoint / "model_index.json", {"scheduler": ["diffusers", class_name]}),
+        (checkpoint / "scheduler" / "scheduler_config.json", changes),
+    ):
+        content = {**json.loads(path.read_text()), **fields}
+        path.unlink()
+        path.write_text(json.dumps(content))
+    nothing = SimpleNamespace(passed=True, explained=1.0, rms_error=0.0)
+    for name in ("load_network", "write_graph", "references", "compare", "write_preview"):
+        monkeypatch.setattr(exporter, name, lambda *arguments: nothing)
+    told = []
+    exporter.export(checkpoint, tmp_path / "bundle", progress=told.append)
+    (line,) = (line for line in told if line.startswith("scheduler: "))
+    assert line.startswith(f"scheduler: {said}")
+    assert line.endswith("; pictures will need --sampler, such as euler")
+    ignored = shutil.ignore_patterns("engines", "scheduler", "model_index.json")
+    shutil.copytree(nano_bundle, tmp_path / "bundle", ignore=ignored, dirs_exist_ok=True)
+    model = TextToImage.load(tmp_path / "bundle")
+    with pytest.raises(SamplerError, match=said.partition(" ")[0] if changes else class_name):
+        model("a house", num_inference_steps=1)
+    assert model("a house", num_inference_steps=1, sampler="euler").pixels.shape[0] == 1
+
+
+@pytest.mark.parametrize("blocks", [1, 4, 6, 8])
+def test_no_side_shrinks_to_one_where_a_unet_is_traced(monkeypatch, blocks):
+    """The tracer would take it for a constant, and refuses what is below the least side."""
+    with torch.device("meta"), quiet():
+        model = UNet2DConditionModel(**_unet_of(blocks))
+        network = Unet(model, config_of(model))
+    traced = []
+    monkeypatch.setattr(graph, "_trace", lambda network, arguments: traced.extend(arguments))
+    with pytest.raises(AttributeError):
+        graph.write_graph(network, None)
+    for side in traced[0].shape[2:]:
+        assert side >> (blocks - 1) > 1
+        assert side >= network.dynamic_shapes()[0][2].min
+
+
+@pytest.mark.slow
+def test_a_unet_of_six_blocks(tmp_path):
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(0)
+        model = UNet2DConditionModel(**_unet_of(6))
+    network = Unet(model, config_of(model)).eval().requires_grad_(False)
+    truth = references(network)
+    row = compare(graph.write_graph(network, tmp_path), "unet", "float32", truth)
+    assert row.passed, row
+
+
+def _unet_of(blocks):
+    return {
+        **unet_config("nano"), "block_out_channels": [16] + [32] * (blocks - 1),
+        "attention_head_dim": 8, "down_block_types": ["CrossAttnDownBlock2D"] * blocks,
+        "up_block_types": ["CrossAttnUpBlock2D"] * blocks,
+    }  # fmt: skip
 
 
 def _row():

@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from diffusers.utils import convert_state_dict_to_diffusers
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -215,6 +215,52 @@ def test_alphas_of_the_header(nano_checkpoint, plain, folder):
     assert _changed({"unet": unet_only}, found) == 0
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_folders_and_files_of_peft(nano_checkpoint, original, tmp_path, whole):
+    """Nothing names the network; factors of more than one rank and of every kind of alpha."""
+    pipeline, expected, read = open_pipeline(nano_checkpoint), {}, []
+    configs = {
+        "unet": {"r": 4, "lora_alpha": 6, "target_modules": UNET, "rank_pattern": {"to_q": 2},
+                 "alpha_pattern": {"conv_in": 1, r"up_blocks\.\d.*to_[qk]": 10}},
+        "text_encoder": {"r": 3, "lora_alpha": 5, "target_modules": TEXT, "use_rslora": True},
+    }  # fmt: skip
+    for name, fields in configs.items():
+        torch.manual_seed(0)
+        config = LoraConfig(**fields, init_lora_weights=False)
+        with quiet():
+            adapted = get_peft_model(getattr(pipeline, name), config)
+            adapted.save_pretrained(tmp_path / name, safe_serialization=whole)
+            expected[name] = adapted.merge_and_unload().state_dict()
+        (file,) = (tmp_path / name).glob("adapter_model.*")
+        read.append((tmp_path / name if whole else file, 1.0))
+    tensors = load_file(file) if whole else torch.load(file)
+    assert all(key.startswith("base_model.model.") for key in tensors)
+    found = _merged(nano_checkpoint, *read)
+    _assert_same(found, expected)
+    assert _changed(found, original) == _changed(expected, original) > 100
+
+
+def test_a_file_of_peft_alone_does_not_say_its_factor(nano_checkpoint, tmp_path, capsys):
+    path = tmp_path / "adapter_model.safetensors"
+    save_file(_pair(LAYER.replace("unet.", "base_model.model.")), path)
+    # diffusers loads nothing of it, and says so in a warning.
+    pipeline = open_pipeline(nano_checkpoint)
+    with quiet():
+        pipeline.load_lora_weights(tmp_path, weight_name=path.name)
+    assert pipeline.get_list_adapters() == {}
+    _refused(nano_checkpoint, path, "adapter_config.json says what it is multiplied by", capsys)
+    config = tmp_path / "adapter_config.json"
+    for fields, said in (
+        ("[]", "adapter_config.json: must hold a JSON object"),
+        ('{"lora_alpha": "8"}', "adapter_config.json: base_model.model.lora_alpha is '8', not a"),
+        ('{"use_dora": true}', "only plain LoRA can be merged"),
+        ('{"layer_replication": [[0, 2]]}', "adapter_config.json: layer_replication is set"),
+    ):
+        config.write_text(fields)
+        with pytest.raises(ExportError, match=said.replace("[", r"\[")):
+            read_lora(tmp_path)
+
+
 def test_names_of_adapters_and_pickles(nano_checkpoint, plain, folder):
     expected = _merged(nano_checkpoint, (plain, 1.0))
 
@@ -341,18 +387,21 @@ REFUSED = {
 HEADERS = {
     "text": ("{", "lora_adapter_metadata in its header is not valid JSON"),
     "list": ("[]", "lora_adapter_metadata in its header is no JSON object"),
-    "alpha": ('{"unet.lora_alpha": "8"}', "unet.lora_alpha in its header is '8', not a finite"),
-    "NaN": ('{"unet.lora_alpha": NaN}', "unet.lora_alpha in its header is nan"),
+    "alpha": (
+        '{"unet.lora_alpha": "8"}',
+        "lora_adapter_metadata: unet.lora_alpha is '8', not a finite",
+    ),
+    "NaN": ('{"unet.lora_alpha": NaN}', "unet.lora_alpha is nan"),
     "pattern": (
         '{"unet.alpha_pattern": {"[": 1}}',
-        "unet.alpha_pattern in its header is not valid",
+        "unet.alpha_pattern is not valid",
     ),
     "endless": (
         '{"unet.alpha_pattern": {"(([a-z]+)+)!": 1}}',
         "no pattern of module names without groups",
     ),
     "huge alpha": ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "not a finite number"),
-    "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern in its header is not valid"),
+    "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern is not valid"),
     "DoRA": ('{"unet.use_dora": true}', "only plain LoRA can be merged"),
     "PiSSA": ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the network's own weights"),
 }
@@ -392,7 +441,9 @@ def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
         path.mkdir()
     elif damage != "missing":
         path.write_text("no tensors" if damage == "text" else "")
-    named = {"missing": "no such file", "folder": "cannot be read"}.get(damage, "damaged, or not a")
+    named = {"missing": "no such file", "folder": "not a regular file"}.get(
+        damage, "damaged, or not a"
+    )
     _refused(nano_checkpoint, path, named, capsys)
 
 
@@ -404,7 +455,7 @@ def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
         _refused(nano_checkpoint, path, named, capsys)
     path.unlink()
     os.mkfifo(path)
-    _refused(nano_checkpoint, path, "no regular file", capsys)
+    _refused(nano_checkpoint, path, "not a regular file", capsys)
 
 
 def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):

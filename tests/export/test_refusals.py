@@ -78,7 +78,7 @@ def special(path):
     """A pipe that nobody writes to."""
 
     def change(folder):
-        (folder / path).unlink()
+        (folder / path).unlink(missing_ok=True)
         os.mkfifo(folder / path)
 
     return change
@@ -177,9 +177,13 @@ REFUSED = {
         for what, change, said in (
             ("a list", lambda p: write(p, b"[1]"), "must hold a JSON object"),
             ("a pointer", lambda p: write(p, LFS), "a pointer of Git LFS"),
-            ("a pipe", special, "not a regular file"),
+            ("a pipe", special, r"cannot be read \(not a regular file\)"),
             ("binary", lambda p: write(p, bytes(range(256))), "cannot be read"),
         )
+    },
+    **{
+        f"a pipe of {name}": (special(f"tokenizer/{name}"), f"{name}: .*not a regular file")
+        for name in ("merges.txt", "vocab.json", "tokenizer.json")
     },
     "a pointer of merges": (write("tokenizer/merges.txt", LFS), "merges.txt: a pointer of Git"),
     "a pointer of words": (write("tokenizer/vocab.json", LFS), "vocab.json: a pointer of Git"),

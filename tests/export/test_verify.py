@@ -8,11 +8,15 @@ from pathlib import Path
 
 import onnx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from bksdm.cli import main
+from bksdm.engines.errors import BksdmError, BundleError, ExportError
 from bksdm.export.dummy import create_dummy
+from bksdm.export.reference import open_pipeline
 from bksdm.export.verify_all import TASKS, Cell, measure, passed, render
 from bksdm.runtime import noise
+from bksdm.runtime.pipeline import TextToImage
 
 # The installed package leaves the checkpoint's VAE out.
 EMOJI = Path(__file__).parents[2] / "models" / "emoji"
@@ -36,6 +40,47 @@ def test_the_built_in_model_passes_against_itself(capsys):
     table = capsys.readouterr().out
     assert table.count("float32") == 4
     assert "missed" not in table
+
+
+@pytest.mark.parametrize(
+    ("file", "missing"),
+    [
+        ("text_encoder/model.safetensors", r"\S*final_layer_norm\.bias"),
+        ("unet/diffusion_pytorch_model.safetensors", r"conv_in\.bias"),
+        ("vae/diffusion_pytorch_model.safetensors", r"encoder\.conv_in\.bias"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_no_truth(nano_bundle, checkpoint, capsys, file, missing):
+    """The libraries put random numbers in the place of what is missing."""
+    path = checkpoint / file
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    tensors = {name: t for name, t in tensors.items() if not re.fullmatch(missing, name)}
+    path.unlink()
+    save_file(tensors, path, {"format": "pt"})
+    assert main(["verify", str(nano_bundle), "--against", str(checkpoint)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.splitlines()
+    assert re.search(
+        rf"{path}: not the \d+ tensors of this network: 1 missing \({missing}\)$", line
+    )
+    # The reference by itself, too, and no bundle is a checkpoint.
+    with pytest.raises(ExportError, match="1 missing"):
+        open_pipeline(checkpoint)
+    with pytest.raises(BundleError, match="run `bksdm export` on it first"):
+        TextToImage.load(checkpoint)
+
+
+def test_a_graph_without_one_of_its_tensors_is_not_opened(nano_bundle, tmp_path):
+    ignored = shutil.ignore_patterns("engines")
+    bundle = shutil.copytree(nano_bundle, tmp_path / "bundle", ignore=ignored)
+    path = bundle / "text_encoder" / "model.onnx"
+    graph = onnx.load(path)
+    (weight,) = (w for w in graph.graph.initializer if w.name.endswith("final_layer_norm.bias"))
+    graph.graph.initializer.remove(weight)
+    path.write_bytes(graph.SerializeToString())
+    with pytest.raises(BksdmError, match="text_encoder"):
+        TextToImage.load(bundle)
 
 
 def test_another_architecture_is_refused(nano_bundle, nano_checkpoint, tmp_path, capsys):

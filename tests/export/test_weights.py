@@ -9,14 +9,14 @@ import threading
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
 from diffusers.pipelines.pipeline_loading_utils import (
     _get_ignore_patterns,
     variant_compatible_siblings,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPTextModel, PreTrainedModel
 
 from bksdm.engines.errors import ExportError
 from bksdm.export import pretrained
@@ -25,6 +25,7 @@ from bksdm.export.merge import merge
 from bksdm.export.networks import NETWORKS, TextEncoder, load_network
 from bksdm.export.pretrained import load
 from bksdm.export.quiet import quiet
+from bksdm.export.reference import open_pipeline
 from bksdm.export.source import weight_files
 from bksdm.export.weights import choose, files_of
 
@@ -251,6 +252,21 @@ def test_a_network_with_weights_on_meta_is_an_error(nano_checkpoint, monkeypatch
     monkeypatch.setattr(pretrained, "fit", half_loaded)
     with pytest.raises(ExportError, match=r"vae: loaded without decoder\.conv_in\.bias"):
         load("vae", nano_checkpoint)
+
+
+def test_no_network_is_loaded_by_its_library(nano_checkpoint, monkeypatch):
+    """Their loaders use threads and ``meta``, and fill up what is missing."""
+
+    def loaded(kind, *arguments, **options):
+        raise AssertionError(f"{kind.__name__} is loaded by its library")
+
+    for kind in (ModelMixin, PreTrainedModel):
+        monkeypatch.setattr(kind, "from_pretrained", classmethod(loaded))
+    pipeline = open_pipeline(nano_checkpoint)
+    for name in ("unet", "vae", "text_encoder"):
+        assert not any(p.is_meta for p in getattr(pipeline, name).parameters())
+    for kind in NETWORKS:
+        load_network(kind, nano_checkpoint)
 
 
 def _named(*names, folders=("unet", "vae")):

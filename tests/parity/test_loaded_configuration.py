@@ -34,6 +34,7 @@ from bksdm.runtime.loaded_configuration import (
     loaded_sample_size,
     loaded_scheduler,
     scheduler_fields,
+    written_scheduler,
 )
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.samplers import DIFFUSERS_CLASSES, NAMED, step_table
@@ -136,16 +137,12 @@ def test_schedulers_are_loaded_as_by_each_pipeline(
     file = {**base_config, "_class_name": class_name, **changes}
     loaded = loaded_scheduler(file, class_name)
     assert loaded_scheduler(loaded, class_name) == loaded
+    exported = written_scheduler(loaded)
+    assert loaded_scheduler(exported, class_name) == loaded
     # The file as it was, and as an export writes it.
-    for written in (file, loaded):
+    for written in (file, exported):
         write_scheduler(folder, class_name, written)
         for start, pipeline in open_pipelines(folder, networks).items():
-            # A mended field is written for whoever reads the file alone; diffusers' inpainting,
-            # which leaves this one as it was, then takes it for the checkpoint's.
-            if written is loaded and start == "masked image" and "clip_sample" in (
-                set(loaded.get(INPAINTING, ())) - set(loaded.get(UNSET, ()))
-            ):  # fmt: skip
-                continue
             scheduler = pipeline.scheduler
             assert type(scheduler).__name__ == class_name
             assert_same_configuration(scheduler, scheduler_fields(loaded, start, None))
@@ -259,6 +256,21 @@ def test_pictures_of_mended_schedulers(
                 drawn.add(start)
     assert "noise" in drawn
     assert len(drawn) >= 2
+
+
+@pytest.mark.parametrize("class_name", ["DDIMScheduler", "PNDMScheduler", "LCMScheduler"])
+def test_a_stated_clipping_is_loaded_from_a_bundle_as_from_its_checkpoint(
+    nano_checkpoint, nano_bundle, networks, base_config, tmp_path, class_name
+):
+    checkpoint = shutil.copytree(nano_checkpoint, tmp_path / "checkpoint")
+    write_scheduler(checkpoint, class_name, {**base_config, "clip_sample": True})
+    exported = export_small_files(checkpoint, nano_bundle, tmp_path / "exported")
+    found, expected = (
+        {start: pipeline.scheduler.config.get("clip_sample", ABSENT)
+         for start, pipeline in open_pipelines(folder, networks).items()}
+        for folder in (exported, checkpoint)
+    )  # fmt: skip
+    assert found == expected == {"noise": False, "image": False, "masked image": True}
 
 
 def test_an_export_writes_the_mended_values(nano_checkpoint, base_config, tmp_path, monkeypatch):

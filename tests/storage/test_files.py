@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bksdm.storage.digest import sha256_of
 from bksdm.storage.files import (
     PARTIAL,
     clear_abandoned,
     in_use,
+    read_regular,
     remove_unused,
     staged,
     write_file,
@@ -36,6 +38,21 @@ def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path):
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o777 == 0o640
     assert names(tmp_path) == ["a.txt"]
+
+
+@posix
+def test_only_regular_files_are_read_to_their_end(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a")
+    (tmp_path / "link").symlink_to("a.txt")
+    assert read_regular(tmp_path / "link") == b"a"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "device", tmp_path):
+        for read in (read_regular, sha256_of):
+            with pytest.raises(OSError, match="not a regular file"):
+                read(path)
+    with pytest.raises(FileNotFoundError):
+        read_regular(tmp_path / "b.txt")
 
 
 @posix

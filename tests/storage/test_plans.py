@@ -120,6 +120,18 @@ def test_a_damaged_record_is_refused(folder, models, content):
         check(folder, RECIPE, models)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
+def test_pipes_are_no_plans_and_no_records(folder, models):
+    plans = check(folder, RECIPE, models)
+    for name in ("unet.plan", RECORD):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(EngineError, match=r"unet\.plan: not a regular file"):
+        read_plan(folder, "unet", plans)
+    with pytest.raises(EngineError, match=r"engine\.json: damaged"):
+        check(folder, RECIPE, models)
+
+
 def test_nothing_built_says_so(models, tmp_path):
     with pytest.raises(EngineError, match="not built; run `bksdm build`"):
         check(tmp_path / "engines" / RECIPE.name, RECIPE, models)
