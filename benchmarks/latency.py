@@ -14,7 +14,7 @@ import psutil
 from bksdm.benchmarks.load import measure_loads
 from bksdm.benchmarks.machine import describe_machine, device_memory, peak_memory
 from bksdm.benchmarks.statistics import Summary
-from bksdm.engines.registry import ENGINES
+from bksdm.engines.registry import capabilities
 from bksdm.runtime.pipeline import TextToImage
 
 PROMPT = "a red apple on a table, number {}"
@@ -84,7 +84,7 @@ def measure_latency(
         :func:`~bksdm.benchmarks.load.measure_loads` returns; engines on a GPU load once, warm.
     """
     # Only what runs on the host stores graphs; a GPU's plans are built before.
-    stores = settings.engine in ENGINES
+    stores = not capabilities(settings.engine).on_device
     loads = measure_loads(bundle, settings.engine, settings.threads) if stores else {}
     began = time.perf_counter()
     model = TextToImage.load(bundle, settings.engine, settings.threads)

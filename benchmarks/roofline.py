@@ -14,11 +14,11 @@ import onnx
 import onnxruntime as ort
 from onnx import helper
 
-from bksdm.benchmarks.feeds import network_feeds
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.benchmarks.work import NetworkWork, count_work
 from bksdm.engines.profile import PROMPT_TOKENS
 from bksdm.engines.registry import open_engine
+from bksdm.optimize.feeds import network_feeds
 from bksdm.runtime.bundle import Bundle
 
 # Products that fit into a core's cache: larger ones ran slower in every library tried.

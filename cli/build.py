@@ -5,20 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from bksdm.cli.arguments import integer, named_path
+from bksdm.cli.arguments import integer, named_path, options_named
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
-from bksdm.engines.registry import AUTO, CPU_ENGINES
-from bksdm.runtime.checks import MAX_THREADS
 
 if TYPE_CHECKING:
-    from bksdm.runtime.bundle import Bundle
+    from collections.abc import Mapping
 
 EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt-rtx --target sm89,sm120
@@ -72,150 +67,73 @@ def run(options: argparse.Namespace) -> int:
         for name in ("target", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
-        if options.threads is not None and options.threads > MAX_THREADS:
-            raise EngineError(f"--threads must be at most {MAX_THREADS}, not {options.threads}")
-        tune_bundle(bundle, options.engine, options.threads)
-        return 0
+        with options_named():
+            return _tune(bundle.path, options.engine, options.threads)
     if options.threads is not None:
         raise EngineError("--threads is for --tune")
-    if options.engine in CPU_ENGINES:
-        raise EngineError(f"{options.engine} needs no building; --tune makes it faster")
-    height, width = bundle.default_size
-    targets = tuple(part for part in (options.target or "").split(",") if part)
-    build_bundle(
-        bundle.path,
-        {name: bundle.model(name) for name in bundle.components},
-        options.engine or "tensorrt-rtx",
-        targets,
-        options.batch or "1",
-        options.size or f"{width}x{height}",
-    )
+    return _build(bundle.path, options)
+
+
+def _tune(path: Path, engine: str | None, threads: int | None) -> int:
+    from tqdm import tqdm
+
+    from bksdm.engines.registry import backend
+    from bksdm.optimize.compose import describe_rewrite
+    from bksdm.optimize.tuned import Tuned
+    from bksdm.optimize.tuning import tune_bundle
+
+    with tqdm(leave=False, delay=0.5, disable=None,
+              bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:  # fmt: skip
+
+        def show(network: str, phase: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description_str(network, refresh=False)
+            bar.set_postfix_str(phase)
+
+        def measured(network: str, found: Mapping[str, Tuned]) -> None:
+            bar.clear()
+            for name, tuned in sorted(found.items(), key=lambda entry: entry[1].seconds):
+                model = path / network / "model.onnx"
+                forms = describe_rewrite(model, tuned.made_for, backend(name).rules)
+                print(f"{network:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
+
+        stored, _ = tune_bundle(path, engine, threads, show, measured)
+    print(stored)
     return 0
 
 
-def tune_bundle(bundle: Bundle, engine: str | None, threads: int | None) -> None:
-    """Measure every network, and print and store what was fastest.
-
-    Raises
-    ------
-    EngineError
-        The bundle is not float32, an engine is none of a CPU or not installed, or nothing can be
-        written.
-    """
+def _build(path: Path, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from bksdm.benchmarks.feeds import network_feeds
-    from bksdm.optimize.compose import describe_rewrite
-    from bksdm.optimize.tune import ROUNDS, tune
-    from bksdm.optimize.tuned import write_tuned
-    from bksdm.storage.graph import load_graph, tensor_specs
-
-    if engine in (None, AUTO):
-        names: tuple[str, ...] = tuple(name for name in CPU_ENGINES if find_spec(name) is not None)
-    elif engine in CPU_ENGINES:
-        names = (str(engine),)
-    else:
-        raise EngineError(f"--tune is for {' and '.join(CPU_ENGINES)}, not {engine}")
-    models = {name: bundle.model(name) for name in bundle.components}
-    inputs = {name: tensor_specs(load_graph(model).graph.input) for name, model in models.items()}
-    if inputs["unet"]["sample"].dtype != np.float32:
-        raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
-    measured, sizes = {}, {}
-    for component, model in models.items():
-        scale = bundle.vae_scale if component == "vae_encoder" else 1
-        side = bundle.sample_size * scale
-        feeds = network_feeds(inputs[component], (side, side))
-        sizes[component] = {name: list(array.shape) for name, array in feeds.items()}
-        with tqdm(desc=component, leave=False, delay=0.5, disable=None,
-                  bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:  # fmt: skip
-
-            def show(phase: str, done: int, total: int, bar: tqdm[None] = bar) -> None:
-                bar.total, bar.n = total, done
-                bar.set_postfix_str(phase)
-
-            found = tune(model, names, side, threads, feeds, show)
-        measured[component] = found
-        for name, tuned in sorted(found.items(), key=lambda entry: entry[1].seconds):
-            forms = describe_rewrite(model, tuned.made_for, name)
-            print(f"{component:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
-    settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
-    print(write_tuned(bundle.path / "engines", models, measured, settings))
-
-
-def build_bundle(
-    path: Path,
-    models: dict[str, Path],
-    flavour: str,
-    targets: tuple[str, ...],
-    batch: str,
-    size: str,
-) -> None:
-    """Build every network and print a line for each.
-
-    Raises
-    ------
-    EngineError
-        The bundle is not float16, or a network cannot be built.
-    """
-    from tqdm import tqdm
-
-    from bksdm.engines.profile import Profile
-    from bksdm.engines.tensorrt import build, check_targets, load_module
-    from bksdm.runtime.cuda.compile import compile_kernels, source_digest
-    from bksdm.runtime.cuda.gpu import Gpu
-    from bksdm.storage.digest import model_digest
-    from bksdm.storage.graph import graph_inputs
-    from bksdm.storage.plans import Recipe, check, staged, write_plan, write_record
+    from bksdm.optimize.building import DEFAULT_ENGINE, Built, build_bundle
 
     began = time.monotonic()
-    # The weights may be float16 where the graph computes in float32.
-    precision = str(graph_inputs(models["unet"])["sample"].dtype)
-    if precision != "float16":
-        raise EngineError(f"{path} is {precision}; export it with --dtype float16 first")
-    version = str(load_module(flavour).__version__)
-    if flavour == "tensorrt":
-        if targets:
-            raise EngineError("--target is for tensorrt-rtx; tensorrt builds for the GPU present")
-        targets = (Gpu().target,)
-    else:
-        check_targets(targets)
-    recipe = Recipe(flavour, version, targets, precision, Profile.parse(batch, size))
-    timings = None
-    if flavour == "tensorrt":
-        timings = path / "engines" / f"timings-{version}-{targets[0]}.cache"
-    kernels = {target: compile_kernels(target) for target in targets}
-    folder = path / "engines" / recipe.name
-    with staged(folder) as beside:
-        plans = {
-            f"kernels-{target}": {
-                "model": source_digest(),
-                **write_plan(beside, f"kernels-{target}", code, ".cubin"),
-            }
-            for target, code in kernels.items()
-        }
-        for component, model in models.items():
-            start = time.monotonic()
-            with tqdm(total=1.0, desc=component, leave=False, delay=0.5, disable=None,
-                      bar_format="{desc}: {percentage:3.0f}% {postfix}") as bar:  # fmt: skip
+    with tqdm(total=1.0, leave=False, delay=0.5, disable=None,
+              bar_format="{desc}: {percentage:3.0f}% {postfix}") as bar:  # fmt: skip
 
-                def show(phase: str, part: float, bar: tqdm[None] = bar) -> None:
-                    bar.set_postfix_str(phase, refresh=False)
-                    bar.update(part - bar.n)
+        def show(network: str, phase: str, part: float) -> None:
+            bar.set_description_str(network, refresh=False)
+            bar.set_postfix_str(phase, refresh=False)
+            bar.update(part - bar.n)
 
-                plan = build(model, component, flavour, targets, recipe.profile, show, timings)
-            seconds = time.monotonic() - start
-            plans[component] = {
-                "model": model_digest(model, folder.parent),
-                **write_plan(beside, component, plan.content),
-                "seconds": round(seconds, 1),
-                "tensors": plan.dtypes,
-            }
-            print(f"{component:<14}{len(plan.content) / 1e6:9.1f} MB{seconds:8.1f} s  "
-                  + ", ".join(f"{n} {kind}" for kind, n in plan.dtypes.items()))  # fmt: skip
-        write_record(beside, recipe, plans)
-    check(folder, recipe, models)
+        def built(network: Built) -> None:
+            bar.clear()
+            kinds = ", ".join(f"{count} {kind}" for kind, count in network.dtypes.items())
+            print(f"{network.network:<14}{network.size / 1e6:9.1f} MB{network.seconds:8.1f} s  "
+                  f"{kinds}")  # fmt: skip
+
+        folder = build_bundle(
+            path,
+            options.engine or DEFAULT_ENGINE,
+            tuple(part for part in (options.target or "").split(",") if part),
+            options.batch or "1",
+            options.size,
+            show,
+            built,
+        )
     print(f"{time.monotonic() - began:.0f} s in all{_peak_memory()}")
     print(folder)
+    return 0
 
 
 def _peak_memory() -> str:

@@ -14,13 +14,15 @@ import numpy as np
 import onnxruntime as ort
 
 from bksdm.engines.arena import share_arena
+from bksdm.engines.backend import Backend, Capabilities, Open
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
 from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
-from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, compose
+from bksdm.optimize.choice import CostModel
+from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, Rules, compose
 from bksdm.optimize.saved_graph import DATA, NotSaved, SavedGraph
 from bksdm.storage.digest import graph_files
 
@@ -28,6 +30,13 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+}
+RULES = {
+    "cpu": Rules(
+        attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
+    ),
+    "cuda": Rules(attention=True),
+    "tensorrt": Rules(attention=True),
 }
 DTYPES = {
     "tensor(float)": "float32",
@@ -185,8 +194,7 @@ def _open(
     name = model.parent.name if edit is None else f"{model.parent.name}-{edit.name}"
 
     def composed() -> Graph:
-        engine = "onnxruntime" if provider == "cpu" else f"onnxruntime:{provider}"
-        return graph_of(compose(model, engine, made_for, edit), model)
+        return graph_of(compose(model, RULES[provider], made_for, edit), model)
 
     def open_graph(graph: Graph, optimised: bool = False) -> ort.InferenceSession:
         options = _options(threads, profile)
@@ -236,3 +244,23 @@ def _optimise(graph: Graph, target: Path) -> None:
     # Nothing is run, so no weight needs a second copy in the order that kernels read.
     options.add_session_config_entry("session.disable_prepacking", "1")
     open_session(graph, options)
+
+
+def _opened_by(provider: str) -> Open:
+    return lambda model, threads, cache, made_for, edit: OnnxRuntimeEngine(
+        model, provider, threads, cache, made_for, edit=edit
+    )
+
+
+PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+BACKENDS = (
+    Backend(
+        Capabilities("onnxruntime", feature_reuse=True), PACKAGES, "", RULES["cpu"],
+        _opened_by("cpu"), on_cpu=True,
+    ),
+    *(
+        Backend(Capabilities(f"onnxruntime:{provider}"), PACKAGES, "", RULES[provider],
+                _opened_by(provider))
+        for provider in ("cuda", "tensorrt")
+    ),
+)  # fmt: skip

@@ -12,12 +12,15 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Array, GraphEdit, check_feeds
-from bksdm.optimize.compose import USUAL, MadeFor, compose
+from bksdm.optimize.choice import CostModel
+from bksdm.optimize.compose import USUAL, MadeFor, Rules, compose
 from bksdm.storage.graph import tensor_specs
 from bksdm.storage.weights import find_files, read_weights
 
+RULES = Rules(winograd=CostModel(0.9, 25, 16))
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
 # full-size UNet), and each has a copy of the weights.
 LARGE = 128 * 2**20
@@ -63,7 +66,7 @@ class OpenVinoEngine:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
         self._core = _core()
-        proto = compose(model, "openvino", made_for, edit)
+        proto = compose(model, RULES, made_for, edit)
         self.inputs = tensor_specs(proto.graph.input)
         self.outputs = tensor_specs(proto.graph.output)
         self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -162,3 +165,14 @@ def _reason(error: Exception) -> str:
     lines = (line.strip(" -") for line in (text.partition("Summary:")[2] or text).splitlines())
     said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return next(iter(said), repr(error))[:300]
+
+
+BACKENDS = (
+    Backend(
+        Capabilities("openvino", feature_reuse=True), ("openvino",), "openvino", RULES,
+        lambda model, threads, cache, made_for, edit: OpenVinoEngine(
+            model, threads, made_for, edit
+        ),
+        on_cpu=True,
+    ),
+)  # fmt: skip

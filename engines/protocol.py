@@ -23,28 +23,6 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
-class Capabilities:
-    """What an engine can do; requests that need more are refused before anything is loaded.
-
-    Attributes
-    ----------
-    name : str
-        Of the engine.
-    feature_reuse : bool
-        Whether the UNet's deep features can serve several evaluations (``fast``).
-    attention_mask : bool
-        Whether a text encoder can be told which tokens are padding.
-    on_device : bool
-        Whether the whole loop runs on a GPU.
-    """
-
-    name: str
-    feature_reuse: bool = False
-    attention_mask: bool = True
-    on_device: bool = False
-
-
-@dataclass(frozen=True)
 class GraphEdit:
     """Another network of the same weights, made from the graph when it is loaded.
 

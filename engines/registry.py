@@ -1,26 +1,52 @@
-"""From an engine's name to the engine; backends are imported when asked for."""
+"""From an engine's name to the engine. Whatever module here lists ``BACKENDS`` is found."""
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import iter_modules
 
+from bksdm import engines
+from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
 from bksdm.engines.fixed_batch import with_any_batch
-from bksdm.engines.protocol import Capabilities, Engine, GraphEdit
+from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.optimize.compose import MadeFor
+from bksdm.optimize.tuned import Tuned, read_tuned
 
-if TYPE_CHECKING:
-    from bksdm.optimize.compose import MadeFor
-
-CPU_ENGINES = ("onnxruntime", "openvino")
-"""Engines that run networks on the CPU, the default first."""
-DEFAULT = CPU_ENGINES[0]
+DEFAULT = "onnxruntime"
 AUTO = "auto"
-"""Of these, for each network the one that was faster when ``bksdm build --tune`` measured."""
-ENGINES = (*CPU_ENGINES, AUTO, "onnxruntime:cuda", "onnxruntime:tensorrt")
-"""Engines that are called with host arrays, network by network."""
-DEVICE_ENGINES = ("tensorrt", "tensorrt-rtx")
-"""Engines whose tensors stay on the GPU; the loop runs there too."""
+"""For each network the engine on the CPU that was faster when ``bksdm build --tune`` measured."""
+
+
+@cache
+def backends() -> dict[str, Backend]:
+    """Return every engine by name, the default first."""
+    found: list[Backend] = []
+    for module in iter_modules(engines.__path__):
+        if module.name != "registry":
+            found += getattr(import_module(f"bksdm.engines.{module.name}"), "BACKENDS", ())
+    found.sort(key=lambda backend: backend.name != DEFAULT)
+    return {backend.name: backend for backend in found}
+
+
+def backend(name: object) -> Backend:
+    """Return an engine.
+
+    Raises
+    ------
+    EngineError
+        The name is unknown.
+    """
+    if not isinstance(name, str) or name not in backends():
+        raise EngineError(f"unknown engine {name!r:.60}; known: {', '.join((*backends(), AUTO))}")
+    return backends()[name]
+
+
+def cpu_engines() -> tuple[str, ...]:
+    """Return the names of engines that run networks on the CPU, the default first."""
+    return tuple(name for name, found in backends().items() if found.on_cpu)
 
 
 def capabilities(name: object) -> Capabilities:
@@ -31,22 +57,15 @@ def capabilities(name: object) -> Capabilities:
     EngineError
         The name is unknown.
     """
-    if not isinstance(name, str) or name not in (*ENGINES, *DEVICE_ENGINES):
-        known = ", ".join((*ENGINES, *DEVICE_ENGINES))
-        raise EngineError(f"unknown engine {name!r:.60}; known: {known}")
-    if name in DEVICE_ENGINES:
-        return Capabilities(name, attention_mask=False, on_device=True)
-    return Capabilities(name, feature_reuse=name in (AUTO, *CPU_ENGINES))
+    if name == AUTO:
+        reuse = all(backends()[engine].capabilities.feature_reuse for engine in cpu_engines())
+        return Capabilities(AUTO, feature_reuse=reuse)
+    return backend(name).capabilities
 
 
 def chosen_engine(name: str, model: Path, cache: Path | None) -> str:
     """Return the engine that runs a network: of :data:`AUTO` the one that was faster."""
-    if name != AUTO:
-        return name
-    from bksdm.optimize.tuned import read_tuned
-
-    tuned = {} if cache is None else read_tuned(cache, model)
-    return min(tuned, key=lambda engine: tuned[engine].seconds, default=CPU_ENGINES[0])
+    return _chosen(name, {} if cache is None else _tuned(cache, model))
 
 
 def open_engine(
@@ -66,13 +85,8 @@ def open_engine(
     EngineError
         The name is unknown, the backend is not installed or the model cannot be loaded.
     """
-    if name not in ENGINES:
-        raise EngineError(f"unknown engine {name!r}; known: {', '.join(ENGINES)}")
-    from bksdm.optimize.compose import MadeFor
-    from bksdm.optimize.tuned import read_tuned
-
-    tuned = {} if cache is None else read_tuned(cache, model)
-    name = chosen_engine(name, model, cache)
+    tuned = {} if cache is None else _tuned(cache, model)
+    name = _chosen(name, tuned)
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
     return make_engine(name, model, threads, cache, made_for, edit)
 
@@ -90,16 +104,25 @@ def make_engine(
     Raises
     ------
     EngineError
-        The backend is not installed or the model cannot be loaded.
+        The name is unknown, the backend is not installed or the model cannot be loaded.
     """
-    engine: Engine
-    if name == "openvino":
-        from bksdm.engines.openvino import OpenVinoEngine
-
-        engine = OpenVinoEngine(model, threads, made_for, edit)
-    else:
-        from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-
-        provider = name.partition(":")[2] or "cpu"
-        engine = OnnxRuntimeEngine(model, provider, threads, cache, made_for, edit=edit)
+    found = backend(name)
+    if found.open is None:
+        raise EngineError(f"{name} runs plans that `bksdm build` makes, not single networks")
+    engine = found.open(model, threads, cache, made_for, edit)
     return with_any_batch(engine, f"{model.parent.name}/{model.name}")
+
+
+def versions() -> dict[str, str | None]:
+    """Return the version of every engine; None where it is not installed."""
+    return {name: found.version for name, found in backends().items()}
+
+
+def _tuned(cache: Path, model: Path) -> dict[str, Tuned]:
+    return read_tuned(cache, model, versions())
+
+
+def _chosen(name: str, tuned: dict[str, Tuned]) -> str:
+    if name != AUTO:
+        return name
+    return min(tuned, key=lambda engine: tuned[engine].seconds, default=DEFAULT)

@@ -15,10 +15,12 @@ from typing import Any
 
 import onnx
 
+from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.engines.timings import attach, keep
 from bksdm.optimize.attention import decompose_attention
+from bksdm.optimize.compose import Rules
 from bksdm.storage.graph import load_graph
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -263,3 +265,12 @@ def _monitor(trt: Any, progress: Progress) -> Any:
             progress(name, 1.0)
 
     return Monitor()
+
+
+BACKENDS = tuple(
+    Backend(Capabilities(flavour, attention_mask=False, on_device=True), packages, flavour, Rules())
+    for flavour, packages in (
+        ("tensorrt", ("tensorrt",)),
+        ("tensorrt-rtx", ("tensorrt-rtx-cu13", "tensorrt_rtx_cu13")),
+    )
+)

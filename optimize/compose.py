@@ -53,16 +53,6 @@ class Rules:
     winograd: CostModel | None = None
 
 
-RULES = {
-    "onnxruntime": Rules(
-        attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
-    ),
-    "onnxruntime:cuda": Rules(attention=True),
-    "onnxruntime:tensorrt": Rules(attention=True),
-    "openvino": Rules(winograd=CostModel(0.9, 25, 16)),
-}
-
-
 @dataclass(frozen=True)
 class MadeFor:
     """What a graph is made fastest for; it takes other pictures too.
@@ -107,7 +97,7 @@ PLAIN = MadeFor(1, ())
 
 
 def compose(
-    model: Path, engine: str, made_for: MadeFor, edit: GraphEdit | None = None
+    model: Path, rules: Rules, made_for: MadeFor, edit: GraphEdit | None = None
 ) -> onnx.ModelProto:
     """Return the graph as an engine runs it fastest; the weights stay in their file.
 
@@ -115,8 +105,8 @@ def compose(
     ----------
     model : Path
         ``model.onnx``.
-    engine : str
-        A key of :data:`RULES`.
+    rules : Rules
+        What the engine gains from.
     made_for : MadeFor
         Sizes and limits.
     edit : GraphEdit, optional
@@ -127,11 +117,11 @@ def compose(
     BundleError
         The file is missing, or no ONNX graph.
     """
-    proto, rules = load_graph(model), RULES[engine]
+    proto = load_graph(model)
     if edit is not None:
         edit.apply(proto)
     side = made_for.side
-    chosen, tail = choose_forms(proto, engine, made_for)
+    chosen, tail = choose_forms(proto, rules, made_for)
     block = block_size() if rules.blocks else 0
     if rules.attention:
         fuse_attention(proto)
@@ -148,10 +138,9 @@ def compose(
 
 
 def choose_forms(
-    proto: onnx.ModelProto, engine: str, made_for: MadeFor
+    proto: onnx.ModelProto, rules: Rules, made_for: MadeFor
 ) -> tuple[list[Choice], Tail | None]:
     """Return which convolutions of a graph an engine computes by Winograd's forms."""
-    rules = RULES[engine]
     cost: Cost | None = rules.winograd
     if cost is None:
         return [], None
@@ -162,10 +151,10 @@ def choose_forms(
     return chosen, tail
 
 
-def describe_rewrite(model: Path, made_for: MadeFor, engine: str = "onnxruntime") -> str:
+def describe_rewrite(model: Path, made_for: MadeFor, rules: Rules) -> str:
     """Return in words how an engine runs the convolutions of a graph."""
     proto = load_graph(model)
-    chosen, tail = choose_forms(proto, engine, made_for)
+    chosen, tail = choose_forms(proto, rules, made_for)
     forms = {choice.output: choice.tile for choice in (*chosen, *(tail.forms if tail else ()))}
     tiles = Counter(forms.values())
     total = len(convolutions(proto, made_for.side))

@@ -15,12 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.registry import make_engine
+from bksdm.engines.registry import backend, make_engine
 from bksdm.optimize.blocks import block_size
 from bksdm.optimize.choice import USUAL_COST, Timing
 from bksdm.optimize.compose import (
     PLAIN,
-    RULES,
     MadeFor,
     choose_forms,
 )
@@ -54,7 +53,7 @@ def tune(
     model : Path
         A graph of float32.
     engines : sequence of str
-        Names of the registry's ``CPU_ENGINES``.
+        Engines that run networks on the CPU.
     side : int
         Height and width of its input, for which it is made and measured.
     threads : int, optional
@@ -119,15 +118,15 @@ def _candidates(
     clock: Clock,
 ) -> list[MadeFor]:
     """Return ways to make a graph that differ; the one without tuning comes first."""
-    proto = load_graph(model)
-    _, tail = choose_forms(proto, engine, MadeFor(side))
+    proto, rules = load_graph(model), backend(engine).rules
+    _, tail = choose_forms(proto, rules, MadeFor(side))
     inside = set() if tail is None else {choice.output for choice in tail.forms}
     sizes: dict[tuple[int, int, int, bool], Convolution] = {}
     for found in convolutions(proto, side):
         least = min(USUAL_COST(found, tile) for tile in found.tiles)
         if USUAL_COST(found, None) >= LEAST_EXPECTED * least:
             sizes[found.size] = found
-    block = block_size() if RULES[engine].blocks else 0
+    block = block_size() if rules.blocks else 0
     timings: list[Timing] = []
     for number, found in enumerate(sizes.values()):
         progress(f"{engine}, convolutions", number, len(sizes))
@@ -142,6 +141,6 @@ def _candidates(
     # Those that choose the same forms are the same graph.
     different: dict[tuple[tuple[str, Tile], ...], MadeFor] = {}
     for made_for in made:
-        forms, _ = choose_forms(proto, engine, made_for)
+        forms, _ = choose_forms(proto, rules, made_for)
         different.setdefault(tuple((c.output, c.tile) for c in forms), made_for)
     return list(different.values())

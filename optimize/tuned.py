@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from bksdm.storage.digest import model_digest, read_sealed, write_sealed
 from bksdm.storage.files import write_file
 from bksdm.storage.plans import RECORD, TUNED
 from bksdm.storage.processor import processor_name, vector_extensions
-
-PACKAGES = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,11 @@ def tuned_folder(engines: Path) -> Path:
     return engines / f"{TUNED}{digest}"
 
 
-def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
+Versions = Mapping[str, "str | None"]
+"""Of engines that are installed now, by name; None of those that are not."""
+
+
+def read_tuned(engines: Path, model: Path, versions: Versions) -> dict[str, Tuned]:
     """Return what was measured for a network, by engine.
 
     Left out is what another machine, another version of an engine or other rules of rewriting
@@ -57,7 +58,7 @@ def read_tuned(engines: Path, model: Path) -> dict[str, Tuned]:
         return {
             name: Tuned(float(found["seconds"]), MadeFor.read(found["made_for"]))
             for name, found in entry["engines"].items()
-            if found["version"] == _version(name)
+            if name in versions and found["version"] == versions[name]
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         # As if it had not been measured: it only costs time.
@@ -69,6 +70,7 @@ def write_tuned(
     models: Mapping[str, Path],
     measured: Mapping[str, Mapping[str, Tuned]],
     settings: Mapping[str, Any],
+    versions: Versions,
 ) -> Path:
     """Add measurements to those of this machine that still hold, and return their folder.
 
@@ -82,6 +84,8 @@ def write_tuned(
         By component and engine.
     settings : mapping
         What was measured: sizes, threads, rounds.
+    versions : mapping
+        Of the engines.
 
     Raises
     ------
@@ -91,12 +95,12 @@ def write_tuned(
     folder = tuned_folder(engines)
     components = {}
     for name, model in models.items():
-        found = {**read_tuned(engines, model), **measured.get(name, {})}
+        found = {**read_tuned(engines, model, versions), **measured.get(name, {})}
         components[name] = {
             "source": model_digest(model, engines),
             "engines": {
                 engine: {
-                    "version": _version(engine),
+                    "version": versions[engine],
                     "seconds": tuned.seconds,
                     "made_for": tuned.made_for.fields(),
                 }
@@ -130,13 +134,3 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-
-
-def _version(engine: str) -> str | None:
-    """Return an engine's version; None where it is not installed."""
-    for package in PACKAGES[engine]:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            continue
-    return None

@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import numpy as np
 
+from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
-from bksdm.engines.protocol import Capabilities
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.checks import (
     MAX_SIDE,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
-from bksdm.optimize.compose import MadeFor, choose_forms
+from bksdm.engines.registry import AUTO, backend
+from bksdm.optimize.compose import MadeFor, Rules, choose_forms
 from bksdm.runtime.bundle import Bundle
 from bksdm.storage.graph import describe_graph, load_graph
 
@@ -95,9 +96,7 @@ def require_memory(
 
 
 def _runs_in_strips(bundle: Bundle, engine: str) -> bool:
-    if engine != "onnxruntime":
-        return False
-    _, tail = choose_forms(
-        load_graph(bundle.model("vae_decoder")), engine, MadeFor(bundle.sample_size)
-    )
+    rules = Rules() if engine == AUTO else backend(engine).rules
+    decoder = load_graph(bundle.model("vae_decoder"))
+    _, tail = choose_forms(decoder, rules, MadeFor(bundle.sample_size))
     return tail is not None

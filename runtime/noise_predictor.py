@@ -92,6 +92,8 @@ class NoisePredictor:
                 "fast is for the engines onnxruntime and openvino, and for UNets that join features"
             )
         names = [name for name in inputs if name not in FIXED]
+        if missing := [name for name in names if name not in conditioning]:
+            raise RequestError(f"this bundle's UNet takes {missing[0]} too, which is not given")
         cast = {name: conditioning[name].astype(inputs[name].dtype, copy=False) for name in names}
         tokens, taken = cast["encoder_hidden_states"], inputs["encoder_hidden_states"].shape[1]
         if isinstance(taken, int) and taken != tokens.shape[1]:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import BundleError, EngineError, RequestError
-from bksdm.engines.protocol import Capabilities, Engine, GraphEdit
+from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.checks import MAX_THREADS, flag, folder, shown, whole
@@ -34,7 +36,7 @@ from bksdm.runtime.vae_encoder import VaeEncoder
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ON_HOST = Capabilities("onnxruntime", feature_reuse=True)
+ON_HOST = capabilities(DEFAULT)
 
 
 @dataclass
@@ -153,7 +155,6 @@ class TextToImage:
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
-        from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
         from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 
         able = capabilities(engine)

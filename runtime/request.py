@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
-from bksdm.engines.protocol import Capabilities
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.checks import shown
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.classes import DIFFUSERS_CLASSES, Prepare
-from bksdm.runtime.samplers.names import NAMED, Fields, meaning, sampler_name
+from bksdm.runtime.samplers.names import DIFFUSERS_CLASSES, NAMED, meaning, sampler_name
+from bksdm.runtime.samplers.sampler import Fields, Prepare
 from bksdm.runtime.samplers.table import Solver, StepTable, compile_solver
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
+from bksdm.runtime.samplers.sampler import Sampler
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
 
@@ -99,3 +100,9 @@ def distilled_timesteps(config: SchedulerConfig, steps: int) -> list[int]:
     trained = np.arange(most, 0, -1) * gap - 1
     chosen = np.floor(np.linspace(0, most, steps, endpoint=False)).astype(int)
     return [int(t) for t in trained[chosen]]
+
+
+SAMPLERS = (
+    Sampler("LCMScheduler", lcm, {"lcm": {}}),
+    Sampler("TCDScheduler", tcd, {"tcd": {}}),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bksdm.runtime.samplers.config import OFF, SCHEDULE, SchedulerConfig
+from bksdm.runtime.samplers.sampler import Sampler
 from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
@@ -53,3 +54,6 @@ def ddim(fields: Mapping[str, object], steps: int) -> Solver:
         return x
 
     return Solver(solve)
+
+
+SAMPLERS = (Sampler("DDIMScheduler", ddim, {"ddim": {}}),)

@@ -18,6 +18,7 @@ from bksdm.runtime.samplers.preserving import (
     data_prediction,
     visited_levels,
 )
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 ARGUMENTS = {**MULTISTEP, "algorithm_type": "deis", "solver_type": "logrho"}
@@ -83,3 +84,6 @@ def log_lagrange_integrals(nodes: list[float], start: float, end: float) -> list
                 polynomial = np.convolve(polynomial, np.array([-other, 1.0]) / (own - other))
         found.append(float(polynomial @ powers[: len(polynomial)]))
     return found
+
+
+SAMPLERS = (Sampler("DEISMultistepScheduler", deis, spaced("deis", algorithm_type="deis")),)

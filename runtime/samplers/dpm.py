@@ -16,6 +16,7 @@ from bksdm.runtime.samplers.preserving import (
     data_prediction,
     visited_levels,
 )
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 DPM_SOLVER = {
@@ -141,3 +142,22 @@ def _update(
     half = 0.5 if noise is None else -0.5
     bend = half - (decay + span) / span**2
     return moved + goal * (decay / span + 1) * first + goal * bend * second
+
+
+SAMPLERS = (
+    Sampler(
+        "DPMSolverMultistepScheduler",
+        dpm_multistep,
+        {
+            name: {**stated, "solver_order": order, "algorithm_type": algorithm,
+                   "use_lu_lambdas": False, "variance_type": None}
+            for base, order, algorithm in (
+                ("dpm++2m", 2, "dpmsolver++"),
+                ("dpm++3m", 3, "dpmsolver++"),
+                ("dpm++2m-sde", 2, "sde-dpmsolver++"),
+            )
+            for name, stated in spaced(base).items()
+        },
+        {"dpm++2m": ("dpmpp_2m",), "dpm++2m-sde": ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu")},
+    ),
+)  # fmt: skip

@@ -15,6 +15,7 @@ from bksdm.runtime.samplers.preserving import (
     data_prediction,
     visited_levels,
 )
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 SINGLESTEP = {**ARGUMENTS, **DPM_SOLVER, "lower_order_final": False}
@@ -106,3 +107,19 @@ def _update(x: Vector, data: list[Vector], sigmas: list[float], solver_type: str
     slope = (far * slopes[0] - near * slopes[1]) / (far - near)
     bend = 2 * (slopes[1] - slopes[0]) / (far - near)
     return moved + first * slope - second * bend
+
+
+SAMPLERS = (
+    Sampler(
+        "DPMSolverSinglestepScheduler",
+        dpm_singlestep,
+        {
+            name: {**stated, "solver_order": order, "algorithm_type": "dpmsolver++",
+                   "variance_type": None}
+            for base, order in (("dpm++2s", 2), ("dpm++3s", 3))
+            for name, stated in spaced(base).items()
+        },
+        # diffusers' own documentation sets this against the class, which adds no noise.
+        {"dpm++2s": ("dpmpp_sde",)},
+    ),
+)  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from bksdm.runtime.samplers.config import OFF, SchedulerConfig
 from bksdm.runtime.samplers.exploding import ARGUMENTS, SPACED, Levels, ancestral_split
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 EULER = {
@@ -68,3 +69,12 @@ def euler_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
         return x
 
     return Solver(solve, levels.initial)
+
+
+SAMPLERS = (
+    Sampler("EulerDiscreteScheduler", euler, spaced("euler")),
+    Sampler(
+        "EulerAncestralDiscreteScheduler", euler_ancestral, {"euler-a": {}},
+        {"euler-a": ("euler_ancestral",)},
+    ),
+)  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 
 from bksdm.runtime.samplers.config import OFF, SchedulerConfig
 from bksdm.runtime.samplers.exploding import SPACED, Levels
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 ARGUMENTS = {**SPACED, "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
@@ -39,3 +40,6 @@ def heun(fields: Mapping[str, object], steps: int) -> Solver:
         return x
 
     return Solver(solve, levels.initial)
+
+
+SAMPLERS = (Sampler("HeunDiscreteScheduler", heun, spaced("heun")),)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bksdm.runtime.samplers.config import SchedulerConfig
 from bksdm.runtime.samplers.exploding import SPACED, Levels, ancestral_split
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.schedule import timesteps_of_levels
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
@@ -63,3 +64,12 @@ def _prepare(fields: Mapping[str, object], steps: int, ancestral: bool) -> Solve
         return x
 
     return Solver(solve, levels.initial)
+
+
+SAMPLERS = (
+    Sampler("KDPM2DiscreteScheduler", kdpm2, spaced("kdpm2"), {"kdpm2": ("dpm_2",)}),
+    Sampler(
+        "KDPM2AncestralDiscreteScheduler", kdpm2_ancestral, spaced("kdpm2-a"),
+        {"kdpm2-a": ("dpm_2_ancestral", "dpm2_a")},
+    ),
+)  # fmt: skip

@@ -10,6 +10,7 @@ import numpy as np
 from bksdm.runtime.samplers.config import SchedulerConfig
 from bksdm.runtime.samplers.dpm import refuse_repeated
 from bksdm.runtime.samplers.exploding import SPACED, Levels
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 ORDER = 4
@@ -56,3 +57,6 @@ def lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list
         values = np.prod([(tau - other) / (node - other) for other in others], axis=0)
         found.append(float((end - start) / 2 * np.sum(weights * values)))
     return found
+
+
+SAMPLERS = (Sampler("LMSDiscreteScheduler", lms, spaced("lms")),)

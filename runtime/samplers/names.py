@@ -6,86 +6,30 @@ import re
 from difflib import get_close_matches
 
 from bksdm.engines.errors import SamplerError
-from bksdm.runtime.samplers.classes import DIFFUSERS_CLASSES
+from bksdm.runtime.samplers.sampler import SPACINGS, Fields, Prepare, all_samplers
 
-Fields = dict[str, object]
-
-SPACINGS = ("karras", "exponential", "beta")
-
-
-def _spaced(name: str, class_name: str, **fields: object) -> dict[str, tuple[str, Fields]]:
-    """Return a sampler with even spacing, and one with each other spacing of its noise levels."""
-
-    def stated(chosen: str | None) -> Fields:
-        return {**fields, **{f"use_{spacing}_sigmas": spacing == chosen for spacing in SPACINGS}}
-
-    return {
-        name: (class_name, stated(None)),
-        **{f"{name}-{s}": (class_name, stated(s)) for s in SPACINGS},
-    }
-
-
-def _multistep(name: str, order: int, algorithm: str) -> dict[str, tuple[str, Fields]]:
-    return _spaced(
-        name,
-        "DPMSolverMultistepScheduler",
-        solver_order=order,
-        algorithm_type=algorithm,
-        use_lu_lambdas=False,
-        variance_type=None,
-    )
-
-
-def _singlestep(name: str, order: int) -> dict[str, tuple[str, Fields]]:
-    return _spaced(
-        name,
-        "DPMSolverSinglestepScheduler",
-        solver_order=order,
-        algorithm_type="dpmsolver++",
-        variance_type=None,
-    )
-
+DIFFUSERS_CLASSES: dict[str, Prepare] = {
+    sampler.class_name: sampler.prepare for sampler in all_samplers()
+}
+"""What a bundle's ``scheduler_config.json`` may name; everything is taken from its fields."""
 
 NAMED: dict[str, tuple[str, Fields]] = {
-    "pndm": ("PNDMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    **_spaced("euler", "EulerDiscreteScheduler"),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    **_spaced("heun", "HeunDiscreteScheduler"),
-    **_spaced("lms", "LMSDiscreteScheduler"),
-    **_spaced("kdpm2", "KDPM2DiscreteScheduler"),
-    **_spaced("kdpm2-a", "KDPM2AncestralDiscreteScheduler"),
-    **_multistep("dpm++2m", 2, "dpmsolver++"),
-    **_multistep("dpm++3m", 3, "dpmsolver++"),
-    **_multistep("dpm++2m-sde", 2, "sde-dpmsolver++"),
-    **_singlestep("dpm++2s", 2),
-    **_singlestep("dpm++3s", 3),
-    **_spaced("unipc", "UniPCMultistepScheduler"),
-    **_spaced("deis", "DEISMultistepScheduler", algorithm_type="deis"),
-    "lcm": ("LCMScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
+    name: found
+    for name, found in sorted(
+        (
+            (name, (sampler.class_name, stated))
+            for sampler in all_samplers()
+            for name, stated in sampler.names.items()
+        ),
+        key=lambda entry: entry[0],
+    )
 }
-"""By name: diffusers' class, and the fields that the name stands for.
-
-The rest is what ``from_config`` of the class takes over from the configuration at hand.
-"""
+"""By name: diffusers' class, and the fields that the name stands for."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
-    "pndm": ("plms",),
-    "euler-a": ("euler_ancestral",),
-    "kdpm2": ("dpm_2",),
-    "kdpm2-a": ("dpm_2_ancestral", "dpm2_a"),
-    "dpm++2m": ("dpmpp_2m",),
-    "dpm++2m-sde": ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
-    # diffusers' own documentation sets this against its singlestep class, which adds no noise.
-    "dpm++2s": ("dpmpp_sde",),
-    "unipc": ("uni_pc", "uni_pc_bh2"),
+    name: aliases for sampler in all_samplers() for name, aliases in sampler.aliases.items()
 }
-"""What k-diffusion, ComfyUI, A1111 and diffusers' documentation call them beside.
-
-A name's aliases hold for its spacings too: ``dpm_2_karras`` is ``kdpm2-karras``.
-"""
+"""What names are called beside."""
 
 
 def aliases(name: str) -> tuple[str, ...]:

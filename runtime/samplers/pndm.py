@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.samplers.config import SCHEDULE, SchedulerConfig
+from bksdm.runtime.samplers.sampler import Sampler
 from bksdm.runtime.samplers.schedule import spaced_timesteps
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 from bksdm.runtime.samplers.transfer import NoiseLevels
@@ -85,3 +86,6 @@ def pndm(fields: Mapping[str, object], steps: int) -> Solver:
         return x, history
 
     return Solver(solve)
+
+
+SAMPLERS = (Sampler("PNDMScheduler", pndm, {"pndm": {}}, {"pndm": ("plms",)}),)

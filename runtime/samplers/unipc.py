@@ -16,6 +16,7 @@ from bksdm.runtime.samplers.preserving import (
     data_prediction,
     visited_levels,
 )
+from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
 
 ARGUMENTS = {
@@ -123,3 +124,8 @@ def _weights(ratios: list[float], h: float, scale: float, corrector: bool) -> li
     if not corrector:
         left, right = left[:-1, :-1], right[:-1]
     return [float(w) for w in np.linalg.solve(left, np.array(right))]
+
+
+SAMPLERS = (
+    Sampler("UniPCMultistepScheduler", unipc, spaced("unipc"), {"unipc": ("uni_pc", "uni_pc_bh2")}),
+)

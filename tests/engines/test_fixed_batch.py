@@ -13,7 +13,7 @@ from PIL import Image
 from bksdm.engines.errors import BundleError
 from bksdm.engines.fixed_batch import with_any_batch
 from bksdm.engines.protocol import TensorSpec
-from bksdm.engines.registry import CPU_ENGINES
+from bksdm.engines.registry import cpu_engines
 from bksdm.models import EMOJI
 from bksdm.runtime.pipeline import TextToImage
 
@@ -34,7 +34,7 @@ def fixed(request, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", cpu_engines())
 def test_pictures_are_the_same(fixed, engine):
     pytest.importorskip(engine)
     options = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bksdm.engines.once import once
-from bksdm.engines.registry import CPU_ENGINES
+from bksdm.engines.registry import cpu_engines
 from bksdm.runtime import prompt_encoder
 from bksdm.runtime.pipeline import TextToImage
 
@@ -55,13 +55,13 @@ def differences(engine, threads, pictures, monkeypatch):
         return sum(pool.map(draw, range(threads)))
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", cpu_engines())
 def test_threads_may_share_a_model(engine, monkeypatch, eager_switches):
     assert differences(engine, 4, 5, monkeypatch) == 0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", cpu_engines())
 def test_many_threads_may_share_a_model_for_long(engine, monkeypatch, eager_switches):
     assert differences(engine, 8, 50, monkeypatch) == 0
 

@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from bksdm.benchmarks.feeds import network_feeds
 from bksdm.cli import main as bksdm
-from bksdm.engines import onnxruntime, registry
+from bksdm.engines import backend, onnxruntime, registry
 from bksdm.engines.errors import EngineError
 from bksdm.optimize import tune, tuned
 from bksdm.optimize.choice import Timing
 from bksdm.optimize.compose import MadeFor, choose_forms
+from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.tiles import D4, F2, F4
 from bksdm.optimize.tuned import Tuned, read_tuned, tuned_folder, write_tuned
 from bksdm.runtime.pipeline import TextToImage
@@ -52,7 +52,9 @@ def store(bundle, **seconds):
     model = bundle / "unet" / "model.onnx"
     made_for = MadeFor(8, (SMALLEST,))
     found = {name: Tuned(taken, made_for) for name, taken in seconds.items()}
-    return write_tuned(bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1})
+    return write_tuned(
+        bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1}, registry.versions()
+    )
 
 
 class Stopwatch:
@@ -81,7 +83,7 @@ def stopwatch(monkeypatch):
         # What transforms filters tells the form.
         used = {node.input[0] for node in proto.graph.node if node.op_type == "Gemm"}
         points = {w.dims[0] for w in proto.graph.initializer if w.name in used}
-        forms, _ = choose_forms(proto, "onnxruntime", made_for)
+        forms, _ = choose_forms(proto, onnxruntime.RULES["cpu"], made_for)
         # A network is the faster the more of it is rewritten.
         cost = {0: 1.0, F2.points: 0.5, F4.points: 0.25, D4.points: 0.25}
         engine.cost = cost[max(points, default=0)] / (1 + len(forms))
@@ -106,7 +108,7 @@ def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     assert {t.doubled for t in made_for.measured} == {True, False}
     for timing in made_for.measured:
         assert (timing.direct, timing.transformed) == (1, expected[timing.doubled])
-    forms, _ = choose_forms(load_graph(model), "onnxruntime", made_for)
+    forms, _ = choose_forms(load_graph(model), onnxruntime.RULES["cpu"], made_for)
     assert {choice.tile for choice in forms} == {F4, D4}
     assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
     assert all(0 <= done < total for _, done, total in told)
@@ -118,12 +120,14 @@ def test_what_is_stored_is_read_back(bundle):
     assert folder == tuned_folder(bundle / "engines")
     model = bundle / "unet" / "model.onnx"
     found = {"onnxruntime": Tuned(2.0, MadeFor(8, (SMALLEST,)))}
-    assert read_tuned(bundle / "engines", model) == found
+    assert read_tuned(bundle / "engines", model, registry.versions()) == found
     record = json.loads((folder / "engine.json").read_text())
     assert record["machine"]["cores"] > 0
     assert record["settings"] == {"threads": 1}
     # The measured times choose: F(2x2) for what they cover, and nothing else.
-    forms, _ = choose_forms(load_graph(model), "onnxruntime", found["onnxruntime"].made_for)
+    forms, _ = choose_forms(
+        load_graph(model), onnxruntime.RULES["cpu"], found["onnxruntime"].made_for
+    )
     assert {choice.tile for choice in forms} == {F2}
 
 
@@ -131,7 +135,7 @@ def test_a_second_engine_is_added(bundle):
     store(bundle, onnxruntime=2.0)
     pytest.importorskip("openvino")
     store(bundle, openvino=3.0)
-    found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx")
+    found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions())
     assert {name: entry.seconds for name, entry in found.items()} == {
         "onnxruntime": 2.0, "openvino": 3.0,
     }  # fmt: skip
@@ -142,7 +146,7 @@ def another_machine(bundle, monkeypatch):
 
 
 def another_version(bundle, monkeypatch):
-    monkeypatch.setattr(tuned, "version", lambda name: "0.0")
+    monkeypatch.setattr(backend, "version", lambda package: "0.0")
 
 
 def other_rules(bundle, monkeypatch):
@@ -174,7 +178,7 @@ def no_json(bundle, monkeypatch):
 def test_what_no_longer_holds_is_ignored(bundle, opened, monkeypatch, change):
     store(bundle, onnxruntime=2.0)
     change(bundle, monkeypatch)
-    assert read_tuned(bundle / "engines", bundle / "unet" / "model.onnx") == {}
+    assert read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions()) == {}
     TextToImage.load(bundle, "auto", threads=1)
     assert [(name, made_for) for _, name, made_for in opened] == [("onnxruntime", MadeFor(8))] * 3
 
@@ -196,7 +200,7 @@ def test_an_engine_runs_as_it_was_tuned(bundle, opened, engine):
 @pytest.mark.parametrize("faster", ["onnxruntime", "openvino"])
 def test_auto_takes_the_faster(bundle, opened, faster):
     pytest.importorskip("openvino")
-    store(bundle, **{name: 1.0 if name == faster else 2.0 for name in registry.CPU_ENGINES})
+    store(bundle, **{name: 1.0 if name == faster else 2.0 for name in registry.cpu_engines()})
     TextToImage.load(bundle, "auto", threads=1)
     assert {component: name for component, name, _ in opened}["unet"] == faster
     del opened[:]
@@ -213,7 +217,9 @@ def test_the_command_tunes_lists_and_removes(bundle, capsys):
     ]
     assert folder == str(tuned_folder(bundle / "engines"))
     assert not list((bundle / "engines").rglob(".partial*"))
-    assert set(read_tuned(bundle / "engines", bundle / "unet" / "model.onnx")) == {"onnxruntime"}
+    assert set(
+        read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions())
+    ) == {"onnxruntime"}
     assert bksdm(["info", str(bundle)]) == 0
     assert "tuned: onnxruntime" in capsys.readouterr().out
     assert bksdm([*command, "--list"]) == 0
@@ -237,12 +243,12 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--tune", "--engine", "tensorrt"], "--tune is for onnxruntime and openvino"),
-        (["--tune", "--engine", "onnxruntime:cuda"], "--tune is for onnxruntime and openvino"),
+        (["--tune", "--engine", "tensorrt"], "tuning is for onnxruntime and openvino"),
+        (["--tune", "--engine", "onnxruntime:cuda"], "tuning is for onnxruntime and openvino"),
         (["--tune", "--target", "sm89"], "--target is for GPUs"),
         (["--tune", "--batch", "2"], "--batch is for GPUs"),
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
-        (["--tune", "--threads", "0"], "threads must be at least 1"),
+        (["--tune", "--threads", "0"], "--threads must be a whole number from 1 to 1024"),
         (["--threads", "1"], "--threads is for --tune"),
         (["--engine", "openvino"], "openvino needs no building"),
     ],

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bksdm.engines.protocol import GraphEdit
+from bksdm.engines.errors import RequestError
+from bksdm.engines.protocol import GraphEdit, TensorSpec, check_feeds
 from bksdm.engines.registry import open_engine
 from bksdm.models import EMOJI
 from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import ON_HOST
 from bksdm.runtime.request import Request
+from bksdm.runtime.samplers import step_table
+from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 from bksdm.runtime.sampling import Cancelled
 from bksdm.runtime.vae_encoder import VaeEncoder
 
@@ -128,3 +133,44 @@ def test_a_job_that_is_cancelled_leaves_the_others_as_they_are(model):
             stopped.advance(second)
     assert stopped.index == 2
     np.testing.assert_array_equal(run(predict, denoisings[:1])[0], expected)
+
+
+class Conditioned:
+    """A UNet that is told one more thing, and answers with it."""
+
+    def __init__(self):
+        single = np.dtype(np.float32)
+        latents = TensorSpec(single, ("batch", 4, "height", "width"))
+        self.inputs = {
+            "sample": latents, "timestep": TensorSpec(single, ("batch",)),
+            "encoder_hidden_states": TensorSpec(single, ("batch", "tokens", 8)),
+            "brightness": TensorSpec(np.dtype(np.float16), ("batch", 1)),
+        }  # fmt: skip
+        self.outputs = {"out_sample": latents}
+
+    def __call__(self, feeds):
+        check_feeds("unet", self.inputs, feeds)
+        told = feeds["brightness"].astype(np.float32)[..., None, None]
+        return {"out_sample": np.zeros_like(feeds["sample"]) + told}
+
+
+def test_any_other_input_of_the_unet_is_forwarded_by_name():
+    latents = np.zeros((2, 4, 8, 8), np.float32)
+    job = DenoisingJob(
+        ("a",), ("",), Guidance(2.0, 0.0, 0.0, 0.5), step_table(SCHEDULE, 2, "ddim"), latents,
+        latents[:0, None],
+    )  # fmt: skip
+    predict = NoisePredictor(Conditioned())
+    conditioning = {
+        "encoder_hidden_states": np.zeros((4, 77, 8), np.float32),
+        "brightness": np.array([[0], [1], [2], [4]], np.float32),
+    }
+    denoising = predict.start(job, conditioning)
+    (guided,) = predict([denoising], {})
+    # ε_uncond + 2 (ε_cond − ε_uncond) of 0 and 2, and of 1 and 4; then the prompt's half alone.
+    np.testing.assert_array_equal(guided[:, 0, 0, 0], [4, 7])
+    denoising.advance(guided)
+    (alone,) = predict([denoising], {})
+    np.testing.assert_array_equal(alone[:, 0, 0, 0], [2, 4])
+    with pytest.raises(RequestError, match="brightness"):
+        predict.start(job, {"encoder_hidden_states": conditioning["encoder_hidden_states"]})

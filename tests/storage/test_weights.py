@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.registry import CPU_ENGINES, make_engine
+from bksdm.engines.registry import cpu_engines, make_engine
 from bksdm.optimize.compose import PLAIN
 from bksdm.storage.graph import load_graph
 from bksdm.storage.weights import find_files, read_weights, weight_files
@@ -71,7 +71,7 @@ def folder(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("engine", CPU_ENGINES)
+@pytest.mark.parametrize("engine", cpu_engines())
 @pytest.mark.parametrize("form", [as_weight, as_constant, in_branches])
 def test_every_engine_finds_them(folder, engine, form):
     pytest.importorskip(engine)

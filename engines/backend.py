@@ -1,0 +1,79 @@
+"""What is known of an engine beside its code: one record each, in the engine's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.optimize.compose import MadeFor, Rules
+
+Open = Callable[["Path", "int | None", "Path | None", "MadeFor", "GraphEdit | None"], Engine]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; requests that need more are refused before anything is loaded.
+
+    Attributes
+    ----------
+    name : str
+        Of the engine.
+    feature_reuse : bool
+        Whether the UNet's deep features can serve several evaluations (``fast``).
+    attention_mask : bool
+        Whether a text encoder can be told which tokens are padding.
+    on_device : bool
+        Whether the whole loop runs on a GPU, from plans that ``bksdm build`` made.
+    """
+
+    name: str
+    feature_reuse: bool = False
+    attention_mask: bool = True
+    on_device: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An engine. A module of :mod:`bksdm.engines` lists its own as ``BACKENDS``.
+
+    Attributes
+    ----------
+    capabilities : Capabilities
+        What it can do.
+    packages : tuple of str
+        Distributions that bring it; the first that is installed counts.
+    extra : str
+        Of this package, which installs it; empty where it always is.
+    rules : Rules
+        Which rewritings of a graph it gains from.
+    open : callable, optional
+        Loads one network: ``open(model, threads, cache, made_for, edit)``. None where networks run
+        from plans.
+    on_cpu : bool
+        Whether it runs networks on the CPU, where ``bksdm build --tune`` measures them.
+    """
+
+    capabilities: Capabilities
+    packages: tuple[str, ...]
+    extra: str
+    rules: Rules
+    open: Open | None = None
+    on_cpu: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is asked for by."""
+        return self.capabilities.name
+
+    @property
+    def version(self) -> str | None:
+        """Of its package; None where it is not installed."""
+        for package in self.packages:
+            try:
+                return version(package)
+            except PackageNotFoundError:
+                continue
+        return None

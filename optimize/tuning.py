@@ -1,0 +1,87 @@
+"""Measure what a CPU runs a bundle fastest with, and store it beside the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.registry import AUTO, backends, cpu_engines, versions
+from bksdm.optimize.feeds import network_feeds
+from bksdm.optimize.tune import ROUNDS, tune
+from bksdm.optimize.tuned import Tuned, write_tuned
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.checks import MAX_THREADS, folder, whole
+from bksdm.storage.graph import load_graph, tensor_specs
+
+Measured = Mapping[str, Mapping[str, Tuned]]
+"""By network and engine."""
+
+
+def tune_bundle(
+    path: str | Path,
+    engine: str | None = None,
+    threads: int | None = None,
+    progress: Callable[[str, str, int, int], object] = lambda network, phase, done, total: None,
+    measured: Callable[[str, Mapping[str, Tuned]], object] = lambda network, found: None,
+) -> tuple[Path, Measured]:
+    """Measure every network of a bundle; engines then run as they were tuned.
+
+    It takes minutes, and nothing else should run.
+
+    Parameters
+    ----------
+    path : str or Path
+        A float32 bundle.
+    engine : str, optional
+        One of the CPU's engines; by default all that are installed.
+    threads : int, optional
+        CPU threads; by default one per physical core.
+    progress : callable
+        Told a network, a phase, its steps done and all of them.
+    measured : callable
+        Told a network and what was measured, as soon as it was.
+
+    Returns
+    -------
+    Path, mapping
+        Where it is stored, and all that was measured.
+
+    Raises
+    ------
+    BundleError, RequestError
+        The bundle is damaged, or an argument is out of range.
+    EngineError
+        The bundle is not float32, an engine is none of the CPU's or not installed, or nothing can
+        be written.
+    """
+    bundle = Bundle.open(folder("path", path))
+    threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
+    if engine in (None, AUTO):
+        names = tuple(name for name in cpu_engines() if backends()[name].version is not None)
+    elif engine in cpu_engines():
+        names = (str(engine),)
+    else:
+        raise EngineError(f"tuning is for {' and '.join(cpu_engines())}, not {engine}")
+    models = {name: bundle.model(name) for name in bundle.components}
+    inputs = {name: tensor_specs(load_graph(model).graph.input) for name, model in models.items()}
+    if inputs["unet"]["sample"].dtype != np.float32:
+        raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
+    found: dict[str, Mapping[str, Tuned]] = {}
+    sizes: dict[str, dict[str, list[int]]] = {}
+    for network, model in models.items():
+        scale = bundle.vae_scale if network == "vae_encoder" else 1
+        side = bundle.sample_size * scale
+        feeds = network_feeds(inputs[network], (side, side))
+        sizes[network] = {name: list(array.shape) for name, array in feeds.items()}
+
+        def told(phase: str, done: int, total: int, network: str = network) -> None:
+            progress(network, phase, done, total)
+
+        found[network] = tune(model, names, side, threads, feeds, told)
+        measured(network, found[network])
+    settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
+    stored = write_tuned(bundle.path / "engines", models, found, settings, versions())
+    return stored, found
