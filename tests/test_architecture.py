@@ -1,0 +1,54 @@
+"""Which room may import which, as docs/architecture.md draws it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bksdm
+
+ROOT = Path(bksdm.__file__).parent
+ROOMS = {
+    "models": set(),
+    "storage": {"engines"},
+    "engines": {"storage", "optimize"},
+    "optimize": {"engines", "storage", "runtime"},
+    "runtime": {"engines", "storage", "optimize", "models"},
+    "export": {"runtime", "optimize", "engines", "storage"},
+    "benchmarks": {"runtime", "optimize", "engines", "storage", "models", "export", "cli"},
+    "cli": {"runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
+}
+SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
+WHOLE_BUNDLES = ("building.py", "tuning.py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = (f"bksdm.{alias.name}" for alias in node.names)
+            yield from names if node.module == "bksdm" else (node.module,)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_it_may(room):
+    files = [p for p in sorted((ROOT / room).rglob("*.py")) if "peers" not in p.parts]
+    assert files
+    for path in files:
+        for module in imports(path):
+            top, *parts = module.split(".")
+            if top != "bksdm" or parts[:1] == [room]:
+                continue
+            assert parts[0] in ROOMS[room], (path.name, module)
+            if room == "storage":
+                assert module in SHARED, (path.name, module)
+            if (room, parts[0]) == ("optimize", "runtime"):
+                assert path.name in WHOLE_BUNDLES, (path.name, module)
+
+
+def test_every_room_is_installed():
+    found = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert found == set(ROOMS)
