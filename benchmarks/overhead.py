@@ -130,7 +130,9 @@ def cuda_loop() -> Callable[[int], object]:
         record=lambda work: nothing,
     )  # fmt: skip
     plans: dict[str, Any] = {
-        name: SimpleNamespace(tensors=tensors, bind=lambda bindings, scratch: nothing)
+        name: SimpleNamespace(
+            tensors=tensors, bind=lambda bindings, scratch: nothing, least_rows=lambda name: 1
+        )
         for name, tensors in {
             "text_encoder": {"input_ids": TensorSpec(whole, ("?", TOKENS)),
                              "last_hidden_state": TensorSpec(half, ("?", TOKENS, WIDTH))},

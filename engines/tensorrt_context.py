@@ -94,6 +94,11 @@ class LoadedPlan:
             name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         ]
 
+    def least_rows(self, name: str) -> int:
+        """Return the fewest rows of an input that the plan was built for."""
+        lowest, *_ = self._engine.get_tensor_profile_shape(name, 0)
+        return int(lowest[0])
+
     def bind(self, bindings: Mapping[str, Binding], scratch: int) -> BoundPlan:
         """Return the plan ready to run between these addresses.
 

@@ -7,12 +7,12 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.inpainting import Inpainting
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.noise import BatchNoise
+from bksdm.runtime.noise import BatchNoise, Seeded
 from bksdm.runtime.request import Request
 from bksdm.runtime.vae_encoder import VaeEncoder
 
 
-def begin(request: Request, encoder: VaeEncoder | None) -> DenoisingJob:
+def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoise) -> DenoisingJob:
     """Draw all the noise of a request, and encode the picture that it starts from.
 
     Parameters
@@ -21,12 +21,14 @@ def begin(request: Request, encoder: VaeEncoder | None) -> DenoisingJob:
         What is asked for.
     encoder : VaeEncoder, optional
         For requests that start from a picture.
+    noise : callable
+        Returns the source of noise for a seed.
     """
     if request.image is None:
-        latents, noises, inpainting = *_noise(request), None
+        latents, noises, inpainting = *_noise(request, noise), None
     else:
         assert encoder is not None
-        latents, noises, inpainting = _noised_image(request, encoder)
+        latents, noises, inpainting = _noised_image(request, encoder, noise)
     config = request.config
     return DenoisingJob(
         config.prompts, config.negative_prompts, request.guidance, request.table, latents, noises,
@@ -34,12 +36,12 @@ def begin(request: Request, encoder: VaeEncoder | None) -> DenoisingJob:
     )  # fmt: skip
 
 
-def _noise(request: Request) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _noise(request: Request, seeded: Seeded) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return unit noise, drawn or the request's own, scaled as the sampler wants it."""
     table, shape, latents = request.table, request.shape, request.latents
     noises = np.empty((table.draws, *shape), np.float32)
     if request.config.seed is not None:
-        source = BatchNoise(request.config.seed, shape[0])
+        source = seeded(request.config.seed, shape[0])
         latents = source.draw(shape[1:]) if latents is None else latents
         for noise in noises:
             noise[:] = source.draw(shape[1:])
@@ -48,7 +50,7 @@ def _noise(request: Request) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _noised_image(
-    request: Request, encoder: VaeEncoder
+    request: Request, encoder: VaeEncoder, seeded: Seeded
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Inpainting | None]:
     """Return pictures brought to the first evaluation's noise level: x = α x_0 + σ z.
 
@@ -60,7 +62,7 @@ def _noised_image(
     assert image is not None
     assert seed is not None
     batch, *inner = request.shape
-    source = BatchNoise(seed, batch)
+    source = seeded(seed, batch)
     mean, deviation = encoder.distribution(image.sample)
     # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
     drawn = batch if image.mask is None and isinstance(seed, tuple) else len(image)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +160,18 @@ def _box_muller(uniform: NDArray[np.float32]) -> NDArray[np.float32]:
     angle = np.float32(2 * np.pi) * second
     pairs = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     return np.asarray(pairs.reshape(-1), np.float32)
+
+
+class RandomSource(Protocol):
+    """Unit noise for a batch of images, draw after draw."""
+
+    def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
+        """Return float32 ``[count, *shape]``, by default for every image of the batch."""
+        ...
+
+
+Seeded = Callable[["int | Sequence[int]", int], RandomSource]
+"""From one seed for the batch, or one per image, and the number of images to their noise."""
 
 
 class BatchNoise:

@@ -24,6 +24,7 @@ from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.noise import BatchNoise, Seeded
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
@@ -283,7 +284,12 @@ class TextToImage:
         """
         return Request.resolve(self.bundle, self._capabilities, config, image, mask, latents)
 
-    def generate(self, request: Request, callback: StepCallback | None = None) -> Result:
+    def generate(
+        self,
+        request: Request,
+        callback: StepCallback | None = None,
+        noise: Seeded = BatchNoise,
+    ) -> Result:
         """Make the images of a request.
 
         Parameters
@@ -292,6 +298,8 @@ class TextToImage:
             Resolved for this bundle and engine.
         callback : callable, optional
             As of :meth:`__call__`.
+        noise : callable
+            Returns the source of noise for a seed; by default torch's on the CPU.
 
         Raises
         ------
@@ -307,7 +315,7 @@ class TextToImage:
             raise EngineError("made without a VAE encoder, which an image needs")
         seconds: dict[str, float] = {}
         start = time.perf_counter()
-        job = begin(request, self._encoder)
+        job = begin(request, self._encoder, noise)
         if request.image is not None:
             seconds["vae_encoder"] = time.perf_counter() - start
         pixels = self._executor(job, callback, seconds)

@@ -15,6 +15,7 @@ from bksdm.runtime.cuda.device import Device, Kernel, Memory, as_array
 from bksdm.runtime.cuda.evaluation import Evaluations, StepForm, step_form
 from bksdm.runtime.cuda.inpainting import DeviceInpainting
 from bksdm.runtime.cuda.table import DeviceTable
+from bksdm.runtime.cuda.text import DeviceText
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 
@@ -98,22 +99,12 @@ class Session:
         rows, images = shape.rows, shape.images
         channels = int(unet["sample"].shape[1])
         side = (shape.height // vae_scale, shape.width // vae_scale)
-        tokens, width = (int(n) for n in text["last_hidden_state"].shape[1:])
-        self._ids_type = text["input_ids"].dtype
         self._size = images * channels * side[0] * side[1]
-        self._embeddings_size = rows * tokens * width
-        self._embeddings_shape = (rows, tokens, width)
         self._start_shape = (images, channels, *side)
-        self._ids_shape = (rows, tokens)
 
         allocate, host = device.allocate, device.allocate_host
         self._control = allocate(CONTROL.itemsize)
         self._control_in, self._control_out = host(CONTROL.itemsize), host(CONTROL.itemsize)
-        self._ids = allocate(rows * tokens * self._ids_type.itemsize)
-        self._ids_host = host(self._ids.size)
-        self._embeddings = allocate(2 * self._embeddings_size)
-        self._embeddings_host = host(self._embeddings.size)
-        self._encoded = False
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
         self._vae_input = allocate(2 * self._size)
@@ -124,17 +115,10 @@ class Session:
         self._table = DeviceTable(device, self._size)
         self._inpainting = DeviceInpainting(device, self._size)
 
-        embeddings = Binding(self._embeddings.address, (rows, tokens, width))
-        self._text_encoder = plans["text_encoder"].bind(
-            {
-                "input_ids": Binding(self._ids.address, self._ids_shape),
-                "last_hidden_state": embeddings,
-            },
-            scratch.address,
-        )
+        self._text = DeviceText(device, plans["text_encoder"], scratch.address, rows, images)
         self._evaluations = Evaluations(
             device, plans["unet"], kernel, scratch.address, self._control.address,
-            Binding(self._latents.address, self._start_shape), embeddings,
+            Binding(self._latents.address, self._start_shape), self._text.embeddings,
         )  # fmt: skip
         self._vae_decoder = plans["vae_decoder"].bind(
             {
@@ -168,7 +152,7 @@ class Session:
         EngineError
             TensorRT cannot run a form of step that is new here, or cannot record it.
         """
-        self._stage_text(text)
+        self._text.stage(text)
         steps, guidance = len(job.table), job.guidance
         self._table.stage(job.table, job.latents, job.noises)
         self._inpainting.stage(job.inpainting)
@@ -268,18 +252,6 @@ class Session:
         pixels = as_array(self._pixels_host, np.uint8, (shape.images, shape.height, shape.width, 3))
         return pixels.copy()
 
-    def _stage_text(self, text: NDArray[np.generic]) -> None:
-        self._encoded = text.ndim == len(self._embeddings_shape)
-        if not self._encoded:
-            as_array(self._ids_host, self._ids_type, self._ids_shape)[:] = text
-            return
-        if text.shape != self._embeddings_shape:
-            raise RequestError(
-                f"the plans take {self._embeddings_shape[1]} tokens, not the {text.shape[1]} of a "
-                "long prompt; use the engine onnxruntime"
-            )
-        as_array(self._embeddings_host, np.float16, text.shape)[:] = text
-
     def keep_kernels(self) -> None:
         """Write what TensorRT compiled, if anything ran for the first time."""
         if self._ran_first:
@@ -293,14 +265,9 @@ class Session:
         self._table.upload()
         self._inpainting.upload()
         device.copy(self._latents, self._table.history, self._latents.size)
-        if self._encoded:
-            device.copy(self._embeddings, self._embeddings_host, self._embeddings.size)
-        else:
-            device.copy(self._ids, self._ids_host, self._ids.size)
-            self._text_encoder.enqueue(device.stream)
+        self._text.enqueue()
         self._check(
-            self._embeddings_size, self._control.address, self._embeddings.address,
-            self._embeddings_size,
+            self._text.size, self._control.address, self._text.embeddings.address, self._text.size,
         )  # fmt: skip
         self._evaluations.enqueue_embeddings(self._forms)
 

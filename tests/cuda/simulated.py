@@ -117,7 +117,7 @@ class SimulatedDevice:
     def copy(self, target, source, size):
         self.require(target.address, size)
         self.require(source.address, size)
-        if target._host:
+        if getattr(target, "_host", False):
             self.written_later.add(target.address)
         self.enqueue("copies", lambda: ctypes.memmove(target.address, source.address, size))
 
@@ -314,6 +314,9 @@ class Engine:
 
     def get_tensor_mode(self, name):
         return "input" if name in self.inputs else "output"
+
+    def get_tensor_profile_shape(self, name, index):
+        return list(self.profile(name))
 
     def get_device_memory_size_for_profile_v2(self, index):
         return self.scratch

@@ -114,6 +114,24 @@ def test_a_step_fetches_its_latents_only_when_asked(load, built, device):
         _ = steps[1].denoised
 
 
+def test_equal_prompts_are_encoded_once(load, built, device, same_on_host):
+    """Three images of one prompt: two rows of the text encoder, six of the UNet."""
+    model, shapes = load(built), device.engines[b"text_encoder"].kernels.shapes
+    for arguments, rows in (
+        ({"num_images_per_prompt": 3}, 2),
+        ({"prompt": ["a", "b"]}, 3),
+        ({"prompt": ["a", "b", "a"], "negative_prompt": ["c", "d", "e"]}, 5),
+        ({"num_images_per_prompt": 2, "guidance_scale": 1.0}, 1),
+        ({}, 2),
+    ):
+        shapes.clear()
+        pixels = drawn(model, **arguments)[0]
+        (shape,) = shapes
+        assert shape.decode().startswith(f"{{'input_ids': ({rows}, 77)")
+        expected = drawn(same_on_host, **arguments)[0]
+        assert np.abs(pixels - expected).max() <= 1
+
+
 def test_latents_that_cannot_be_decoded_are_named(load, built):
     model = load(built)
     with pytest.raises(NonFiniteError, match="pixels of the VAE decoder"):
