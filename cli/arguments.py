@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bksdm.engines.errors import RequestError, SamplerError
-from bksdm.runtime.checks import MAX_THREADS, shown
 from bksdm.runtime.user_files import STDIN, STDOUT
+from bksdm.runtime.validation import MAX_THREADS, shown
 
 SIZE = {"height": "--size", "width": "--size"}
 """For :func:`options_named` where a size is given in one."""

@@ -24,7 +24,7 @@ from bksdm.cli.outputs import check_folder, check_outputs, print_path, results
 from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
-from bksdm.runtime.checks import no_folder, shown, side
+from bksdm.runtime.validation import no_folder, shown, side
 from bksdm.storage.files import clear_abandoned
 
 EXAMPLES = """examples:

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 from bksdm.cli.arguments import input_file, integer, real
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.checks import shown
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
+from bksdm.runtime.validation import shown
 
 EXAMPLES = {"num_inference_steps": "N", "num_images_per_prompt": "N", "seed": "N[,N…]",
             "guidance_interval": "FROM:TO", "sampler": "NAME", "negative_prompt": "TEXT",

@@ -1,4 +1,4 @@
-"""What is known of an engine beside its code: one record each, in the engine's own file."""
+"""The record of an engine, which stands in the engine's own file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Open = Callable[["Path", "int | None", "Path | None", "MadeFor", "GraphEdit | No
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do; requests that need more are refused before anything is loaded.
+    """The abilities of an engine; requests that need more are refused before loading.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Backend:
 
     @property
     def name(self) -> str:
-        """What it is asked for by."""
+        """The name that users ask for."""
         return self.capabilities.name
 
     @property

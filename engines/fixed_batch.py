@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from bksdm.engines.protocol import Array, Engine, TensorSpec, check_feeds
+from bksdm.engines.protocol import Array, Engine, TensorSpec, validate_feeds
 
 
 class FixedBatch:
@@ -30,7 +30,7 @@ class FixedBatch:
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network as often as it takes."""
-        check_feeds(self._name, self.inputs, feeds)
+        validate_feeds(self._name, self.inputs, feeds)
         batched = [name for name, spec in self.inputs.items() if spec.shape[:1] == ("batch",)]
         return run_in_parts(self._engine, feeds, batched, self._rows)
 

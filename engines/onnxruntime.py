@@ -20,7 +20,7 @@ from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
 from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
-from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, check_feeds
+from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, validate_feeds
 from bksdm.optimize.choice import CostModel
 from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, Rules, compose
 from bksdm.optimize.saved_graph import DATA, NotSaved, SavedGraph
@@ -69,7 +69,7 @@ class OnnxRuntimeEngine:
     profile : Path, optional
         Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
     edit : GraphEdit, optional
-        What makes another network of the model's.
+        A change of the graph, before all rewriting.
 
     Raises
     ------
@@ -110,7 +110,7 @@ class OnnxRuntimeEngine:
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; on the CPU inputs and outputs are not copied."""
-        check_feeds(self._name, self.inputs, feeds)
+        validate_feeds(self._name, self.inputs, feeds)
         rows = (array.shape[2] for array in feeds.values() if array.ndim == 4)
         if min(rows, default=self._least_rows) < self._least_rows:
             return self._for_small()(feeds)

@@ -14,7 +14,7 @@ from onnx import helper
 
 from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
-from bksdm.engines.protocol import Array, GraphEdit, check_feeds
+from bksdm.engines.protocol import Array, GraphEdit, validate_feeds
 from bksdm.optimize.choice import CostModel
 from bksdm.optimize.compose import USUAL, MadeFor, Rules, compose
 from bksdm.storage.graph import tensor_specs
@@ -47,7 +47,7 @@ class OpenVinoEngine:
     made_for : MadeFor
         What the graph is made fastest for.
     edit : GraphEdit, optional
-        What makes another network of the model's.
+        A change of the graph, before all rewriting.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class OpenVinoEngine:
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; the results are copies, for the next run writes over OpenVINO's own."""
-        check_feeds(self._name, self.inputs, feeds)
+        validate_feeds(self._name, self.inputs, feeds)
         try:
             with self._running:
                 request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})

@@ -1,4 +1,4 @@
-"""What the runtime asks of a backend: a network is a callable on named arrays."""
+"""The interface of an engine: a network is a callable on named arrays."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ class Engine(Protocol):
         ...
 
 
-def check_feeds(network: str, inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]) -> None:
+def validate_feeds(
+    network: str, inputs: Mapping[str, TensorSpec], feeds: Mapping[str, Array]
+) -> None:
     """Refuse feeds that do not fit; a silent cast would hide a precision mistake.
 
     Raises

@@ -113,7 +113,7 @@ def build(
     decompose_attention(proto, has_attention_kernel)
     if not parser.parse(proto.SerializeToString(), str(model)):
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")
-    dtypes = check_types(trt, network, component)
+    dtypes = validate_types(trt, network, component)
     config = builder.create_builder_config()
     _aim(config, flavour, targets)
     config.add_optimization_profile(_shapes(builder, network, proto, component, profile))
@@ -134,7 +134,7 @@ def has_attention_kernel(head_width: int) -> bool:
     return NARROWEST_HEAD <= head_width <= WIDEST_HEAD
 
 
-def check_types(trt: Any, network: Any, component: str) -> dict[str, int]:
+def validate_types(trt: Any, network: Any, component: str) -> dict[str, int]:
     """Count tensors by type and refuse float32 in a float16 network.
 
     Networks are strongly typed: a graph in float32 gives a plan in float32, twice as large and
@@ -184,7 +184,7 @@ def check_types(trt: Any, network: Any, component: str) -> dict[str, int]:
     return dict(counts)
 
 
-def check_targets(targets: Sequence[str]) -> dict[str, Any]:
+def validate_targets(targets: Sequence[str]) -> dict[str, Any]:
     """Return TensorRT RTX's constants for compute capabilities such as ``sm89``.
 
     Raises
@@ -206,7 +206,7 @@ def check_targets(targets: Sequence[str]) -> dict[str, Any]:
 def _aim(config: Any, flavour: str, targets: Sequence[str]) -> None:
     if flavour != "tensorrt-rtx":
         return
-    capabilities = check_targets(targets)
+    capabilities = validate_targets(targets)
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities.values()):
         config.set_compute_capability(capability, index)

@@ -23,7 +23,7 @@ from bksdm.export.lora_scaling import (
 )
 from bksdm.export.weights import read_pickle
 from bksdm.storage.digest import sha256_of
-from bksdm.storage.files import check_regular
+from bksdm.storage.files import require_regular
 
 # What stands before a layer's name, and the network it means, if it means one. The last one is of
 # the files that diffusers' `unet.save_attn_procs` writes.
@@ -187,7 +187,7 @@ def _file_of(path: Path) -> Path:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
     try:
-        check_regular(path)
+        require_regular(path)
         if path.suffix in _PICKLES:
             return read_pickle(path), {}
         with safe_open(str(path), framework="pt") as file:

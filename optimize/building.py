@@ -10,14 +10,14 @@ from pathlib import Path
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.engines.registry import backend
-from bksdm.engines.tensorrt import build, check_targets, load_module
+from bksdm.engines.tensorrt import build, load_module, validate_targets
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import folder
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.gpu import Gpu
+from bksdm.runtime.validation import folder
 from bksdm.storage.digest import model_digest
 from bksdm.storage.graph import graph_inputs
-from bksdm.storage.plans import Recipe, check, staged, write_plan, write_record
+from bksdm.storage.plans import Recipe, staged, validate_plans, write_plan, write_record
 
 DEFAULT_ENGINE = "tensorrt-rtx"
 
@@ -94,7 +94,7 @@ def build_bundle(
         targets = (Gpu().target,)
         timings = engines / f"timings-{version}-{targets[0]}.cache"
     else:
-        check_targets(targets)
+        validate_targets(targets)
     height, width = bundle.default_size
     profile = Profile.parse(batch, size or f"{width}x{height}")
     recipe = Recipe(engine, version, tuple(targets), precision, profile)
@@ -123,5 +123,5 @@ def build_bundle(
             }
             built(Built(network, len(plan.content), seconds, plan.dtypes))
         write_record(beside, recipe, plans)
-    check(engines / recipe.name, recipe, models)
+    validate_plans(engines / recipe.name, recipe, models)
     return engines / recipe.name

@@ -13,7 +13,7 @@ from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import MAX_THREADS, folder, whole
+from bksdm.runtime.validation import MAX_THREADS, folder, whole
 from bksdm.storage.graph import load_graph, tensor_specs
 
 Measured = Mapping[str, Mapping[str, Tuned]]

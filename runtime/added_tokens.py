@@ -9,7 +9,7 @@ from tokenizers.normalizers import Normalizer
 
 
 class Ambiguous(ValueError):
-    """What becomes of a text is up to chance, or to more than a file can say."""
+    """The tokens of a text would depend on chance, or on more than the files say."""
 
 
 def added_tokens(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import BundleError
-from bksdm.runtime.checks import no_folder
 from bksdm.runtime.loaded_configuration import (
     loaded_sample_size,
     loaded_scheduler,
     scheduler_class,
 )
+from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
 

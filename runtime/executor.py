@@ -1,4 +1,4 @@
-"""What the pipeline asks of whatever runs a bundle's networks."""
+"""The interface between the pipeline and whatever runs a bundle's networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What networks make holds neither NaN nor infinity, or no picture is made of it."""
+"""No picture is made from NaN or infinity."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bksdm.engines.errors import NonFiniteError
 
 
 def require_finite(array: NDArray[np.float32], stage: str) -> None:
-    """Refuse what a network made if it holds NaN or infinity.
+    """Refuse a network's output if it holds NaN or infinity.
 
     Raises
     ------

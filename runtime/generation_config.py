@@ -13,7 +13,11 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import (
+from bksdm.runtime.noise import validate_seed
+from bksdm.runtime.prompt_weights import parse_weights
+from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
+from bksdm.runtime.samplers.names import sampler_name
+from bksdm.runtime.validation import (
     MAX_SIDE,
     flag,
     interval,
@@ -26,10 +30,6 @@ from bksdm.runtime.checks import (
     texts,
     whole,
 )
-from bksdm.runtime.noise import validate_seed
-from bksdm.runtime.prompt_weights import parse_weights
-from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
-from bksdm.runtime.samplers.names import sampler_name
 
 MAX_IMAGES = 1024
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
@@ -38,7 +38,7 @@ MAX_SKIPPED_LAYERS = 1024
 
 @dataclass(frozen=True)
 class FastLevel:
-    """What one level of ``fast`` stands for.
+    """The meaning of one level of ``fast``.
 
     Attributes
     ----------
@@ -61,14 +61,14 @@ Validate = Callable[[str, Any], Any]
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option beside its name, type and default.
+    """One option's flag, range, help and check; name, type and default are the field's.
 
     Attributes
     ----------
     flag : str
         On the command line; empty for what has no flag.
     values : str
-        What it may be.
+        Its range, in words.
     help : str
         One line.
     validate : callable
@@ -320,4 +320,4 @@ INPUTS: dict[str, Option] = {
     "latents": Option("", "float32 [images, channels, height / 8, width / 8]",
                       "unit noise to start from, in place of a seed", _picture),
 }  # fmt: skip
-"""What a picture is made of beside its options: neither text nor numbers, and None by default."""
+"""Inputs that are neither text nor numbers; None by default."""

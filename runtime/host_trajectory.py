@@ -26,7 +26,7 @@ class HostTrajectory:
     Parameters
     ----------
     job : DenoisingJob
-        What is made.
+        The pictures to make.
     conditioning : mapping
         The UNet's inputs beside the latents and the timestep, by name, [rows, …] in its dtypes;
         with guidance the rows of the unconditional half come first.
@@ -53,7 +53,7 @@ class HostTrajectory:
         self._noises = job.noises.reshape(table.draws, start.size)
 
     def model_input(self, index: int) -> Latents:
-        """Return what the UNet is shown in an evaluation."""
+        """Return the UNet's input in an evaluation: x_k, scaled."""
         scale = self._input_scale[index]
         return self.latents if scale == 1 else self.latents * scale
 

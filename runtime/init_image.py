@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.checks import MAX_SIDE, shown, side
 from bksdm.runtime.images import UNREADABLE
+from bksdm.runtime.validation import MAX_SIDE, shown, side
 
 
 @dataclass(frozen=True)

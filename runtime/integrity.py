@@ -13,7 +13,7 @@ from typing import Any
 
 from bksdm.engines.errors import BundleError
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
-from bksdm.runtime.checks import no_folder
+from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.storage.files import PARTIAL, read_regular, write_file
 from bksdm.storage.plans import RECORD

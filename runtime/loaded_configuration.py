@@ -1,4 +1,4 @@
-"""What diffusers' pipelines make of a checkpoint's configurations when they load it.
+"""Checkpoint configurations as diffusers' pipelines leave them once they are loaded.
 
 Their constructors mend what old checkpoints say. The files alone are therefore not what a picture
 is drawn with, and which fields are mended depends on the pipeline: ``StableDiffusionPipeline`` and
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from bksdm.runtime.samplers import DIFFUSERS_CLASSES
 
 Start = Literal["noise", "image", "masked image"]
-"""What a picture is started from, which decides on the pipeline."""
+"""The start of a picture, which decides which of diffusers' pipelines is compared."""
 
 Fields = dict[str, object]
 
@@ -107,7 +107,7 @@ def loaded_scheduler(file: Mapping[str, object], class_name: str) -> Fields:
 def written_scheduler(loaded: Mapping[str, Any]) -> Fields:
     """Return what a bundle's ``scheduler_config.json`` has to say to be loaded as the checkpoint's.
 
-    A stated ``clip_sample`` stays as it was: two of the pipelines mend it by themselves, and the
+    A stated ``clip_sample`` is kept: two of the pipelines mend it by themselves, and the
     inpainting one would take a mended value for the checkpoint's own.
 
     Parameters

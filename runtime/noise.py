@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.checks import several, whole
+from bksdm.runtime.validation import several, whole
 
 LOWEST_SEED, HIGHEST_SEED = -(2**63), 2**64 - 1
-"""What ``torch.Generator.manual_seed`` takes; below 0 it adds 2**64."""
+"""The seeds of ``torch.Generator.manual_seed``, which adds 2**64 to negative ones."""
 
 
 class TorchCpuGenerator:

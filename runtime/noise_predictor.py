@@ -31,7 +31,7 @@ class HostDenoising(Denoising[Latents]):
 
 
 class NoisePredictor:
-    """What the UNet makes of the next evaluation of any jobs, in as few calls as possible.
+    """Predicts the noise in the next evaluation of any jobs, in as few UNet calls as possible.
 
     A job's prediction depends on none of the others. Threads may share it.
 
@@ -40,7 +40,7 @@ class NoisePredictor:
     unet : Engine
         Names and shapes of its tensors are Optimum's.
     load_shallow : callable, optional
-        Returns what follows the UNet's deep features, if the UNet shows them (Ma et al. 2024,
+        Loads the layers after the UNet's deep features, if the UNet outputs these (Ma et al. 2024,
         "DeepCache", arXiv 2312.00858).
     """
 
@@ -64,7 +64,7 @@ class NoisePredictor:
         Parameters
         ----------
         job : DenoisingJob
-            What is made.
+            The pictures to make.
         conditioning : mapping
             Arrays [rows, …] by the UNet's names; with guidance the rows of the unconditional half
             come first.
@@ -76,7 +76,7 @@ class NoisePredictor:
         SamplerError
             The UNet takes whole timesteps only, and there are others.
         RequestError
-            The UNet takes no such conditioning, or shows no deep features to reuse.
+            The UNet takes no such conditioning, or outputs no deep features to reuse.
         """
         inputs = self._unet.inputs
         if np.issubdtype(inputs["timestep"].dtype, np.integer):
@@ -132,7 +132,7 @@ class NoisePredictor:
         return [found[position] for position in range(len(denoisings))]
 
     def _kind(self, denoising: HostDenoising) -> tuple[Any, ...]:
-        """Return what evaluations have in common that can be run in one call."""
+        """Return a key that is equal for evaluations that one call can run."""
         trajectory, job = denoising.trajectory, denoising.job
         known = trajectory.deep_features
         whole = (

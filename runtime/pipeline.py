@@ -18,7 +18,6 @@ from bksdm.engines.protocol import Engine, GraphEdit
 from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
-from bksdm.runtime.checks import MAX_THREADS, flag, folder, shown, whole
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.host import HostExecutor
@@ -33,6 +32,7 @@ from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.sampling import Cancelled, StepCallback
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
+from bksdm.runtime.validation import MAX_THREADS, flag, folder, shown, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +42,7 @@ ON_HOST = capabilities(DEFAULT)
 
 @dataclass
 class Result:
-    """What one call made.
+    """The pictures of one call.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Result:
     steps : int
         Number of UNet evaluations.
     engines : dict
-        What ran each network.
+        The engine that ran each network.
     """
 
     pixels: NDArray[np.uint8]
@@ -71,9 +71,9 @@ class Result:
 
     @property
     def seed(self) -> int | list[int] | None:
-        """What the noise was drawn with, chosen at random where none was given.
+        """The seed of the noise, chosen at random where none was given.
 
-        None where none was drawn.
+        None where no noise was drawn.
         """
         seed = self.config.seed
         return list(seed) if isinstance(seed, tuple) else seed
@@ -195,7 +195,7 @@ class TextToImage:
 
             cuda = CudaExecutor(bundle, encode, engine, Gpu())
             return cls(bundle, cuda, encoder, checker, able)
-        _check_text_inputs(bundle, tokenizer, encode.load(0))
+        _validate_text_inputs(bundle, tokenizer, encode.load(0))
         # A second output would be copied from a GPU in every step.
         deep = GraphEdit("deep", show_deep_features) if able.feature_reuse else None
         graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
@@ -365,7 +365,7 @@ class TextToImage:
         return self._executor.decode(latents, {})
 
 
-def _check_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) -> None:
+def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) -> None:
     """Refuse a text encoder that was made for other tokens than the bundle's."""
     tokens = encoder.inputs["input_ids"].shape[1]
     if isinstance(tokens, int) and tokens != tokenizer.length:

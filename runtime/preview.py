@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import BundleError, RequestError
 from bksdm.runtime.bundle import read_json
-from bksdm.runtime.checks import shown
+from bksdm.runtime.validation import shown
 
 PREVIEW_FILE = "preview.json"
 """In the VAE decoder's folder; ``bksdm export`` fits and writes it."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.checks import shown
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
 from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
+from bksdm.runtime.validation import shown
 
 
 @dataclass(frozen=True)

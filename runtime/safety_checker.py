@@ -20,7 +20,7 @@ SUPPORTED = {
     "resample": int(Image.Resampling.BICUBIC), "do_resize": True, "do_center_crop": True,
     "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
 }  # fmt: skip
-"""What the settings have to say where they say anything."""
+"""Settings that must have these values where they are stated."""
 STRICTER = np.float32(0.01)
 
 

@@ -9,9 +9,9 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from bksdm.runtime.checks import is_false
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.validation import is_false
 
 Told = TypeVar("Told")
 Told_contra = TypeVar("Told_contra", contravariant=True)
@@ -57,7 +57,7 @@ class Step:
     index, total : int
         Of the evaluations, from 0.
     timestep : float
-        What the model was told.
+        The model's timestep, which may be fractional.
     weights : (float, float)
         Parts of x_k and of ε_k in :attr:`denoised`.
     moved : Moved
@@ -103,9 +103,9 @@ class Denoising(Generic[Told]):
     Parameters
     ----------
     job : DenoisingJob
-        What is made.
+        The pictures to make.
     trajectory : Trajectory
-        Holds the latents, and says what :meth:`advance` is told.
+        Holds the latents, and decides the type of what :meth:`advance` is told.
     callback : callable, optional
         Called with every :class:`Step`; returning False stops.
     """
@@ -125,7 +125,7 @@ class Denoising(Generic[Told]):
 
     @property
     def timestep(self) -> float:
-        """What the model is told in the next evaluation."""
+        """The model's timestep in the next evaluation."""
         return float(self.job.table.timesteps[self.index])
 
     @property

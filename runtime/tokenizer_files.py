@@ -1,4 +1,4 @@
-"""What transformers' ``CLIPTokenizer.from_pretrained`` makes of a folder's files.
+"""A tokenizer's folder, read as transformers' ``CLIPTokenizer.from_pretrained`` reads it.
 
 Several files can state the same thing, and which of them counts depends on which others are there:
 ``PreTrainedTokenizerBase._from_pretrained`` merges them, and ``TokenizersBackend.__init__`` adds

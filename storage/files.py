@@ -28,7 +28,7 @@ _OPEN_FILE = re.compile(
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
-def check_regular(path: Path) -> None:
+def require_regular(path: Path) -> None:
     """See that something is a file, for those who read it to its end: a device may have none.
 
     Of a pipe, whoever opens it waits for a writer.
@@ -43,8 +43,8 @@ def check_regular(path: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read that :func:`check_regular` takes for one."""
-    check_regular(path)
+    """Open a file to read that :func:`require_regular` takes for one."""
+    require_regular(path)
     return path.open("rb")
 
 

@@ -84,7 +84,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return {**record, "plans": plans}
 
 
-def check(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str, Any]:
+def validate_plans(folder: Path, recipe: Recipe, models: Mapping[str, Path]) -> dict[str, Any]:
     """Return the record of built plans that fit a recipe and a bundle's graphs.
 
     Raises

@@ -1,4 +1,4 @@
-"""What the loop asks of a GPU. All work goes into one stream, in order, without waiting."""
+"""The GPU as the loop sees it. All work goes into one stream, in order, without waiting."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptEncoder
 from bksdm.runtime.sampling import Denoising, StepCallback
 from bksdm.storage.files import in_use
-from bksdm.storage.plans import Recipe, check, list_plans, read_plan, read_record
+from bksdm.storage.plans import Recipe, list_plans, read_plan, read_record, validate_plans
 
 KEPT_SESSIONS = 4
 PRECISION = "float16"
@@ -159,7 +159,7 @@ def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
             continue
         profile = Profile.read(record["profile"])
         recipe = Recipe(flavour, version, tuple(record["targets"]), PRECISION, profile)
-        check(engines / name, recipe, models)
+        validate_plans(engines / name, recipe, models)
         found.append(_Built(engines / name, profile))
     if not found:
         raise EngineError(

@@ -31,7 +31,7 @@ CONTROL = np.dtype(
 
 @dataclass(frozen=True)
 class Shape:
-    """What a session is made for; two different ones share nothing but plans and scratch."""
+    """Batch and size of a session; different ones share only plans and scratch."""
 
     images: int
     guided: bool

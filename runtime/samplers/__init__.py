@@ -55,7 +55,7 @@ def _named(name: str) -> Prepare:
 
 
 SAMPLERS: dict[str, Prepare] = {name: _named(name) for name in NAMED}
-"""What can be asked for by name; its fields take the place of the configuration's."""
+"""Samplers by name; the fields that a name states replace those of the configuration."""
 
 
 def step_table(

@@ -24,7 +24,7 @@ SCHEDULE: dict[str, object] = {
     "trained_betas": None,
     "prediction_type": "epsilon",
 }
-"""What every scheduler class of diffusers takes, with the defaults of most."""
+"""Arguments of every scheduler class of diffusers, with the defaults of most."""
 
 OFF = (False, None)
 """Of a flag that is not implemented; null counts as false in diffusers."""

@@ -1,4 +1,4 @@
-"""What a sampler can be called, and what each name stands for."""
+"""Names of samplers, and the class and fields that each stands for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bksdm.runtime.samplers.sampler import SPACINGS, Fields, Prepare, all_sample
 DIFFUSERS_CLASSES: dict[str, Prepare] = {
     sampler.class_name: sampler.prepare for sampler in all_samplers()
 }
-"""What a bundle's ``scheduler_config.json`` may name; everything is taken from its fields."""
+"""Classes that ``scheduler_config.json`` may name; everything is taken from its fields."""
 
 NAMED: dict[str, tuple[str, Fields]] = {
     name: found
@@ -29,7 +29,7 @@ NAMED: dict[str, tuple[str, Fields]] = {
 ALIASES: dict[str, tuple[str, ...]] = {
     name: aliases for sampler in all_samplers() for name, aliases in sampler.aliases.items()
 }
-"""What names are called beside."""
+"""Other names, by name."""
 
 
 def aliases(name: str) -> tuple[str, ...]:

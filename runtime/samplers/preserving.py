@@ -1,4 +1,4 @@
-"""What solvers in the variance-preserving form x = α x_0 + σ ε, α² + σ² = 1, share."""
+"""Shared by solvers in the variance-preserving form x = α x_0 + σ ε, α² + σ² = 1."""
 
 from __future__ import annotations
 

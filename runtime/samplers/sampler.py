@@ -1,4 +1,4 @@
-"""What is known of a sampler beside its code: one record each, in the sampler's own file."""
+"""The record of a sampler, which stands in the sampler's own file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Sampler:
     prepare : callable
         From fields and a number of steps to a :class:`~bksdm.runtime.samplers.table.Solver`.
     names : mapping
-        What it can be asked for by, and the fields that each name states; the rest is what
+        Its names, and the fields that each name states; the rest is what
         ``from_config`` of the class takes over from the configuration at hand.
     aliases : mapping
-        By name, what k-diffusion, ComfyUI, A1111 and diffusers' documentation call it beside. They
+        By name, its names in k-diffusion, ComfyUI, A1111 and diffusers' documentation. They
         hold for a name's spacings too: ``dpm_2_karras`` is ``kdpm2-karras``.
     """
 

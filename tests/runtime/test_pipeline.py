@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bksdm.engines.errors import BksdmError, NonFiniteError, RequestError, SamplerError
-from bksdm.engines.protocol import TensorSpec, check_feeds
+from bksdm.engines.protocol import TensorSpec, validate_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.host import HostExecutor
@@ -39,7 +39,7 @@ class Network:
         self._output, self._compute = output, compute
 
     def __call__(self, feeds):
-        check_feeds("stub", self.inputs, feeds)
+        validate_feeds("stub", self.inputs, feeds)
         self.calls.append(feeds)
         return {self._output: self._compute(feeds)}
 

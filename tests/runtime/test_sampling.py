@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.engines.protocol import GraphEdit, TensorSpec, check_feeds
+from bksdm.engines.protocol import GraphEdit, TensorSpec, validate_feeds
 from bksdm.engines.registry import open_engine
 from bksdm.models import EMOJI
 from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
@@ -149,7 +149,7 @@ class Conditioned:
         self.outputs = {"out_sample": latents}
 
     def __call__(self, feeds):
-        check_feeds("unet", self.inputs, feeds)
+        validate_feeds("unet", self.inputs, feeds)
         told = feeds["brightness"].astype(np.float32)[..., None, None]
         return {"out_sample": np.zeros_like(feeds["sample"]) + told}
 

@@ -20,11 +20,11 @@ from bksdm.storage.files import PARTIAL
 from bksdm.storage.plans import (
     RECORD,
     Recipe,
-    check,
     list_plans,
     read_plan,
     remove_built,
     staged,
+    validate_plans,
     write_plan,
     write_record,
 )
@@ -63,7 +63,7 @@ def folder(models, tmp_path):
 
 
 def test_whole_plans_of_the_right_recipe_are_read(folder, models):
-    plans = check(folder, RECIPE, models)
+    plans = validate_plans(folder, RECIPE, models)
     assert read_plan(folder, "unet", plans) == b"unet" * 100
     assert list_plans(folder.parent) == [RECIPE.name]
 
@@ -82,7 +82,7 @@ def test_another_recipe_is_refused_by_field(folder, models, field, value):
     other = replace(RECIPE, **{field: value})
     assert other.name != RECIPE.name
     with pytest.raises(EngineError, match=f"{field} is .*, wanted"):
-        check(folder, other, models)
+        validate_plans(folder, other, models)
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
@@ -93,7 +93,7 @@ def test_a_changed_graph_or_weight_is_refused_by_component(folder, models, file)
     content[content.find(b"vae_decoder")] ^= 1
     path.write_bytes(content)
     with pytest.raises(EngineError, match="vae_decoder has changed"):
-        check(folder, RECIPE, models)
+        validate_plans(folder, RECIPE, models)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
@@ -107,7 +107,7 @@ def test_a_damaged_plan_is_refused(folder, models, damage):
         path.write_bytes(content[:-1])
     else:
         path.unlink()
-    plans = check(folder, RECIPE, models)
+    plans = validate_plans(folder, RECIPE, models)
     with pytest.raises(EngineError, match=r"unet\.plan: .*run `bksdm build` again"):
         read_plan(folder, "unet", plans)
     assert read_plan(folder, "vae_decoder", plans)
@@ -117,24 +117,24 @@ def test_a_damaged_plan_is_refused(folder, models, damage):
 def test_a_damaged_record_is_refused(folder, models, content):
     (folder / RECORD).write_text(content)
     with pytest.raises(EngineError, match=r"engine\.json: damaged"):
-        check(folder, RECIPE, models)
+        validate_plans(folder, RECIPE, models)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in folders here")
 def test_pipes_are_no_plans_and_no_records(folder, models):
-    plans = check(folder, RECIPE, models)
+    plans = validate_plans(folder, RECIPE, models)
     for name in ("unet.plan", RECORD):
         (folder / name).unlink()
         os.mkfifo(folder / name)
     with pytest.raises(EngineError, match=r"unet\.plan: not a regular file"):
         read_plan(folder, "unet", plans)
     with pytest.raises(EngineError, match=r"engine\.json: damaged"):
-        check(folder, RECIPE, models)
+        validate_plans(folder, RECIPE, models)
 
 
 def test_nothing_built_says_so(models, tmp_path):
     with pytest.raises(EngineError, match="not built; run `bksdm build`"):
-        check(tmp_path / "engines" / RECIPE.name, RECIPE, models)
+        validate_plans(tmp_path / "engines" / RECIPE.name, RECIPE, models)
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
@@ -148,7 +148,7 @@ def test_a_failed_build_leaves_the_old_plans(folder, models, failure):
 
     with pytest.raises(expected):
         build()
-    assert read_plan(folder, "unet", check(folder, RECIPE, models)) == b"unet" * 100
+    assert read_plan(folder, "unet", validate_plans(folder, RECIPE, models)) == b"unet" * 100
     assert not list(folder.parent.glob(f"{PARTIAL}*"))
 
 

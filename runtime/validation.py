@@ -1,4 +1,4 @@
-"""Checks of single arguments; each returns the value as Python has it, or says what it must be."""
+"""Validation of single arguments: a function returns the value as a Python type, or refuses it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def folder(name: str, value: Any) -> Path:
     Raises
     ------
     RequestError
-        It is none, or empty.
+        It is not a path, or empty.
     """
     if not isinstance(value, (str, os.PathLike)) or value == "":
         raise RequestError(f"{name} must be a folder's path, not {shown(value)}")
@@ -109,7 +109,7 @@ def number(name: str, value: Any) -> float:
     Raises
     ------
     RequestError
-        It is none.
+        It is not a number, or not finite.
     """
     found = plain(value)
     if isinstance(found, bool) or not isinstance(found, Real):
@@ -136,7 +136,7 @@ def part(name: str, value: Any) -> float:
     Raises
     ------
     RequestError
-        It is none.
+        It is not a number from 0 to 1.
     """
     if not is_part(value):
         raise RequestError(f"{name} must be a number from 0 to 1, not {shown(value)}")
@@ -163,7 +163,7 @@ def whole(name: str, value: Any, lowest: int, highest: int) -> int:
     Raises
     ------
     RequestError
-        It is none, or out of range.
+        It is not a whole number, or out of range.
     """
     found = plain(value)
     wanted = f"{name} must be a whole number from {lowest} to {highest}, not {shown(value)}"
