@@ -77,7 +77,9 @@ def _transform(
 def _output_matrix(tile: Tile) -> NDArray[np.floating[Any]]:
     """Return Aᵀ ⊗ Aᵀ for points of columns before those of rows, [m², points]."""
     m, side = tile.at.shape
-    return np.kron(tile.at, tile.at).reshape(m * m, side, side).swapaxes(1, 2).reshape(m * m, -1)
+    rows = np.kron(tile.at, tile.at).reshape(m * m, side, side)
+    columns: NDArray[np.floating[Any]] = rows.swapaxes(1, 2).reshape(m * m, -1)
+    return columns
 
 
 def _place(

@@ -96,4 +96,5 @@ def _resized(
         resized = whole.resize(size, Image.Resampling.LANCZOS).convert(mode)
     except UNREADABLE as error:
         raise RequestError(f"{name} cannot be read ({error})") from error
-    return np.asarray(resized, np.float32) / np.float32(255)
+    values: NDArray[np.float32] = np.asarray(resized, np.float32) / np.float32(255)
+    return values

@@ -56,7 +56,9 @@ class TorchCpuGenerator:
 
     def _uniform(self, count: int) -> NDArray[np.float32]:
         words = self._words.random_raw(count).astype(np.uint32)
-        return (words & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)
+        uniform: NDArray[np.float32] = (words & np.uint32(2**24 - 1)).astype(np.float32)
+        uniform *= np.float32(2**-24)
+        return uniform
 
     def _one(self) -> float:
         if self._spare is not None:

@@ -96,7 +96,8 @@ class SafetyChecker:
         left, top = (resized.width - self._crop) // 2, (resized.height - self._crop) // 2
         middle = resized.crop((left, top, left + self._crop, top + self._crop))
         unit = np.asarray(middle, np.float32) / np.float32(255)
-        return ((unit - self._mean) / self._deviation).transpose(2, 0, 1)
+        planes: NDArray[np.float32] = ((unit - self._mean) / self._deviation).transpose(2, 0, 1)
+        return planes
 
 
 def unfit(scores: NDArray[np.float32]) -> bool:

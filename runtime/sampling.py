@@ -79,7 +79,8 @@ class Step:
     def denoised(self) -> Latents:
         """x̂_0: the latents of the picture that the model sees behind the noise."""
         first, second = (np.float32(weight) for weight in self.weights)
-        return first * self.moved.previous + second * self.moved.noise_prediction
+        seen: Latents = first * self.moved.previous + second * self.moved.noise_prediction
+        return seen
 
 
 class Cancelled(Exception):

@@ -193,7 +193,8 @@ class Session:
             )
         self._device.copy(self._latents_host, source, source.size)
         self._device.synchronize()
-        return as_array(self._latents_host, np.float32, self._start_shape).copy()
+        fetched: Latents = as_array(self._latents_host, np.float32, self._start_shape).copy()
+        return fetched
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Wait, and return pixels [images, height, width, 3] of latents, which may be any step's.
@@ -249,8 +250,9 @@ class Session:
             raise NonFiniteError(f"noise prediction of step {step}: NaN or infinity")
         if flags["bad_pixels"]:
             raise NonFiniteError("pixels of the VAE decoder: NaN or infinity")
-        pixels = as_array(self._pixels_host, np.uint8, (shape.images, shape.height, shape.width, 3))
-        return pixels.copy()
+        size = (shape.images, shape.height, shape.width, 3)
+        pixels: NDArray[np.uint8] = as_array(self._pixels_host, np.uint8, size).copy()
+        return pixels
 
     def keep_kernels(self) -> None:
         """Write what TensorRT compiled, if anything ran for the first time."""

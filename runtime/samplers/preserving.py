@@ -106,7 +106,8 @@ def _spaced(config: SchedulerConfig, steps: int) -> Vector:
     """Return timesteps that leave room for the final level: one more interval than others have."""
     train = config.num_train_timesteps
     if config.timestep_spacing == "linspace":
-        return np.linspace(0, train - 1, steps + 1).round()[:0:-1]
+        rising: Vector = np.linspace(0, train - 1, steps + 1).round()
+        return rising[:0:-1]
     if config.timestep_spacing == "leading":
         return np.arange(steps, 0, -1.0) * (train // (steps + 1)) + config.steps_offset
     return np.round(np.arange(train, 0, -(train / steps))) - 1

@@ -181,4 +181,5 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     # A fused multiply-add rounds once; float64 holds the product exactly, so this does too.
     rising = np.float64(first) + np.float64(step) * index
     falling = np.float64(last) - np.float64(step) * (count - 1 - index)
-    return np.where(index < count // 2, rising, falling).astype(np.float32)
+    spaced: NDArray[np.float32] = np.where(index < count // 2, rising, falling).astype(np.float32)
+    return spaced
