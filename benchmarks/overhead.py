@@ -32,6 +32,7 @@ from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 from bksdm.runtime.sampling import Denoising
+from bksdm.runtime.tokenizer import Tokens
 
 STEPS = 25
 SIDE, WIDTH, TOKENS = 64, 768, 77
@@ -104,8 +105,11 @@ def numpy_loop() -> Callable[[int], object]:
         encoder_hidden_states=TensorSpec(single, ("batch", TOKENS, WIDTH)),
     )  # fmt: skip
     text_encoder = engine("last_hidden_state", (2, TOKENS, WIDTH), input_ids=ids)
+    tokenizer: Any = SimpleNamespace(
+        length=TOKENS, rows=lambda texts: Tokens(*np.zeros((2, len(texts), TOKENS), np.int64))
+    )
     encode = PromptEncoder(
-        lambda texts: np.zeros((len(texts), TOKENS), np.int64),  # type: ignore[arg-type]
+        tokenizer,
         lambda skipped: text_encoder,
     )
     vae_decoder = engine("sample", (1, 3, 8, 8), latent_sample=sample)

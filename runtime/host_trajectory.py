@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bksdm.engines.protocol import Array
+from bksdm.engines.protocol import Array, TensorSpec
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 
@@ -30,18 +30,29 @@ class HostTrajectory:
     conditioning : mapping
         The UNet's inputs beside the latents and the timestep, by name, [rows, …] in its dtypes;
         with guidance the rows of the unconditional half come first.
+    sample, timestep : TensorSpec
+        Type and shape of these inputs of the UNet.
 
     Attributes
     ----------
     latents : ndarray, float32, shape [batch, channels, height, width]
         x_k.
+    shapes : tuple
+        Of one image's latents, and of one row of each conditioning.
     deep_features : ndarray or None
         Of the last evaluation of the whole UNet, [rows, …], for those that reuse them.
     """
 
-    def __init__(self, job: DenoisingJob, conditioning: Mapping[str, Array]) -> None:
+    def __init__(
+        self,
+        job: DenoisingJob,
+        conditioning: Mapping[str, Array],
+        sample: TensorSpec,
+        timestep: TensorSpec,
+    ) -> None:
         table, start = job.table, job.latents
         self.conditioning = conditioning
+        self.shapes = start.shape[1:], *(array.shape[1:] for array in conditioning.values())
         self.deep_features: Array | None = None
         self.latents = start
         self._inpainting = job.inpainting
@@ -50,21 +61,44 @@ class HostTrajectory:
         self._levels = table.levels.astype(np.float32)
         self._history = np.empty((len(table) + 1, start.size), np.float32)
         self._history[0] = start.reshape(-1)
+        self._predictions = self._history[1:].reshape(len(table), *start.shape)
         self._noises = job.noises.reshape(table.draws, start.size)
+        self._written: Latents | None = None
+        halves = 1 if job.guidance is None else 2
+        self._sample = np.empty((halves, *start.shape), sample.dtype)
+        # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
+        # axis of its own as Optimum has it.
+        self.timestep_per_row = timestep.shape[:1] == sample.shape[:1]
+        rows = halves * len(start) if self.timestep_per_row else 1
+        self._timestep = np.empty(rows if timestep.shape else (), timestep.dtype)
 
-    def model_input(self, index: int) -> Latents:
-        """Return the UNet's input in an evaluation: x_k, scaled."""
+    def sample(self, index: int, guided: bool) -> Array:
+        """Return the UNet's input in an evaluation: x_k, scaled, once or for both halves."""
         scale = self._input_scale[index]
-        return self.latents if scale == 1 else self.latents * scale
+        shown = self._sample if guided else self._sample[-1:]
+        shown[:] = self.latents if scale == 1 else self.latents * scale
+        return shown.reshape(-1, *self.latents.shape[1:])
+
+    def timestep(self, value: float, rows: int) -> Array:
+        """Return the UNet's timestep for so many rows, in its type and shape."""
+        self._timestep.fill(value)
+        return self._timestep[-rows:] if self.timestep_per_row else self._timestep
+
+    def prediction(self, index: int) -> Latents:
+        """Return where ε_k is kept, so that it can be written there before :meth:`advance`."""
+        self._written = self._predictions[index]
+        return self._written
 
     def advance(self, index: int, told: Latents) -> HostMoved:
         """Take the guided noise prediction ε_k, float32 of the latents' shape."""
         previous, shape = self.latents, self.latents.shape
-        self._history[index + 1] = told.reshape(-1)
+        kept = self._predictions[index]
+        if told is not self._written:
+            kept[:] = told
         moved = self._rows[index + 1, : index + 2] @ self._history[: index + 2]
         if len(self._noises):
             moved += self._added[index + 1] @ self._noises
         self.latents = moved.reshape(shape)
         if self._inpainting is not None:
             self.latents = self._inpainting.restored(self.latents, *self._levels[index + 1])
-        return HostMoved(previous, self._history[index + 1].reshape(shape), self.latents)
+        return HostMoved(previous, kept, self.latents)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
@@ -55,6 +56,10 @@ class DenoisingJob:
         """Images of each prompt."""
         return len(self.latents) // len(self.prompts)
 
-    def guided(self, index: int) -> bool:
-        """Whether an evaluation runs both halves of the UNet's batch."""
-        return self.guidance is not None and self.guidance.at(index, len(self.table))
+    @cached_property
+    def guided(self) -> tuple[bool, ...]:
+        """Whether each evaluation runs both halves of the UNet's batch."""
+        total = len(self.table)
+        if self.guidance is None:
+            return (False,) * total
+        return tuple(self.guidance.at(index, total) for index in range(total))

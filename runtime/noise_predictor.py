@@ -48,10 +48,6 @@ class NoisePredictor:
         self._unet = unet
         reusable = load_shallow is not None and DEEP_FEATURES in unet.outputs
         self._load_shallow = once(load_shallow) if reusable and load_shallow else None
-        timestep, sample = unet.inputs["timestep"], unet.inputs["sample"]
-        # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
-        # axis of its own as Optimum has it.
-        self._timestep_per_row = timestep.shape[:1] == sample.shape[:1]
 
     def start(
         self,
@@ -101,7 +97,8 @@ class NoisePredictor:
                 f"this bundle's UNet takes {taken} tokens, not the {tokens.shape[1]} of a long "
                 "prompt; export it anew with `bksdm export`"
             )
-        return HostDenoising(job, HostTrajectory(job, cast), callback)
+        trajectory = HostTrajectory(job, cast, inputs["sample"], inputs["timestep"])
+        return HostDenoising(job, trajectory, callback)
 
     def __call__(
         self, denoisings: Sequence[HostDenoising], seconds: dict[str, float]
@@ -120,100 +117,97 @@ class NoisePredictor:
         NonFiniteError
             The UNet produced NaN or infinity.
         """
-        groups: dict[Any, list[int]] = {}
-        for position, denoising in enumerate(denoisings):
-            groups.setdefault(self._kind(denoising), []).append(position)
-        found: dict[int, Latents] = {}
-        for (whole, *_), positions in groups.items():
-            group = [denoisings[position] for position in positions]
+        groups: dict[Any, list[_Evaluation]] = {}
+        for denoising in denoisings:
+            evaluation = _Evaluation(denoising, denoising.guided)
+            groups.setdefault(evaluation.kind, []).append(evaluation)
+        for (whole, *_), group in groups.items():
             outputs = self._run(group, whole, seconds)
-            predictions = map(_guided, group, outputs)
-            found.update(zip(positions, predictions, strict=True))
-        return [found[position] for position in range(len(denoisings))]
-
-    def _kind(self, denoising: HostDenoising) -> tuple[Any, ...]:
-        """Return a key that is equal for evaluations that one call can run."""
-        trajectory, job = denoising.trajectory, denoising.job
-        known = trajectory.deep_features
-        whole = (
-            known is None
-            or len(known) < _rows(denoising)
-            or denoising.index % job.cache_interval == 0
-        )
-        return (
-            whole,
-            trajectory.latents.shape[1:],
-            *(array.shape[1:] for array in trajectory.conditioning.values()),
-            None if self._timestep_per_row else denoising.timestep,
-        )
+            first = 0
+            for evaluation in group:
+                evaluation.guide(outputs[first : first + evaluation.rows])
+                first += evaluation.rows
+        return [denoising.trajectory.prediction(denoising.index) for denoising in denoisings]
 
     def _run(
-        self, group: Sequence[HostDenoising], whole: bool, seconds: dict[str, float]
-    ) -> list[NDArray[np.float32]]:
-        """Return the outputs of one call, [rows, channels, height, width] of each job."""
-        inputs = self._unet.inputs
-        counts = [_rows(denoising) for denoising in group]
-        trajectories = [denoising.trajectory for denoising in group]
-        samples = []
-        for denoising, trajectory in zip(group, trajectories, strict=True):
-            shown = trajectory.model_input(denoising.index)
-            samples += [shown] * (2 if denoising.guided else 1)
-        told = inputs["timestep"]
-        timesteps = [denoising.timestep for denoising in group]
+        self, group: Sequence[_Evaluation], whole: bool, seconds: dict[str, float]
+    ) -> NDArray[np.float32]:
+        """Return the outputs of one call, [rows, channels, height, width], job after job."""
+        first = group[0].trajectory
+        timesteps = [evaluation.timestep() for evaluation in group]
         feeds = {
-            "sample": _joined(samples).astype(inputs["sample"].dtype, copy=False),
-            "timestep": (
-                np.repeat(np.array(timesteps, told.dtype), counts)
-                if self._timestep_per_row
-                else np.full((1,) * len(told.shape), timesteps[0], told.dtype)
-            ),
+            "sample": _joined([evaluation.sample() for evaluation in group]),
+            "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
         }
-        for name in trajectories[0].conditioning:
-            # Without guidance only the last rows are run, which are the conditional ones.
-            parts = [trajectory.conditioning[name][-count:]
-                     for trajectory, count in zip(trajectories, counts, strict=True)]  # fmt: skip
-            feeds[name] = _joined(parts)
-        ends = np.cumsum(counts)[:-1]
+        # Without guidance only the last rows are run, which are the conditional ones.
+        for name in first.conditioning:
+            feeds[name] = _joined(
+                [each.trajectory.conditioning[name][-each.rows :] for each in group]
+            )
         network = self._unet
         if not whole:
             assert self._load_shallow is not None
             network = self._load_shallow()
-            known = [trajectory.deep_features for trajectory in trajectories]
-            features = [array[-count:] for array, count in zip(known, counts, strict=True)
-                        if array is not None]  # fmt: skip
-            feeds[DEEP_FEATURES] = _joined(features)
+            feeds[DEEP_FEATURES] = _joined([each.deep_features() for each in group])
             # The last layer need not attend to the text.
             feeds = {name: feeds[name] for name in network.inputs}
         start = time.perf_counter()
         outputs = network(feeds)
         seconds["unet"] = seconds.get("unet", 0.0) + time.perf_counter() - start
-        if whole and any(denoising.job.cache_interval > 1 for denoising in group):
-            parts = np.split(outputs[DEEP_FEATURES], ends)
-            for denoising, part in zip(group, parts, strict=True):
-                if denoising.job.cache_interval > 1:
-                    denoising.trajectory.deep_features = part
-        return np.split(outputs["out_sample"].astype(np.float32, copy=False), ends)
+        if whole:
+            row = 0
+            for each in group:
+                if each.job.cache_interval > 1:
+                    each.trajectory.deep_features = outputs[DEEP_FEATURES][row : row + each.rows]
+                row += each.rows
+        return outputs["out_sample"].astype(np.float32, copy=False)
 
 
-def _rows(denoising: HostDenoising) -> int:
-    """Return the rows of a job's next evaluation."""
-    return denoising.job.images * (2 if denoising.guided else 1)
+class _Evaluation:
+    """The next evaluation of one job: its rows of a UNet call."""
 
+    __slots__ = ("denoising", "guided", "job", "rows", "trajectory")
 
-def _guided(denoising: HostDenoising, output: NDArray[np.float32]) -> Latents:
-    """Return the noise prediction of a job from its rows of the UNet's output."""
-    guidance, images = denoising.job.guidance, denoising.job.images
-    # NaN and infinity of either half are in their difference, which is half as much to see.
-    with np.errstate(invalid="ignore"):
-        if denoising.guided and guidance is not None:
-            prediction = np.empty_like(output[images:])
-            guide(output, guidance.scale, prediction)
-            if guidance.rescale:
-                rescale_deviation(prediction, output[images:], guidance.rescale)
-        else:
-            prediction = output
-    require_finite(prediction, f"noise prediction of step {denoising.index + 1}")
-    return prediction
+    def __init__(self, denoising: HostDenoising, guided: bool) -> None:
+        self.denoising, self.guided = denoising, guided
+        self.job, self.trajectory = denoising.job, denoising.trajectory
+        self.rows = self.job.images * (2 if guided else 1)
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """A key that is equal for evaluations that one call can run; first, of the whole UNet."""
+        trajectory, known = self.trajectory, self.trajectory.deep_features
+        whole = (
+            known is None
+            or len(known) < self.rows
+            or self.denoising.index % self.job.cache_interval == 0
+        )
+        told = None if trajectory.timestep_per_row else self.denoising.timestep
+        return whole, told, trajectory.shapes
+
+    def sample(self) -> Array:
+        return self.trajectory.sample(self.denoising.index, self.guided)
+
+    def timestep(self) -> Array:
+        return self.trajectory.timestep(self.denoising.timestep, self.rows)
+
+    def deep_features(self) -> Array:
+        assert self.trajectory.deep_features is not None
+        return self.trajectory.deep_features[-self.rows :]
+
+    def guide(self, output: NDArray[np.float32]) -> None:
+        """Make the noise prediction from the rows of the UNet's output."""
+        guidance, index = self.job.guidance, self.denoising.index
+        prediction = self.trajectory.prediction(index)
+        # NaN and infinity of either half are in their difference, which is half as much to see.
+        with np.errstate(invalid="ignore"):
+            if guidance is not None and self.guided:
+                guide(output, guidance.scale, prediction)
+                if guidance.rescale:
+                    rescale_deviation(prediction, output[self.job.images :], guidance.rescale)
+            else:
+                prediction[:] = output
+        require_finite(prediction, f"noise prediction of step {index + 1}")
 
 
 def _joined(parts: Sequence[Array]) -> Array:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.validation import is_false
 
 Told = TypeVar("Told")
@@ -70,6 +71,12 @@ class Step:
     weights: tuple[float, float]
     moved: Moved
 
+    @classmethod
+    def of(cls, table: StepTable, index: int, moved: Moved) -> Step:
+        """Return the step of an evaluation."""
+        first, second = map(float, table.denoised[index])
+        return cls(index, len(table), float(table.timesteps[index]), (first, second), moved)
+
     @cached_property
     def latents(self) -> Latents:
         """x_{k+1}, float32 [batch, channels, height, width]; after the last step x_0."""
@@ -117,12 +124,13 @@ class Denoising(Generic[Told]):
         self.job = job
         self.trajectory = trajectory
         self.index = 0
+        self._total = len(job.table)
         self._callback = callback
 
     @property
     def done(self) -> bool:
         """Whether the latents are x_0."""
-        return self.index == len(self.job.table)
+        return self.index == self._total
 
     @property
     def timestep(self) -> float:
@@ -132,9 +140,9 @@ class Denoising(Generic[Told]):
     @property
     def guided(self) -> bool:
         """Whether the next evaluation runs both halves of the UNet's batch."""
-        return self.job.guided(self.index)
+        return self.job.guided[self.index]
 
-    def advance(self, told: Told) -> Step:
+    def advance(self, told: Told) -> None:
         """Take the noise prediction that was asked for, and make the step.
 
         Raises
@@ -142,11 +150,9 @@ class Denoising(Generic[Told]):
         Cancelled
             The callback returned False.
         """
-        table, index = self.job.table, self.index
-        moved = self.trajectory.advance(index, told)
-        first, second = table.denoised[index]
-        step = Step(index, len(table), self.timestep, (float(first), float(second)), moved)
+        moved = self.trajectory.advance(self.index, told)
         self.index += 1
-        if self._callback is not None and is_false(self._callback(step)):
-            raise Cancelled(step)
-        return step
+        if self._callback is not None:
+            step = Step.of(self.job.table, self.index - 1, moved)
+            if is_false(self._callback(step)):
+                raise Cancelled(step)

@@ -23,11 +23,11 @@ class StepForm(NamedTuple):
     rescaled: bool
 
 
-def step_form(job: DenoisingJob, index: int) -> StepForm:
-    """Return how a step of a job is done."""
-    if job.guidance is None or not job.guided(index):
-        return StepForm(1, False)
-    return StepForm(2, job.guidance.rescale != 0)
+def step_forms(job: DenoisingJob) -> list[StepForm]:
+    """Return how each step of a job is done."""
+    rescaled = job.guidance is not None and job.guidance.rescale != 0
+    alone, both = StepForm(1, False), StepForm(2, rescaled)
+    return [both if guided else alone for guided in job.guided]
 
 
 class Evaluations:

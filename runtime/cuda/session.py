@@ -12,7 +12,7 @@ from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt_context import Binding, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Kernel, Memory, as_array
-from bksdm.runtime.cuda.evaluation import Evaluations, StepForm, step_form
+from bksdm.runtime.cuda.evaluation import Evaluations, StepForm, step_forms
 from bksdm.runtime.cuda.inpainting import DeviceInpainting
 from bksdm.runtime.cuda.table import DeviceTable
 from bksdm.runtime.cuda.text import DeviceText
@@ -167,7 +167,7 @@ class Session:
         if watched and self._previous is None:
             self._previous = self._device.allocate(self._latents.size)
         self._last = -1
-        self._forms = [step_form(job, index) for index in range(steps)]
+        self._forms = step_forms(job)
         for form in dict.fromkeys(self._forms):
             if self._evaluations.prepare(form):
                 self._enqueue_start()

@@ -77,14 +77,16 @@ class DeviceText:
                 )
             as_array(self._host, np.float16, text.shape)[:] = text
             return
-        rows, self._count, self._sources = len(text), len(text), []
-        distinct, sources = np.unique(text, axis=0, return_inverse=True)
-        needed = max(len(distinct), self._least)
-        if self._distinct is not None and needed < rows:
-            text = np.concatenate([distinct, distinct[:1].repeat(needed - len(distinct), axis=0)])
-            self._count, self._sources = needed, sources.ravel().tolist()
-            if needed not in self._encoders:
-                self._encoders[needed] = self._bind(needed, self._distinct)
+        self._count, self._sources = len(text), []
+        if self._distinct is not None:
+            distinct, sources = np.unique(text, axis=0, return_inverse=True)
+            needed = max(len(distinct), self._least)
+            if needed < len(text):
+                spare = distinct[:1].repeat(needed - len(distinct), axis=0)
+                text = np.concatenate([distinct, spare])
+                self._count, self._sources = needed, sources.ravel().tolist()
+                if needed not in self._encoders:
+                    self._encoders[needed] = self._bind(needed, self._distinct)
         as_array(self._ids_host, self._ids_type, text.shape)[:] = text
 
     def enqueue(self) -> None:
