@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 from bksdm.engines.errors import BundleError
 from bksdm.engines.protocol import Engine
+
+Opened = TypeVar("Opened", bound=Engine)
 
 TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text_encoder": (("input_ids",), ("last_hidden_state",)),
@@ -18,7 +21,7 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 """Of each network the inputs and outputs that it cannot do without."""
 
 
-def require_tensors(engine: Engine, model: Path) -> Engine:
+def require_tensors(engine: Opened, model: Path) -> Opened:
     """Return an engine whose graph is the network that its folder says.
 
     Parameters
