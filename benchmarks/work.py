@@ -14,6 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_node_outputs
 
 from bksdm.engines.errors import EngineError
+from bksdm.storage.graph import load_graph
 
 KINDS = {
     "Conv": "convolution", "MatMul": "matrix product", "Gemm": "matrix product",
@@ -61,10 +62,12 @@ def count_work(model: Path, sizes: Mapping[str, int]) -> NetworkWork:
 
     Raises
     ------
+    BundleError
+        The file is missing, or no ONNX graph.
     EngineError
         The shape of an operand does not follow from the inputs'.
     """
-    proto = onnx.load(str(model), load_external_data=False)
+    proto = load_graph(model)
     shapes, kinds = _shapes(proto, sizes)
     weights = {w.name: w for w in proto.graph.initializer}
     flops = {**dict.fromkeys(sorted(set(KINDS.values())), 0), OTHER: 0}

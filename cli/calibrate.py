@@ -91,13 +91,15 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
 
     from bksdm.optimize.ranges import RangeEngine
     from bksdm.runtime.host import HostExecutor
+    from bksdm.runtime.network_tensors import require_tensors
     from bksdm.runtime.noise_predictor import NoisePredictor
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.prompt_encoder import PromptEncoder
     from bksdm.runtime.sampling import Step
     from bksdm.runtime.tokenizer import Tokenizer
 
-    engines = {name: RangeEngine(bundle.model(name)) for name in bundle.components}
+    models = {name: bundle.model(name) for name in bundle.components}
+    engines = {name: require_tensors(RangeEngine(model), model) for name, model in models.items()}
     tokenizer = Tokenizer.load(bundle.path / "tokenizer")
     encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
     executor = HostExecutor(

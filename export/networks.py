@@ -115,7 +115,7 @@ class TextEncoder(Network):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Return the final layer's normalised hidden states."""
         states: Tensor = self.model(
-            input_ids=input_ids, attention_mask=attention_mask
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
         ).last_hidden_state
         return states
 
@@ -297,7 +297,8 @@ class SafetyChecker(Network):
     def forward(self, clip_input: Tensor) -> Tensor:
         """Return cosine similarities minus their thresholds."""
         model = self.model
-        embedding = model.visual_projection(model.vision_model(clip_input).pooler_output)
+        seen = model.vision_model(clip_input, return_dict=True)
+        embedding = model.visual_projection(seen.pooler_output)
         embedding = nn.functional.normalize(embedding)
 
         def above(concepts: Tensor, thresholds: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import tensor_specs
-from bksdm.engines.onnxruntime_session import graph_of, open_session
+from bksdm.engines.onnxruntime_session import graph_of, open_session, reason_of
 from bksdm.engines.protocol import Array
 from bksdm.engines.tensorrt import has_attention_kernel
 from bksdm.optimize.attention import decompose_attention, fuse_attention
@@ -85,7 +85,7 @@ class RangeEngine:
     Raises
     ------
     EngineError
-        The graph is not float32.
+        The graph is not float32, or cannot be loaded.
     """
 
     def __init__(self, model: Path) -> None:
@@ -120,13 +120,23 @@ class RangeEngine:
 
 
 def open_graph(proto: onnx.ModelProto, model: Path) -> ort.InferenceSession:
-    """Open a rewritten graph on the CPU; its weights lie beside ``model``."""
+    """Open a rewritten graph on the CPU; its weights lie beside ``model``.
+
+    Raises
+    ------
+    EngineError
+        It cannot be loaded; its weights may be damaged.
+    """
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False
     # What watches a tensor runs right after it. In the default order it runs at the very end, with
     # every tensor still in memory: 6.3 GB against 1.8 GB on a full-size VAE decoder at 384×384.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    return open_session(graph_of(proto, model), options)
+    graph = graph_of(proto, model)
+    try:
+        return open_session(graph, options)
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        raise EngineError(f"{model}: cannot be loaded ({reason_of(error)})") from error
 
 
 def _watch(model: onnx.ModelProto, types: Mapping[str, int]) -> list[str]:

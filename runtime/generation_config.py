@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -109,6 +110,19 @@ def _strength(name: str, value: Any) -> float:
     return cast(float, np.asarray(value)[()]) if narrow else found
 
 
+def _as_float(strength: float, steps: int) -> float:
+    """Return a strength of any precision as a float that leaves as many of the steps.
+
+    100 · 0.29 is 29 in float32 and 28.999… here, so that what was recorded would draw another.
+    """
+    with np.errstate(over="ignore"):
+        left = strength * steps
+    shortest = float(str(strength))
+    if math.isinf(left) or int(steps * shortest) == min(int(left), steps):
+        return shortest
+    return math.nextafter(min(int(left), steps) / steps, 1.0)
+
+
 _SIDES = f"8 to {MAX_SIDE}, a multiple of 8; by default the model's, or the image's"
 _side = partial(whole, lowest=1, highest=MAX_SIDE)
 _fast = partial(whole, lowest=0, highest=len(FAST_LEVELS) - 1)
@@ -202,6 +216,9 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None or DEFAULTS[name] is not None:
                 object.__setattr__(self, name, option.validate(name, value))
+        if self.strength is not None:
+            strength = _as_float(self.strength, self.num_inference_steps)
+            object.__setattr__(self, "strength", strength)
         negatives = len(self.negative_prompts)
         if negatives != len(self.prompts):
             raise RequestError(
@@ -285,11 +302,8 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options by name, as JSON has them."""
-        options = asdict(self)
-        if self.strength is not None:
-            options["strength"] = float(str(self.strength))
         return {name: list(value) if isinstance(value, tuple) else value
-                for name, value in options.items()}  # fmt: skip
+                for name, value in asdict(self).items()}  # fmt: skip
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:

@@ -23,6 +23,7 @@ from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise import BatchNoise, Seeded
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.preview import Preview
@@ -172,15 +173,15 @@ class TextToImage:
         )
         latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
         encoder = VaeEncoder(
-            partial(on_host, bundle.model("vae_encoder"), side=pixels),
+            partial(_open_network, partial(on_host, side=pixels), bundle.model("vae_encoder")),
             bundle.scaling_factor,
             bundle.latent_channels,
         )
+        open_part = partial(on_host, side=latents)
         checker = None
         if wanted and bundle.has_safety_checker:
             graph = bundle.model("safety_checker")
-            checker = SafetyChecker(on_host(graph, side=latents), graph.parent)
-        open_part = partial(on_host, side=latents)
+            checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
         encode = PromptEncoder(
             tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
         )
@@ -200,9 +201,9 @@ class TextToImage:
         deep = GraphEdit("deep", show_deep_features) if able.feature_reuse else None
         graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
         predict = NoisePredictor(
-            open_part(graph, edit=deep), partial(open_part, graph, edit=shallow)
+            _open_network(open_part, graph, deep), partial(open_part, graph, edit=shallow)
         )
-        decoder = open_part(bundle.model("vae_decoder"))
+        decoder = _open_network(open_part, bundle.model("vae_decoder"))
         executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
         engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
         return cls(bundle, executor, encoder, checker, able, engines)
@@ -384,7 +385,13 @@ def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped
     from bksdm.optimize.clip_skip import skip_layers
 
     edit = GraphEdit(f"clip-skip-{skipped}", partial(skip_layers, count=skipped))
-    return open_part(bundle.model("text_encoder"), edit=edit if skipped else None)
+    return _open_network(open_part, bundle.model("text_encoder"), edit if skipped else None)
+
+
+def _open_network(
+    open_part: Callable[..., Engine], model: Path, edit: GraphEdit | None = None
+) -> Engine:
+    return require_tensors(open_part(model, edit=edit), model)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

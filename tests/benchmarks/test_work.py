@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bksdm.benchmarks.roofline import GPUS, Peak, lower_bound
 from bksdm.benchmarks.work import NetworkWork, count_work
 from bksdm.cli import main
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import BundleError, EngineError
 from bksdm.export.networks import NETWORKS, Case, load_network
 
 
@@ -51,6 +51,13 @@ def test_bytes_of_a_float16_bundle_are_half(nano_bundle, nano_bundle_fp16):
 def test_a_missing_size_is_named(nano_bundle):
     with pytest.raises(EngineError, match="no size was given for height"):
         count_work(nano_bundle / "unet" / "model.onnx", {"batch": 1})
+
+
+def test_a_damaged_graph_is_named(tmp_path):
+    model = tmp_path / "model.onnx"
+    model.write_bytes(b"garbage")
+    with pytest.raises(BundleError, match=r"model\.onnx: not an ONNX file"):
+        count_work(model, {})
 
 
 def test_the_bound_is_what_takes_longer():

@@ -139,3 +139,16 @@ def test_bundles_of_the_wrong_type_are_refused(emoji_fp16, tiny_bundle, capsys):
     command = ["calibrate", str(tiny_bundle), "--half", str(tiny_bundle), "--steps", "1"]
     assert main(command) == 2
     assert "not a float16 graph" in capsys.readouterr().err
+
+
+def test_damaged_weights_and_another_networks_graph_are_named(tmp_path, capsys):
+    bundle = tmp_path / "bundle"
+    shutil.copytree(EMOJI, bundle)
+    decoder, encoder = (bundle / name / "model.onnx" for name in ("vae_decoder", "vae_encoder"))
+    shutil.copy(encoder, decoder)
+    assert main(["calibrate", str(bundle), "--steps", "1"]) == 2
+    assert "no vae_decoder, for it has no input latent_sample" in capsys.readouterr().err
+    (weights,) = (bundle / "unet").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    assert main(["calibrate", str(bundle), "--steps", "1"]) == 2
+    assert "unet/model.onnx: cannot be loaded" in capsys.readouterr().err.replace("\\", "/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -223,6 +224,21 @@ def test_a_strength_of_any_precision_leaves_as_many_steps_as_in_diffusers(kind):
         _, left = StableDiffusionImg2ImgPipeline.get_timesteps(pipeline, 10, kind(strength), "cpu")
         config = GenerationConfig("", num_inference_steps=10, strength=kind(strength))
         assert 10 - first_step(config) == left
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.longdouble])
+def test_a_recorded_strength_leaves_as_many_steps_as_the_one_that_was_given(kind):
+    """100 · 0.29 is 29 in float32, and 28.999… for who reads 0.29."""
+    for steps in (3, 10, 100, 1000, 100_000):
+        for strength in kind([0.07, 0.29, 0.57, 0.58, 0.7, 0.99, 1]):
+            config = GenerationConfig("", num_inference_steps=steps, strength=strength)
+            with np.errstate(over="ignore"):
+                left = strength * steps
+            if np.isfinite(left) and left >= 1:
+                assert steps - first_step(config) == min(int(left), steps)
+            again = GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+            assert again == config
+            assert type(config.strength) is float
 
 
 @pytest.mark.parametrize(

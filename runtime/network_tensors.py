@@ -1,0 +1,50 @@
+"""The names by which the runtime hands tensors to a bundle's networks; they are Optimum's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from bksdm.engines.errors import BundleError
+from bksdm.engines.protocol import Engine
+
+Opened = TypeVar("Opened", bound=Engine)
+
+TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "text_encoder": (("input_ids",), ("last_hidden_state",)),
+    "unet": (("sample", "timestep", "encoder_hidden_states"), ("out_sample",)),
+    "vae_decoder": (("latent_sample",), ("sample",)),
+    # Its only output has had several names.
+    "vae_encoder": (("sample",), ()),
+    "safety_checker": (("clip_input",), ("scores",)),
+}
+"""Of each network the inputs and outputs that it cannot do without."""
+
+
+def require_tensors(engine: Opened, model: Path) -> Opened:
+    """Return an engine whose graph is the network that its folder says.
+
+    Parameters
+    ----------
+    engine : Engine
+        What was opened of the graph.
+    model : Path
+        ``model.onnx`` in the network's folder.
+
+    Raises
+    ------
+    BundleError
+        The graph lacks an input or output; it may be another network's.
+    """
+    network = model.parent.name
+    inputs, outputs = TENSORS[network]
+    for kind, wanted, found in (
+        ("input", inputs, engine.inputs),
+        ("output", outputs, engine.outputs),
+    ):
+        if missing := [name for name in wanted if name not in found]:
+            raise BundleError(
+                f"{model}: no {network}, for it has no {kind} {missing[0]} (its {kind}s: "
+                f"{', '.join(found)}); export the bundle anew"
+            )
+    return engine
