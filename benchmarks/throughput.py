@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bksdm.benchmarks.latency import PROMPT
 from bksdm.benchmarks.machine import describe_machine
@@ -150,7 +151,7 @@ def measure_throughput(
             "steps": steps,
             "sampler": sampler,
             "requests": requests,
-            "threads": threads,
+            "threads": threads or psutil.cpu_count(logical=False),
         },
         "batches": by_batch,
         "rates": measured,

@@ -147,6 +147,13 @@ def output_file(text: str) -> Path:
     return STDOUT if text == "-" else named_path(text)
 
 
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a checkpoint is found and read, named as diffusers has them."""
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--variant", help="variant of the weight files, such as fp16")
+    parser.add_argument("--token", help="access token, for a hub model that is not public")
+
+
 @contextmanager
 def options_named(**others: str) -> Iterator[None]:
     """Put the option before a message that begins with the argument which it stands for.

@@ -18,15 +18,15 @@ from bksdm.cli.text import one_line, printable
 from bksdm.engines.errors import BksdmError, RequestError
 
 COMMANDS = {
-    "generate": "make pictures from a prompt",
+    "generate": "make pictures from prompts",
     "export": "turn a diffusers checkpoint into a bundle",
     "build": "compile a bundle for a GPU, or tune it to this CPU",
-    "info": "show what a bundle, or a picture made here, holds",
-    "verify": "compare a bundle with diffusers",
+    "info": "describe a bundle, or how a picture was made",
+    "verify": "compare a bundle with diffusers, or with its checksums",
     "samplers": "list the samplers",
-    "bench": "measure latency, compare records, set a bound",
-    "calibrate": "show how much of the range of float16 a model uses",
-    "dummy": "write a checkpoint with random weights",
+    "bench": "measure speed, compare measurements and other programs",
+    "calibrate": "check whether a model fits into float16",
+    "dummy": "write a checkpoint with random weights, for tests",
 }
 REFUSED, FAULT, UNREAD = 2, 70, 141
 """Exit codes for what the user can put right, for what only we can, and as SIGPIPE has it."""
@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         parser.refuse(wanted)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=summary.capitalize() + ".",
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == wanted:

@@ -105,7 +105,10 @@ def export(
             raise ExportError("the export misses parity with torch\n" + format_table(rows))
         report("preview: fitting colours to latents")
         fit = write_preview(staging)
-        report(f"preview: {fit.explained:.0%} of the colours' variance, {fit.rms_error} levels off")
+        report(
+            f"preview: explains {fit.explained:.0%} of the colours' variance; "
+            f"root mean square error {fit.rms_error} of 255"
+        )
         write_sums(staging)
     return rows
 

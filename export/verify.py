@@ -111,8 +111,8 @@ def verify(
     psnr = float("inf") if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
     same = dtype != "float32" or (near >= 0.999 and int(difference.max()) <= 2)
     picture = (
-        f"picture, {steps} steps: at most {difference.max()} levels apart, "
-        f"{near:.4%} within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
+        f"picture, --steps {steps}: largest difference {difference.max()} of 255, "
+        f"{near:.4%} of the values within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
 
