@@ -1,4 +1,4 @@
-"""Images per second by batch, and waiting times of requests that arrive at random."""
+"""Measure images per second by batch, and latency of requests that arrive at random."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds that one request waited, and that it took from its arrival to its end."""
+    """Seconds for which one request waited, and seconds from its arrival to its end."""
 
     queueing: float
     latency: float

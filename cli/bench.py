@@ -238,7 +238,7 @@ def _require_at_least(options: argparse.Namespace, **lowest: int) -> None:
 
 
 def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) -> None:
-    """Refuse what cannot be drawn before a process is started for it; ``batch`` is an option."""
+    """Validate a request before a process is started for it; ``batch`` names an option."""
     from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.generation_config import GenerationConfig
@@ -252,7 +252,7 @@ def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) ->
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """Refuse to measure for minutes what cannot be written afterwards."""
+    """Check that the files can be written, before measuring for minutes."""
     check_outputs([options.plot])
     check_outputs([options.json, options.plot], text=True)
 
@@ -277,7 +277,7 @@ def _compare(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.compare import compare, differences, read_record
 
     if not 0 <= options.threshold < math.inf:
-        raise RequestError(f"--threshold must be a number from 0 on, not {options.threshold}")
+        raise RequestError(f"--threshold must be a number of 0 or more, not {options.threshold}")
     old, new = (read_record(path) for path in (options.old, options.new))
     for difference in differences(old, new):
         print(f"note: {printable(difference)}")

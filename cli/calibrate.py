@@ -88,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(bundle: Any, request: Any) -> dict[str, Any]:
-    """Draw a picture and encode it again; return the engines that watched."""
+    """Draw a picture and encode it again; return the engines, which recorded magnitudes."""
     import numpy as np
     from tqdm import tqdm
 

@@ -138,7 +138,7 @@ def _flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def _recorded_beside(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
-    """Return what a picture carries beside its options, so that it can be made again."""
+    """Return the other values that a picture carries, so that it can be made again."""
     prompts = result.config.prompts
     engines = dict.fromkeys(result.engines.values())
     stated = {
@@ -159,7 +159,7 @@ def _recorded_beside(options: argparse.Namespace, bundle: Bundle, result: Result
 
 
 def _checked(bundle: Bundle, result: Result) -> str:
-    """Say whether pictures were checked, and if not, why."""
+    """Return whether pictures were checked, and if not, why."""
     if result.nsfw_content_detected is not None:
         return "passed"
     return "off" if bundle.has_safety_checker else "the model has none"

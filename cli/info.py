@@ -1,4 +1,4 @@
-"""``bksdm info``: show what a bundle, or a picture made here, holds."""
+"""``bksdm info``: describe a bundle, or how a picture was made."""
 
 from __future__ import annotations
 

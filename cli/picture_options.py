@@ -1,4 +1,4 @@
-"""The options of a picture on the command line and in a PNG, made from the one list of them."""
+"""Make the flags of a picture's options, and their text in a PNG, from the list of options."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:
-    """Return what :func:`add_picture_options` took.
+    """Return the parsed options of :func:`add_picture_options`.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
     given = {name: getattr(options, name) for name in OPTIONS}
     if options.size is not None:
         if options.width is not None or options.height is not None:
-            raise RequestError("--size is --width and --height; give either")
+            raise RequestError("--size sets width and height; do not give --width or --height too")
         given["width"], given["height"] = parse_size(options.size)
     if len(options.prompt) == 1:
         given["prompt"] = options.prompt[0]
@@ -66,7 +66,7 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
 
 
 def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
-    """Return the options of an image of a batch as a PNG carries them: as the flags take them.
+    """Return the options of an image of a batch as text for a PNG, as the flags accept them.
 
     Parameters
     ----------

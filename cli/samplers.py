@@ -1,4 +1,4 @@
-"""``bksdm samplers``: list what ``--sampler`` takes."""
+"""``bksdm samplers``: list the names that ``--sampler`` accepts."""
 
 from __future__ import annotations
 

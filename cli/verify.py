@@ -53,16 +53,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison; exit 1 when something misses its tolerance."""
+    """Print the comparison; exit with 1 if something misses its tolerance."""
     if options.integrity:
         if options.bundle is None or options.all or options.against is not None:
-            raise RequestError("verify --integrity takes BUNDLE alone")
+            raise RequestError("verify --integrity takes only BUNDLE")
         return _check_integrity(options.bundle)
     from bksdm.cli.extras import require
 
     require("torch", "export")
     if options.all != (options.bundle is None) or options.all != (options.against is None):
-        raise RequestError("verify takes BUNDLE and --against, or --all alone")
+        raise RequestError(
+            "verify needs BUNDLE and --against SOURCE, or BUNDLE and --integrity, or only --all"
+        )
     if options.output is not None and not options.all:
         raise RequestError("-o goes with --all; the comparison of a bundle is printed")
     if options.all:

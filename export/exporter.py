@@ -1,4 +1,4 @@
-"""A diffusers checkpoint to a bundle: four graphs, a tokenizer, a scheduler config."""
+"""Export a diffusers checkpoint to a bundle: four graphs, a tokenizer, a scheduler config."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _export_network(
 def _write_small_files(
     checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
 ) -> None:
-    """Write all of a bundle but the graphs, and the folders for these."""
+    """Write everything of a bundle except the graphs, and make the folders for them."""
     with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
         _copy_small_files(checkpoint, target, loras)
     for name, network in networks.items():
@@ -185,7 +185,7 @@ def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
-    """Return the index that Optimum writes: the source's classes, nothing it does not export."""
+    """Return the index as Optimum writes it: the source's classes, without parts not exported."""
     kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
     return {
         "_class_name": "StableDiffusionPipeline",

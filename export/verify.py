@@ -23,7 +23,7 @@ from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph import graph_inputs
 
 _CLIP_TOKENS = 49408
-"""Where a configuration does not say, as transformers has it."""
+"""Default of transformers, for configurations that do not state it."""
 PROMPT = "a photo of a red apple on a table"
 SEED = 0
 _TAKE_ITS_OWN = "give --against the diffusers folder or hub id that the bundle was exported from"
@@ -118,7 +118,7 @@ def verify(
 
 
 def _refuse_bundle(source: Path, variant: str | None) -> None:
-    """Refuse a folder of graphs alone, which torch cannot run."""
+    """Refuse a folder that contains only graphs, which torch cannot run."""
     if not (source / "unet" / "model.onnx").is_file():
         return
     files = listing(source)

@@ -177,7 +177,7 @@ OTHERS = [
     (["bench", "compare", "in.png", "list.json"], "in.png: not a record of"),
     (
         ["bench", "compare", "a", "b", "--threshold", "nan"],
-        "--threshold must be a number from 0 on",
+        "--threshold must be a number of 0 or more",
     ),
     (["bench", "compare", "a", "b", "--threshold", "x"], "--threshold: must be a number, not 'x'"),
     (["bench", "latency", "--repeat", "0"], "--repeat must be at least 1, not 0"),
