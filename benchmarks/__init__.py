@@ -1,1 +1,1 @@
-"""Latency, statistics and rooflines; every figure comes with its machine."""
+"""Measure latency, throughput and rooflines, and record the machine with every figure."""

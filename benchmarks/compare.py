@@ -1,4 +1,4 @@
-"""Two latency records against each other."""
+"""Compare two latency records."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether a value has what :func:`compare` and :func:`differences` read."""
+    """Return whether a value has the fields that the comparison reads."""
     if not isinstance(value, dict):
         return False
     parts = [value.get("settings"), value.get("stages"), value.get("machine", {})]
@@ -50,12 +50,12 @@ def _is_time(value: Any) -> bool:
 
 
 def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Ratio]:
-    """Return new by old for every stage that both measured.
+    """Return the ratio new / old of every stage that both measured.
 
     Raises
     ------
     BksdmError
-        The work differs; names what.
+        The records measured different work; names the difference.
     """
     for field in ("steps", "height", "width", "batch", "guidance_scale"):
         before, after = (record["settings"].get(field) for record in (old, new))
@@ -69,7 +69,7 @@ def compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Ratio]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return what else differs and may explain a ratio: machine, versions, model, engine."""
+    """Return other differences that may explain a ratio: machine, versions, model, engine."""
     found = []
     for field in ("processor", "logical_cores", "versions"):
         before, after = (record.get("machine", {}).get(field) for record in (old, new))

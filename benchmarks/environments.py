@@ -1,4 +1,4 @@
-"""Environments of other programs, and their processes; see ``peers/README.md``."""
+"""Make environments for other programs and run them; see ``peers/README.md``."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def environment(folder: str, work: Path) -> Path:
     Raises
     ------
     PeerError
-        What it needs cannot be installed.
+        Its requirements cannot be installed.
     """
     if folder == "bksdm":
         return Path(sys.executable)

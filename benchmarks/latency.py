@@ -1,4 +1,4 @@
-"""How long a picture takes, stage by stage, on one engine."""
+"""Time a picture, stage by stage, on one engine."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Settings:
     batch
         Images per picture request.
     repeat, warmup
-        Requests that count, and those before them that do not.
+        Timed requests, and untimed ones before them.
     threads
         CPU threads; None is one per physical core.
     guidance_scale
@@ -62,7 +62,7 @@ class Settings:
 def measure_latency(
     bundle: Path, settings: Settings, progress: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Time requests one after another in this process, which should have done nothing else.
+    """Time requests one after another in this process, which should do nothing else before.
 
     Every request has a prompt of its own, so that the text encoder runs each time.
 

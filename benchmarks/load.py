@@ -1,4 +1,4 @@
-"""How long a model takes to load in a process of its own.
+"""Time the loading of a model in a process of its own.
 
 python -m bksdm.benchmarks.load BUNDLE ENGINE THREADS CACHE
 """

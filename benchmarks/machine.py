@@ -1,4 +1,4 @@
-"""The machine and the versions that a figure belongs to."""
+"""Describe the machine and the versions to which a figure belongs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, GPUs, system and the versions of what is installed."""
+    """Return processor, cores, memory, GPUs, system and versions of installed packages."""
     return {
         "processor": processor_name(),
         "physical_cores": psutil.cpu_count(logical=False),
@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Return the largest resident size that this process has had, in bytes."""
+    """Return the peak resident memory of this process, in bytes."""
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):
         return int(info.peak_wset)
@@ -57,7 +57,7 @@ def device_memory() -> int | None:
 
 
 def _nvidia_smi(what: str, fields: str) -> list[list[str]]:
-    """Return rows of what nvidia-smi says; none where there is no such command or no driver."""
+    """Return rows of nvidia-smi's output; none if the command or the driver is missing."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return []

@@ -1,4 +1,4 @@
-"""Host time per step, with networks that do nothing: what the loop itself costs.
+"""Measure the cost of the loop itself: host time per step with networks that do nothing.
 
     bksdm bench overhead
 
@@ -39,14 +39,14 @@ SIDE, WIDTH, TOKENS = 64, 768, 77
 
 
 def job_of(steps: int) -> DenoisingJob:
-    """Return a picture of so many PNDM steps."""
+    """Return a request for a picture with a number of PNDM steps."""
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
     table = step_table(SCHEDULE, steps)
     return DenoisingJob(("a",), ("",), Guidance(7.5), table, start, start[:0, None])
 
 
 def diffusers_loop() -> Callable[[int], object]:
-    """Return a call of diffusers' pipeline whose modules return what they always return."""
+    """Return a call of diffusers' pipeline whose modules return constants."""
     from diffusers import (
         AutoencoderKL,
         PNDMScheduler,
@@ -89,7 +89,7 @@ def diffusers_loop() -> Callable[[int], object]:
 
 
 def numpy_loop() -> Callable[[int], object]:
-    """Return a call of the loop on the host whose engines return what they always return."""
+    """Return a call of the loop on the host whose engines return constants."""
     single = np.dtype(np.float32)
 
     def engine(output: str, shape: tuple[int, ...], **inputs: TensorSpec) -> Any:
@@ -118,7 +118,7 @@ def numpy_loop() -> Callable[[int], object]:
 
 
 def cuda_loop() -> Callable[[int], object]:
-    """Return a call of the loop on a device that drops all work."""
+    """Return a call of the loop on a simulated device that does no work."""
     half, single, whole = (np.dtype(t) for t in (np.float16, np.float32, np.int64))
 
     def host(size: int) -> Any:
@@ -168,7 +168,7 @@ def cuda_loop() -> Callable[[int], object]:
 def measure(
     loops: dict[str, Callable[[int], object]], rounds: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return seconds per step, without and with set-up; the first three rounds do not count."""
+    """Return seconds per step, without and with set-up; the first three rounds are not timed."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in loops}
     few = len(step_table(SCHEDULE, 1))
     many = len(step_table(SCHEDULE, STEPS))

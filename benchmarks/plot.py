@@ -1,4 +1,4 @@
-"""Pictures of records: bars by stage, latency by rate, peers side by side."""
+"""Draw charts of records: bars by stage, latency by rate, peers side by side."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plot_latency(records: Sequence[dict[str, Any]], path: Path) -> None:
     Parameters
     ----------
     records : sequence of dict
-        What :func:`~bksdm.benchmarks.latency.measure_latency` returned.
+        Records of :func:`~bksdm.benchmarks.latency.measure_latency`.
     path : Path
         The picture.
     """
@@ -47,7 +47,7 @@ def plot_throughput(record: dict[str, Any], path: Path) -> None:
     Parameters
     ----------
     record : dict
-        What :func:`~bksdm.benchmarks.throughput.measure_throughput` returned.
+        Record of :func:`~bksdm.benchmarks.throughput.measure_throughput`.
     path : Path
         The picture.
     """
@@ -72,7 +72,7 @@ def plot_peers(record: dict[str, Any], path: Path) -> None:
     Parameters
     ----------
     record : dict
-        What :func:`~bksdm.benchmarks.side_by_side.measure_peers` returned.
+        Record of :func:`~bksdm.benchmarks.side_by_side.measure_peers`.
     path : Path
         The picture.
     """

@@ -1,4 +1,4 @@
-"""The documented set of measurements, and ``RESULTS.md`` from their records."""
+"""Run the documented set of measurements, and write ``RESULTS.md`` from their records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIDE = 512
 
 @dataclass(frozen=True)
 class Entry:
-    """One measurement of the set: what it is about, and how it is made in a work folder."""
+    """One measurement of the set: its subject, and the function that makes it."""
 
     title: str
     measure: Callable[[Path, int, Callable[[str], None]], dict[str, Any]]
@@ -149,7 +149,7 @@ SET = {
     "tiny-latency": _latency("tiny", 4, 3),
     "tiny-roofline": _roofline("tiny", SIDE),
 }
-"""What the report is made of, by the name of its record."""
+"""The measurements of the report, by the name of their records."""
 
 PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {
     "peers": plot_peers,
@@ -169,7 +169,7 @@ def measure_set(
     names : sequence of str
         Keys of :data:`SET`.
     again : bool
-        Make those that are there once more.
+        Measure again those that exist.
     output : Path
         Where ``results/NAME.json`` goes.
     measure : callable
@@ -187,7 +187,7 @@ def measure_set(
 
 
 def in_own_process(work: Path, threads: int) -> Callable[[str, Path], None]:
-    """Return what measures an entry in a new process: its peak memory is its own then.
+    """Return a function that measures an entry in a new process, so peak memory is its own.
 
     Parameters
     ----------
@@ -201,13 +201,13 @@ def in_own_process(work: Path, threads: int) -> Callable[[str, Path], None]:
         command = [sys.executable, "-m", "bksdm.benchmarks.report", name, str(record), str(work),
                    str(threads)]  # fmt: skip
         if subprocess.run(command, check=False).returncode:
-            raise BksdmError(f"{name} could not be measured; what it said stands above")
+            raise BksdmError(f"{name} could not be measured; its output is above")
 
     return measure
 
 
 def write_report(output: Path) -> Path:
-    """Write ``RESULTS.md`` and its plots from the records that are there; return its path."""
+    """Write ``RESULTS.md`` and its plots from the existing records; return its path."""
     parts = [INTRODUCTION]
     for name, entry in SET.items():
         file = output / "results" / f"{name}.json"

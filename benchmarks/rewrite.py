@@ -1,4 +1,4 @@
-"""What the rewriting of graphs gains on this machine, and where the rest of the time goes."""
+"""Measure the gain of rewriting graphs on this machine, and where the rest of the time goes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure_rewrite(
     bundle_path: Path, height: int, width: int, rounds: int, threads: int,
     progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Run plain and rewritten networks in turns, A B A B, after one run each that does not count.
+    """Run plain and rewritten networks in turns, A B A B, after one untimed run each.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def measure_rewrite(
     height, width : int
         In pixels; the UNet's batch is 2, as guidance has it.
     rounds : int
-        Runs that count.
+        Timed runs.
     threads : int
         CPU threads.
     progress : callable
@@ -93,7 +93,7 @@ def measure_rewrite(
 def _operators(
     model: Path, cache: Path, made_for: MadeFor, threads: int, feeds: dict[str, Any], peak: Peak
 ) -> dict[str, dict[str, float]]:
-    """Return what :func:`measure_rewrite` says of operators in the second of two runs."""
+    """Return the entries of :func:`measure_rewrite` for operators, from the second of two runs."""
     with tempfile.TemporaryDirectory() as folder:
         engine = OnnxRuntimeEngine(
             model, "cpu", threads, cache, made_for, profile=Path(folder) / "run"
@@ -123,12 +123,12 @@ def _operators(
 
 
 def _shapes(described: Sequence[dict[str, list[int]]]) -> list[list[int]]:
-    """Return the shapes of float32 tensors; what a kernel keeps in a form of its own is missing."""
+    """Return the shapes of float32 tensors, without those in a kernel's private layout."""
     return [entry["float"] for entry in described if "float" in entry]
 
 
 def _work(kind: str, read: Sequence[list[int]], out: Sequence[int]) -> tuple[str, int]:
-    """Return what a node is counted as, and its operations; 0 where only its bytes count."""
+    """Return the kind as which a node counts, and its operations; 0 if only bytes count."""
     if kind.endswith("Conv"):
         x, weight = read[:2]
         groups = x[1] // weight[1]

@@ -1,4 +1,4 @@
-"""The least time a machine could take for a network's work (Williams et al. 2009, roofline)."""
+"""Bound the time of a network's work on a machine from below (roofline, Williams et al. 2009)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPONENT_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Peak:
-    """What a machine can do at most.
+    """Peak performance of a machine.
 
     Attributes
     ----------
@@ -85,7 +85,7 @@ def measure_peak(threads: int) -> Peak:
 
 
 def measure_component(bundle: Bundle, name: str, sizes: tuple[int, int], threads: int) -> float:
-    """Return the median seconds of one run of a network by the default engine, after one more."""
+    """Return the median seconds of a run of a network by the default engine, after a warm-up."""
     engine = open_engine(
         "onnxruntime", bundle.model(name), threads, bundle.path / "engines", bundle.sample_size
     )
@@ -102,7 +102,7 @@ def measure_component(bundle: Bundle, name: str, sizes: tuple[int, int], threads
 def lower_bound(work: NetworkWork, peak: Peak) -> float:
     """Return seconds: max(operations / peak, bytes / bandwidth), convolutions taken as direct.
 
-    A rewritten convolution does less, and may take less than this.
+    A rewritten convolution needs fewer operations, and may take less time than this.
     """
     arithmetic = sum(work.flops.values()) / peak.flops_per_second
     memory = (work.weight_bytes + work.activation_bytes) / peak.bytes_per_second
@@ -112,7 +112,7 @@ def lower_bound(work: NetworkWork, peak: Peak) -> float:
 def measure_roofline(
     bundle_path: Path, height: int, width: int, threads: int, gpu: str | None = None
 ) -> dict[str, Any]:
-    """Count the work of every network, and set the least time for it beside the time it takes.
+    """Count the work of every network, and compare the bound with the time it takes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What less work saves, and how far its pictures are from the exact ones."""
+"""Measure the time that ``--fast`` saves, and the distance from the exact pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     },
     **{f"--fast {level}": {"fast": level} for level in (1, 2, 3)},
 }
-"""By what the command is told: arguments of :class:`~bksdm.runtime.pipeline.TextToImage`."""
+"""By options of the command: arguments of :class:`~bksdm.runtime.pipeline.TextToImage`."""
 PROMPTS = ("a red apple", "a dog", "a yellow banana", "an octopus")
 
 
@@ -36,7 +36,7 @@ def measure_shortcuts(
     prompts: Sequence[str] = PROMPTS,
     progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Draw every prompt in every way in turns, after one picture that does not count.
+    """Draw every prompt in every way in turns, after one untimed picture.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Peers on the same work in the same run: each in an environment and a process of its own.
+"""Run peers on the same work in turns, each in an environment and a process of its own.
 
 A peer is a folder of ``peers/`` with ``requirements.txt`` and ``runner.py``, which answers JSON
 lines (see ``peers/serve.py``). They take turns, A B C A B C, stage by stage, and only one of them
@@ -45,7 +45,7 @@ class Peer:
     folder
         Its folder in ``peers/``.
     stages
-        What it can do.
+        Stages that it can run.
     source
         The peer whose converted model it starts from; None is the checkpoint.
     model
@@ -76,12 +76,12 @@ PEERS: dict[str, Peer] = {
     "stable-diffusion-cpp": Peer("stable-diffusion-cpp", ("picture",)),
 }
 EXACT = tuple(name for name, peer in PEERS.items() if "fast" not in peer.options)
-"""Those that all do the same work."""
+"""Peers that all do exactly the same work."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The work that every peer does.
+    """The work of every peer.
 
     Attributes
     ----------
@@ -225,7 +225,7 @@ def measure_peers(
 
 
 def write_feeds(task: Task, folder: Path) -> dict[str, Path]:
-    """Write what every peer is fed with; return the files by stage."""
+    """Write the inputs of every peer; return the files by stage."""
     config = read_json(Path(task.checkpoint) / "unet" / "config.json")
     blocks = read_json(Path(task.checkpoint) / "vae" / "config.json")["block_out_channels"]
     scale = 2 ** (len(blocks) - 1)
@@ -258,7 +258,7 @@ def _turn(
     feeds: Mapping[str, Path],
     entry: dict[str, Any],
 ) -> None:
-    """Load one stage of one peer in a new process, run it, and add what it took."""
+    """Load one stage of one peer in a new process, run it, and add its measurements."""
     output = models / name / f"{stage}.npy"
     output.parent.mkdir(exist_ok=True)
     model = models / (PEERS[name].model or name) / "model"
@@ -286,7 +286,7 @@ def _turn(
 def distance(
     found: NDArray[np.float32], reference: NDArray[np.float32], stage: str
 ) -> dict[str, float]:
-    """Return how far an output is from the reference's.
+    """Return the distance of an output from the reference's.
 
     Networks: relative L2 ‖y − r‖ / ‖r‖ and largest difference. Pictures: largest difference in
     levels of 0 … 255 and peak signal-to-noise ratio 20 log₁₀(255 / RMS) in dB, at most 99.

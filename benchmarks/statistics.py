@@ -1,4 +1,4 @@
-"""What is said of repeated measurements."""
+"""Statistics of repeated measurements."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How two sets of measurements compare: new by old, with a 95 % confidence interval."""
+    """Ratio new / old of two sets of measurements, with a 95 % confidence interval."""
 
     value: float
     low: float
@@ -63,7 +63,7 @@ def ratio_of_medians(old: Sequence[float], new: Sequence[float], seed: int = 0) 
     old, new : sequence of float
         Positive measurements, independent of one another.
     seed : int
-        Of the resampling, so that a report says the same twice.
+        Of the resampling, so that a report is reproducible.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Records as tables: the same rows for a terminal and for ``RESULTS.md``."""
+"""Format records as tables, with the same rows for a terminal and for ``RESULTS.md``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """A title, what holds for all of it, and rows of text; the first column names the row."""
+    """A title with the conditions, and rows of text; the first column names the row."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
     def markdown(self) -> str:
-        """Return the table as GitHub shows it."""
+        """Return the table as Markdown of GitHub."""
         lines = [self.header, tuple("---" if i == 0 else "---:" for i in range(len(self.header)))]
         body = "\n".join("| " + " | ".join(row) + " |" for row in (*lines, *self.rows))
         return f"{self.title}\n\n{body}\n"
@@ -61,7 +61,7 @@ def conditions(record: Record) -> str:
 
 
 def tables(record: Record) -> list[Table]:
-    """Return what is to be shown of a record of any kind."""
+    """Return the tables of a record of any kind."""
     return KINDS[record["kind"]](record)
 
 

@@ -1,4 +1,4 @@
-"""Images per second by batch, and waiting times of requests that arrive at random."""
+"""Measure images per second by batch, and latency of requests that arrive at random."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bksdm.benchmarks.latency import PROMPT
 from bksdm.benchmarks.machine import describe_machine
@@ -20,7 +21,7 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Served:
-    """Seconds that one request waited, and that it took from its arrival to its end."""
+    """Seconds for which one request waited, and seconds from its arrival to its end."""
 
     queueing: float
     latency: float
@@ -150,7 +151,7 @@ def measure_throughput(
             "steps": steps,
             "sampler": sampler,
             "requests": requests,
-            "threads": threads,
+            "threads": threads or psutil.cpu_count(logical=False),
         },
         "batches": by_batch,
         "rates": measured,

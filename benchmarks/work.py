@@ -1,4 +1,4 @@
-"""Floating-point operations and bytes of a network, counted from its graph."""
+"""Count floating-point operations and bytes of a network from its graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BYTES: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 
 @dataclass(frozen=True)
 class NetworkWork:
-    """What one run of a network must do at least.
+    """Least operations and bytes of one run of a network.
 
     Attributes
     ----------
@@ -160,7 +160,7 @@ def _computed(
     known: Mapping[str, onnx.TensorProto],
     opset: int,
 ) -> dict[str, onnx.TensorProto]:
-    """Return the outputs of a node whose inputs are known numbers, or of which only the size is."""
+    """Return the outputs of a node whose input values, or only their sizes, are known."""
     given = [name for name in node.input if name]
     if node.op_type == "Shape":
         axes = [d.dim_value for d in types[given[0]].tensor_type.shape.dim]

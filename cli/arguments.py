@@ -1,4 +1,4 @@
-"""Command-line arguments: what their values may be, and one line for what is wrong."""
+"""Parse and validate command-line arguments, with one line for each error."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bksdm.runtime.user_files import STDIN, STDOUT
 from bksdm.runtime.validation import MAX_THREADS, shown
 
 SIZE = {"height": "--size", "width": "--size"}
-"""For :func:`options_named` where a size is given in one."""
+"""For :func:`options_named`, in commands that take height and width as ``--size``."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, a :class:`RequestError`, with the nearest right word."""
+    """A parser that raises errors as a :class:`RequestError` of one line, with a suggestion."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
@@ -32,14 +32,14 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]
         self, args: Any = None, namespace: Any = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, and refuse what is unknown where the options are known."""
+        """Parse, and refuse unknown words while the options of this parser are at hand."""
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.refuse(unknown[0])
         return found, unknown
 
     def refuse(self, word: str) -> NoReturn:
-        """Raise that a word is none of the options, and no argument.
+        """Refuse a word that is neither an option nor an argument.
 
         Raises
         ------
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        """Raise what ``main`` prints.
+        """Raise the error that ``main`` prints.
 
         Raises
         ------
@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message that names the known word that was probably meant."""
+    """Return the end of a message that suggests the known word closest to a mistyped one."""
     found = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -105,7 +105,7 @@ def threads(text: str) -> int:
 
 
 def real(text: str) -> float:
-    """Return a number; what it may be is for the command to check."""
+    """Return a number; the command validates its range."""
     try:
         return float(text)
     except ValueError as error:
@@ -125,7 +125,7 @@ def checkpoint(text: str) -> str:
 
 
 def lora_file(text: str) -> str:
-    """Return ``FILE`` or ``FILE:SCALE``; what is a scale is for the export to say."""
+    """Return ``FILE`` or ``FILE:SCALE``; the export validates the scale."""
     name, colon, scale = checkpoint(text).rpartition(":")
     if colon and not (name and scale) and not os.path.isfile(text):
         lacking = "scale after" if name else "file before"
@@ -147,14 +147,21 @@ def output_file(text: str) -> Path:
     return STDOUT if text == "-" else named_path(text)
 
 
+def add_hub_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options by which a checkpoint is found and read, named as diffusers has them."""
+    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
+    parser.add_argument("--variant", help="variant of the weight files, such as fp16")
+    parser.add_argument("--token", help="access token, for a hub model that is not public")
+
+
 @contextmanager
 def options_named(**others: str) -> Iterator[None]:
-    """Put the option before a message that begins with the argument which it stands for.
+    """Put the option's flag before a message that begins with the name of its argument.
 
     Parameters
     ----------
     others : str
-        Flags that the command has in place of those of a picture's options.
+        Flags that the command uses instead of those of a picture's options.
     """
     from bksdm.runtime.generation_config import INPUTS, OPTIONS
 

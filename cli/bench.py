@@ -1,4 +1,4 @@
-"""``bksdm bench``: measure latency, compare records, set a bound."""
+"""``bksdm bench``: measure speed, compare measurements and other programs."""
 
 from __future__ import annotations
 
@@ -43,89 +43,160 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    latency = kinds.add_parser("latency", help="time pictures, stage by stage")
+    latency = kinds.add_parser("latency", help="time a picture, stage by stage")
     latency.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                         help="the built-in model by default")  # fmt: skip
-    latency.add_argument("--engine", default="onnxruntime")
-    latency.add_argument("--steps", type=integer, default=25, help="inference steps (default 25)")
-    latency.add_argument("--sampler", help="the bundle's own by default")
-    latency.add_argument("--fast", type=integer, default=0, help="as of generate (default 0)")
-    latency.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    latency.add_argument("--batch", type=integer, default=1, help="images at once (default 1)")
-    latency.add_argument("--repeat", type=integer, default=5,
-                         help="pictures that count (default 5)")  # fmt: skip
-    latency.add_argument("--warmup", type=integer, default=1, help="pictures before (default 1)")
-    latency.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+                         help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    latency.add_argument("--engine", default="onnxruntime",
+                         help="as for `generate` (default: onnxruntime)")  # fmt: skip
+    latency.add_argument(
+        "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
+    )
+    latency.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+    latency.add_argument(
+        "--fast", type=integer, default=0, metavar="LEVEL", help="as for `generate` (default: 0)"
+    )
+    latency.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+    latency.add_argument(
+        "--batch", type=integer, default=1, metavar="N", help="images per batch (default: 1)"
+    )
+    latency.add_argument("--repeat", type=integer, default=5, metavar="N",
+                         help="pictures to time (default: 5)")  # fmt: skip
+    latency.add_argument(
+        "--warmup",
+        type=integer,
+        default=1,
+        metavar="N",
+        help="pictures to make first, untimed (default: 1)",
+    )
+    latency.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
     _add_files(latency, "the stages")
     latency.set_defaults(measure=_latency)
-    compare = kinds.add_parser("compare", help="new by old, with confidence intervals")
-    compare.add_argument("old", type=named_path, metavar="OLD.json")
-    compare.add_argument("new", type=named_path, metavar="NEW.json")
-    compare.add_argument("--threshold", type=real, default=0.05,
-                         help="exit 1 where a stage is surely slower by more (default 0.05)"
+    compare = kinds.add_parser(
+        "compare", help="compare two records of latency: new / old, with confidence intervals"
+    )
+    compare.add_argument("old", type=named_path, metavar="OLD.json",
+                         help="record that --json wrote")  # fmt: skip
+    compare.add_argument("new", type=named_path, metavar="NEW.json",
+                         help="record to compare with it")  # fmt: skip
+    compare.add_argument("--threshold", type=real, default=0.05, metavar="PART",
+                         help="exit with 1 if the interval of a stage is above 1 + PART (default: "
+                              "0.05)"
                          )  # fmt: skip
     compare.set_defaults(measure=_compare)
-    roofline = kinds.add_parser("roofline", help="operations, and the least time they could take")
-    roofline.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
-    roofline.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    roofline.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
-    roofline.add_argument("--gpu", help="a bound from datasheet figures: a100, h100, rtx4090")
+    roofline = kinds.add_parser(
+        "roofline", help="count operations, and compute the least time for them"
+    )
+    roofline.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    roofline.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+    roofline.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
+    roofline.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="compute it for a GPU by its datasheet: a100, h100 or rtx4090 "
+        "(default: for this CPU, measured)",
+    )
     roofline.set_defaults(measure=_roofline)
-    rewrite = kinds.add_parser("rewrite", help="what rewriting graphs gains")
-    rewrite.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
-    rewrite.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
-    rewrite.add_argument("--rounds", type=integer, default=5, help="runs that count (default 5)")
-    rewrite.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    rewrite = kinds.add_parser(
+        "rewrite", help="measure what rewriting the graphs for the CPU gains"
+    )
+    rewrite.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    rewrite.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+    rewrite.add_argument(
+        "--rounds", type=integer, default=5, metavar="N", help="timed runs (default: 5)"
+    )
+    rewrite.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
     rewrite.set_defaults(measure=_rewrite)
-    overhead = kinds.add_parser("overhead", help="what the loop costs beside diffusers' loop")
-    overhead.add_argument("--rounds", type=integer, default=100, help="(default 100)")
+    overhead = kinds.add_parser(
+        "overhead", help="time the loop around the networks, beside diffusers' loop"
+    )
+    overhead.add_argument(
+        "--rounds", type=integer, default=100, metavar="N", help="timed runs of each (default: 100)"
+    )
     overhead.set_defaults(measure=_overhead)
-    throughput = kinds.add_parser("throughput", help="batches, and requests that arrive at random")
-    throughput.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE")
-    throughput.add_argument("--engine", default="onnxruntime")
-    throughput.add_argument("--steps", type=integer, default=25,
-                            help="inference steps (default 25)")  # fmt: skip
-    throughput.add_argument("--sampler", help="the bundle's own by default")
-    throughput.add_argument("--batches", default="1,2,4", help="batch sizes (default 1,2,4)")
-    throughput.add_argument("--load", default="0.3,0.6,0.9",
-                            help="arrival rates as parts of what one after another can serve "
-                            "(default 0.3,0.6,0.9)")  # fmt: skip
-    throughput.add_argument("--rate", help="further arrival rates, in requests per second")
-    throughput.add_argument("--requests", type=integer, default=30, help="per rate (default 30)")
-    throughput.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    throughput = kinds.add_parser(
+        "throughput", help="measure batches, and requests that arrive at random"
+    )
+    throughput.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    throughput.add_argument("--engine", default="onnxruntime",
+                         help="as for `generate` (default: onnxruntime)")  # fmt: skip
+    throughput.add_argument("--steps", type=integer, default=25, metavar="N",
+                            help="denoising steps (default: 25)")  # fmt: skip
+    throughput.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+    throughput.add_argument(
+        "--batches", default="1,2,4", metavar="N,…", help="batch sizes (default: 1,2,4)"
+    )
+    throughput.add_argument("--load", default="0.3,0.6,0.9", metavar="X,…",
+                            help="arrival rates, as parts of the rate at which requests can be "
+                                 "served one by one (default: 0.3,0.6,0.9)")  # fmt: skip
+    throughput.add_argument(
+        "--rate", metavar="X,…", help="further arrival rates, in requests per second"
+    )
+    throughput.add_argument(
+        "--requests", type=integer, default=30, metavar="N", help="requests per rate (default: 30)"
+    )
+    throughput.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
     _add_files(throughput, "latency by rate")
     throughput.set_defaults(measure=_throughput)
 
-    peers = kinds.add_parser("peers", help="other programs on the same work, in turns")
+    peers = kinds.add_parser("peers", help="run other programs on the same work, in turns")
     peers.add_argument("checkpoint", type=named_path, metavar="CHECKPOINT",
-                       help="a diffusers folder")  # fmt: skip
-    peers.add_argument("--peers", metavar="NAME,…", help="all that can be installed by default")
-    peers.add_argument("--size", metavar="WxH", help="pixels (default 512x512)", default="512x512")
-    peers.add_argument("--steps", type=integer, default=2, help="of a picture (default 2)")
-    peers.add_argument("--rounds", type=integer, default=3, help="turns of every peer (default 3)")
-    peers.add_argument("--repeat", type=integer, default=2, help="runs per turn (default 2)")
-    peers.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+                       help="diffusers folder")  # fmt: skip
+    peers.add_argument("--peers", metavar="NAME,…", help="programs (default: all exact ones)")
+    peers.add_argument("--size", metavar="WxH", default="512x512", help="pixels (default: 512x512)")
+    peers.add_argument(
+        "--steps",
+        type=integer,
+        default=2,
+        metavar="N",
+        help="denoising steps of a picture (default: 2)",
+    )
+    peers.add_argument(
+        "--rounds", type=integer, default=3, metavar="N", help="turns of every program (default: 3)"
+    )
+    peers.add_argument(
+        "--repeat", type=integer, default=2, metavar="N", help="runs per turn (default: 2)"
+    )
+    peers.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
     peers.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
-                       help="environments and converted models (default build/peers)")  # fmt: skip
+                       help="folder for environments and converted models (default: "
+                            "build/peers)")  # fmt: skip
     _add_files(peers, "the times")
     peers.set_defaults(measure=_peers)
-    report = kinds.add_parser("report", help="the documented set, into RESULTS.md")
-    report.add_argument("--only", metavar="NAME,…", help="of the set: measure these once more")
-    report.add_argument("--render", action="store_true", help="measure nothing")
-    report.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+    report = kinds.add_parser("report", help="run the documented measurements and write RESULTS.md")
+    report.add_argument("--only", metavar="NAME,…", help="measure only these again")
+    report.add_argument(
+        "--render", action="store_true", help="only write RESULTS.md anew, from the stored records"
+    )
+    report.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
     report.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
-                        help="environments and models (default build/peers)")  # fmt: skip
+                        help="folder for environments and models (default: build/peers)"
+                        )  # fmt: skip
     report.add_argument("-o", "--output", type=named_path, default=Path("benchmarks"),
                         metavar="DIR",
-                        help="for RESULTS.md and results/ (default benchmarks)")  # fmt: skip
+                        help="folder of RESULTS.md and results/ (default: benchmarks)")  # fmt: skip
     report.set_defaults(measure=_report)
 
 
 def _add_files(parser: argparse.ArgumentParser, plotted: str) -> None:
     parser.add_argument("--json", type=output_file, metavar="FILE",
-                        help="write the record, - for standard output")  # fmt: skip
+                        help="write the measurements as JSON, - for standard output")  # fmt: skip
     parser.add_argument("--plot", type=output_file, metavar="FILE",
-                        help=f"write a picture of {plotted}")  # fmt: skip
+                        help=f"write a chart of {plotted}, - for standard output")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -167,7 +238,7 @@ def _require_at_least(options: argparse.Namespace, **lowest: int) -> None:
 
 
 def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) -> None:
-    """Refuse what cannot be drawn before a process is started for it; ``batch`` is an option."""
+    """Validate a request before a process is started for it; ``batch`` names an option."""
     from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.generation_config import GenerationConfig
@@ -181,7 +252,7 @@ def _check_request(options: argparse.Namespace, batch: str, **arguments: Any) ->
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """Refuse to measure for minutes what cannot be written afterwards."""
+    """Check that the files can be written, before measuring for minutes."""
     check_outputs([options.plot])
     check_outputs([options.json, options.plot], text=True)
 
@@ -206,7 +277,7 @@ def _compare(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.compare import compare, differences, read_record
 
     if not 0 <= options.threshold < math.inf:
-        raise RequestError(f"--threshold must be a number from 0 on, not {options.threshold}")
+        raise RequestError(f"--threshold must be a number of 0 or more, not {options.threshold}")
     old, new = (read_record(path) for path in (options.old, options.new))
     for difference in differences(old, new):
         print(f"note: {printable(difference)}")

@@ -1,4 +1,4 @@
-"""``bksdm build``: compile a bundle for a GPU, or measure what a CPU runs it fastest with."""
+"""``bksdm build``: compile a bundle for a GPU, or tune it to this CPU."""
 
 from __future__ import annotations
 
@@ -28,22 +28,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
-                        help="float16 bundle, or float32 with --tune")  # fmt: skip
+                        help="folder of a bundle: float16, or float32 with --tune")  # fmt: skip
     parser.add_argument("--engine",
-                        help="tensorrt-rtx (RTX GPUs, builds without one; the default), tensorrt "
-                             "(the GPU present); with --tune onnxruntime or openvino, by default "
-                             "those that are installed")  # fmt: skip
+                        help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
+                             "default) or tensorrt (for the GPU in this machine); with --tune, "
+                             "onnxruntime or openvino (default: all that are installed)"
+                        )  # fmt: skip
     parser.add_argument("--target", metavar="SM[,SM…]",
-                        help="tensorrt-rtx: compute capabilities, e.g. sm89,sm120")  # fmt: skip
-    parser.add_argument("--batch", help="images: N or smallest:typical:largest (default 1)")
-    parser.add_argument("--size", metavar="WxH[:WxH:WxH]", help="pixels; the model's by default")
+                        help="with tensorrt-rtx: compute capabilities, as sm89,sm120")  # fmt: skip
+    parser.add_argument("--batch", metavar="N[:N:N]",
+                        help="images per batch, or smallest:typical:largest (default: 1)"
+                        )  # fmt: skip
+    parser.add_argument("--size", metavar="WxH[:WxH:WxH]",
+                        help="pixels, or smallest:typical:largest (default: the model's size)"
+                        )  # fmt: skip
     parser.add_argument("--tune", action="store_true",
-                        help="measure on this CPU what `generate` then runs fastest")  # fmt: skip
+                        help="measure which form of each network and which engine are fastest on "
+                             "this CPU; `generate` then runs those forms, and with --engine auto "
+                             "that engine")  # fmt: skip
     parser.add_argument(
-        "--threads", type=integer, help="--tune: CPU threads (default: physical cores)"
-    )
-    parser.add_argument("--list", action="store_true", help="show what is built")
-    parser.add_argument("--remove", metavar="NAME", help="remove what --list shows")
+        "--threads", type=integer, metavar="N",
+        help="with --tune: CPU threads (default: physical cores)",
+    )  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="list what was built for this bundle")
+    parser.add_argument("--remove", metavar="NAME", help="remove one entry of --list")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -70,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
         with options_named():
             return _tune(bundle.path, options.engine, options.threads)
     if options.threads is not None:
-        raise EngineError("--threads is for --tune")
+        raise EngineError("--threads needs --tune")
     return _build(bundle.path, options)
 
 

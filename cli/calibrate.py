@@ -1,4 +1,4 @@
-"""``bksdm calibrate``: how much of float16's range a model uses, and what float16 costs it."""
+"""``bksdm calibrate``: check whether a model fits into float16, and what accuracy that costs."""
 
 from __future__ import annotations
 
@@ -26,15 +26,18 @@ SEED = 0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", help="float32 bundle")
+    parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
+                        help="folder of a float32 bundle")  # fmt: skip
     parser.add_argument("--half", type=named_path, metavar="BUNDLE16",
-                        help="its float16 counterpart")  # fmt: skip
-    parser.add_argument("--prompt", default="a red apple", help="what to draw")
-    parser.add_argument("--steps", type=integer, default=10, help="inference steps (default 10)")
-    parser.add_argument("--sampler", help="the bundle's own by default")
-    parser.add_argument("--size", metavar="WxH", help="pixels; the model's by default")
+                        help="float16 bundle of the same checkpoint, to compare with")  # fmt: skip
+    parser.add_argument("--prompt", default="a red apple", metavar="TEXT", help="what to draw")
+    parser.add_argument("--steps", type=integer, default=10, metavar="N",
+                        help="denoising steps (default: 10)")  # fmt: skip
+    parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+    parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
     parser.add_argument("--json", type=output_file, metavar="FILE",
-                        help="write every tensor's magnitude")  # fmt: skip
+                        help="write every tensor's largest magnitude, - for standard output"
+                        )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -85,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(bundle: Any, request: Any) -> dict[str, Any]:
-    """Draw a picture and encode it again; return the engines that watched."""
+    """Draw a picture and encode it again; return the engines, which recorded magnitudes."""
     import numpy as np
     from tqdm import tqdm
 

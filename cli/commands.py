@@ -1,4 +1,4 @@
-"""The commands, one file per verb, each imported when it runs; and how a run ends."""
+"""Run a command, one file each, imported only when needed, and turn its end into an exit code."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from bksdm.cli.text import one_line, printable
 from bksdm.engines.errors import BksdmError, RequestError
 
 COMMANDS = {
-    "generate": "make pictures from a prompt",
+    "generate": "make pictures from prompts",
     "export": "turn a diffusers checkpoint into a bundle",
     "build": "compile a bundle for a GPU, or tune it to this CPU",
-    "info": "show what a bundle, or a picture made here, holds",
-    "verify": "compare a bundle with diffusers",
+    "info": "describe a bundle, or how a picture was made",
+    "verify": "compare a bundle with diffusers, or with its checksums",
     "samplers": "list the samplers",
-    "bench": "measure latency, compare records, set a bound",
-    "calibrate": "show how much of the range of float16 a model uses",
-    "dummy": "write a checkpoint with random weights",
+    "bench": "measure speed, compare measurements and other programs",
+    "calibrate": "check whether a model fits into float16",
+    "dummy": "write a checkpoint with random weights, for tests",
 }
 REFUSED, FAULT, UNREAD = 2, 70, 141
-"""Exit codes for what the user can put right, for what only we can, and as SIGPIPE has it."""
+"""Exit codes: an error the user can correct, a fault of the program, and as after SIGPIPE."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code; whatever goes wrong is told in one line."""
+    """Run a command line and return its exit code; errors are printed as one line."""
     try:
         open_streams()
         with stop_signals(), warnings.catch_warnings():
@@ -60,7 +60,7 @@ def _run(arguments: list[str]) -> int:
         parser.refuse(wanted)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=summary.capitalize() + ".",
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
         if name == wanted:
@@ -75,7 +75,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _end(error: BaseException) -> int:
-    """Say in one line why a command has ended, and return its exit code."""
+    """Print in one line why a command has ended, and return its exit code."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def _reason(error: BaseException) -> tuple[str, int]:
         if isinstance(error, OSError) and error.strerror:
             told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         if not _has_working_directory():
-            told += "; the working directory is gone, change to one that is there"
+            told += "; the working directory is gone, change to an existing one"
         return f"error: {told}", REFUSED
     return (
         f"error: {type(error).__name__}: {error}; this is a fault of the program: please report "
@@ -117,7 +117,7 @@ def _has_working_directory() -> bool:
 
 
 def _flush() -> None:
-    """Write what was printed; at the end of the process nobody would hear that it failed."""
+    """Flush standard output; a failure at the end of the process would go unnoticed."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -139,5 +139,5 @@ def _warn(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as one line, without the place in our code that it comes from."""
+    """Print a warning as one line, without its place in the code."""
     _say(f"bksdm: warning: {one_line(str(message))}")

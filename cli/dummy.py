@@ -17,9 +17,13 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("name", help="sd-v1-4, base, small, tiny (also with -2m) or nano")
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR")
-    parser.add_argument("--seed", type=integer, default=0, help="of the weights (default 0)")
+    parser.add_argument("name", metavar="NAME",
+                        help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m "
+                             "or nano (for tests)")  # fmt: skip
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR",
+                        help="folder to write, which must not exist yet")  # fmt: skip
+    parser.add_argument("--seed", type=integer, default=0, metavar="N",
+                        help="seed of the random weights (default: 0)")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

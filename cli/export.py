@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bksdm.cli.arguments import checkpoint, lora_file, named_path
+from bksdm.cli.arguments import add_hub_options, checkpoint, lora_file, named_path
 from bksdm.cli.text import printable
 
 EXAMPLES = """examples:
@@ -22,19 +22,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         type=checkpoint,
         metavar="SOURCE",
-        help="a diffusers folder, or a model id of the hub",
+        help="diffusers folder, or model id of the Hugging Face hub",
     )
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE")
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
-    parser.add_argument("--variant", help="of the weight files, such as fp16")
-    parser.add_argument("--token", help="of an account that may read a hub model")
+    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE",
+                        help="folder to write, which must not exist yet")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                        help="type of weights and arithmetic (default: float32)")  # fmt: skip
+    add_hub_options(parser)
     parser.add_argument(
         "--lora", type=lora_file, action="append", default=[], metavar="FILE[:SCALE]",
-        help="file, or folder of peft's, to merge into the weights; may be repeated",
+        help="LoRA file, or folder that peft wrote, to merge into the weights; may be repeated",
     )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",
-                        help="leave out the checkpoint's safety checker")  # fmt: skip
+                        help="do not export the checkpoint's safety checker")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What to install when a command needs an optional part."""
+"""Check for optional dependencies of a command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def require(module: str, extra: str) -> None:
     Raises
     ------
     BksdmError
-        It is not; says which extra brings it.
+        It is missing; names the extra that installs it.
     OSError
         The working directory is gone, where torch's libraries would end the process.
     """

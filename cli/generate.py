@@ -32,36 +32,40 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("prompt", nargs="+", help=OPTIONS["prompt"].help)
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help=OPTIONS["prompt"].help)
     parser.add_argument("--model", type=named_path, default=EMOJI, metavar="BUNDLE",
-                        help="bundle folder; by default the built-in model of a few dozen objects"
+                        help="folder of a bundle (default: the built-in model, which knows three "
+                             "dozen objects)"
                         )  # fmt: skip
     parser.add_argument("-o", "--output", type=output_file, default=Path("image.png"),
                         metavar="FILE",
-                        help="PNG to write, - for standard output; further images get -2, -3 …"
+                        help="PNG to write, - for standard output; further images get -2, -3 … "
+                             "before the extension (default: image.png)"
                         )  # fmt: skip
     add_picture_options(parser)
     parser.add_argument("--preview", action="store_true",
-                        help="show what every step makes of the picture, in the terminal"
+                        help="show the picture after every step in the terminal"
                         )  # fmt: skip
     parser.add_argument("--save-steps", type=named_path, metavar="DIR",
-                        help="write what every step makes of the picture, in place of the steps of "
-                             "an earlier run")  # fmt: skip
+                        help="write the picture after every step, and remove the steps that an "
+                             "earlier run left there")  # fmt: skip
     parser.add_argument("--animate", type=output_file, metavar="FILE.webp",
-                        help="write the steps as an animation")  # fmt: skip
+                        help="write an animation of the steps")  # fmt: skip
     parser.add_argument("--decode-steps", action="store_true",
-                        help="decode the steps by the VAE: exact, slow; by default a quick map"
+                        help="decode the steps of --preview, --save-steps and --animate with the "
+                             "VAE: exact, but slow (default: a quick approximation)"
                         )  # fmt: skip
     parser.add_argument("--no-safety-checker", action="store_true",
-                        help="do not check the pictures, where the model could")  # fmt: skip
+                        help="do not load the model's safety checker")  # fmt: skip
     parser.add_argument("--force", action="store_true",
-                        help="begin even if the picture seems to need more memory than is free"
+                        help="start even if the picture seems to need more memory than is free"
                         )  # fmt: skip
     parser.add_argument("--engine", default="onnxruntime",
-                        help="onnxruntime or openvino (CPU), auto (the faster, once `bksdm build "
-                             "--tune` has measured), onnxruntime:cuda, onnxruntime:tensorrt, or "
-                             "what `bksdm build` made")  # fmt: skip
-    parser.add_argument("--threads", type=threads, help="CPU threads (default: physical cores)")
+                        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
+                             "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
+                             "tensorrt after `bksdm build` (default: onnxruntime)")  # fmt: skip
+    parser.add_argument("--threads", type=threads, metavar="N",
+                        help="CPU threads (default: physical cores)")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,7 +138,7 @@ def _flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:
 
 
 def _recorded_beside(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
-    """Return what a picture carries beside its options, so that it can be made again."""
+    """Return the other values that a picture carries, so that it can be made again."""
     prompts = result.config.prompts
     engines = dict.fromkeys(result.engines.values())
     stated = {
@@ -155,7 +159,7 @@ def _recorded_beside(options: argparse.Namespace, bundle: Bundle, result: Result
 
 
 def _checked(bundle: Bundle, result: Result) -> str:
-    """Say whether pictures were checked, and if not, why."""
+    """Return whether pictures were checked, and if not, why."""
     if result.nsfw_content_detected is not None:
         return "passed"
     return "off" if bundle.has_safety_checker else "the model has none"

@@ -1,4 +1,4 @@
-"""``bksdm info``: show what a bundle, or a picture made here, holds."""
+"""``bksdm info``: describe a bundle, or how a picture was made."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("path", type=input_file, metavar="BUNDLE_OR_PNG",
-                        help="- is a picture on standard input")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="for programs")
+                        help="folder of a bundle, or a PNG that `bksdm generate` made; - for "
+                             "standard input")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the description."""
     if options.path.suffix.lower() in WEIGHTS and options.path.is_file():
         raise RequestError(
-            f"{options.path}: a file of weights, no bundle and no picture; a bundle is a folder, "
-            "which `bksdm export` makes"
+            f"{options.path}: a file of weights, neither a bundle nor a picture; a bundle is a "
+            "folder, which `bksdm export` makes"
         )
     if not options.path.exists():
-        raise BundleError(f"{options.path}: no such folder, and no such picture")
+        raise BundleError(f"{options.path}: no such folder or picture")
     if options.path.is_dir():
         described = describe_bundle(options.path)
     else:
@@ -44,7 +45,9 @@ def run(options: argparse.Namespace) -> int:
 
         described = dict(read_parameters(options.path))
         if not described:
-            raise RequestError(f"{options.path}: carries no parameters of bksdm")
+            raise RequestError(
+                f"{options.path}: holds no record of how it was made; `bksdm generate` writes one"
+            )
     if options.json:
         print(as_json(described))
     else:

@@ -1,4 +1,4 @@
-"""Files that a command is to write: refused before its work where they cannot be."""
+"""Check a command's output files before its work, and name and print them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bksdm.storage.files import clear_abandoned, names_open_file
 
 
 def check_outputs(paths: Sequence[Path | None], text: bool = False) -> None:
-    """Check files that are to be written, and remove what killed runs left beside them.
+    """Check that files can be written, and remove remains of killed runs beside them.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ def check_outputs(paths: Sequence[Path | None], text: bool = False) -> None:
             raise RequestError(f"cannot write {path}: {obstacle}")
     places = [_target(path) for path in wanted if is_stdout(path) or is_replaced(path)]
     if len(set(places)) < len(places):
-        raise RequestError(f"{wanted[0]} is named for two files; give each a name of its own")
+        raise RequestError(f"{wanted[0]} is named for two files; give each file its own name")
     for path in wanted:
         if is_replaced(path):
             clear_abandoned(_target(path).parent)
 
 
 def check_folder(path: Path) -> None:
-    """Check a folder that is to be made or written to.
+    """Check that a folder can be made or written to.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def check_folder(path: Path) -> None:
 
 
 def is_replaced(path: Path) -> bool:
-    """Whether a regular file is made or replaced, and nothing written through."""
+    """Return whether writing makes or replaces a regular file, rather than a device or pipe."""
     if is_stdout(path) or names_open_file(path):
         return False
     return not path.exists() or path.is_file()
@@ -79,7 +79,7 @@ def numbered(path: Path, index: int) -> Path:
 
 
 def check_numbered(paths: Sequence[Path | None], count: int) -> None:
-    """Check that so many pictures can be written, each to a file of its own.
+    """Check that a number of pictures can be written, each to a file of its own.
 
     Raises
     ------
@@ -97,13 +97,13 @@ def check_numbered(paths: Sequence[Path | None], count: int) -> None:
 
 
 def results(paths: Sequence[Path | None]) -> TextIO:
-    """Return where a command prints: not among what it writes to standard output."""
+    """Return the stream for messages: standard error if a file goes to standard output."""
     written = any(path is not None and is_stdout(path) for path in paths)
     return sys.stderr if written else sys.stdout
 
 
 def print_path(path: Path, stream: TextIO) -> None:
-    """Print a path: for programs as it is, for people without what a terminal obeys."""
+    """Print a path: unchanged for programs, without control characters on a terminal."""
     print(printable(str(path)) if stream.isatty() else path, file=stream)
 
 
@@ -112,7 +112,7 @@ def _target(path: Path) -> Path:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder; permissions alone do not tell of ``/proc``."""
+    """Return whether a file can be made in a folder; in ``/proc``, permissions do not tell."""
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -121,7 +121,7 @@ def _writable(folder: Path) -> bool:
 
 
 def _obstacle(path: Path, text: bool) -> str | None:
-    """Return what is in the way of writing a file."""
+    """Return why a file cannot be written."""
     if is_stdout(path):
         if getattr(sys.stdout, "name", None) == os.devnull:
             return "standard output is closed"

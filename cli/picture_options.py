@@ -1,4 +1,4 @@
-"""The options of a picture on the command line and in a PNG, made from the one list of them."""
+"""Make the flags of a picture's options, and their text in a PNG, from the list of options."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.validation import shown
 
-EXAMPLES = {"num_inference_steps": "N", "num_images_per_prompt": "N", "seed": "N[,N…]",
+METAVARS = {"height": "PIXELS", "width": "PIXELS", "seed": "N[,N…]", "fast": "LEVEL",
             "guidance_interval": "FROM:TO", "sampler": "NAME", "negative_prompt": "TEXT",
-            "guidance_scale": "SCALE", "fast": "LEVEL"}  # fmt: skip
+            "guidance_scale": "SCALE"}  # fmt: skip
 BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every option of a picture, and those for its inputs."""
+    """Add a flag for every option of a picture, and for the pictures it starts from."""
     hints = get_type_hints(GenerationConfig)
     for name, option in OPTIONS.items():
         if not option.flag:
             continue
         kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
         default = DEFAULTS[name]
-        told = f"{option.help}: {option.values}"
         if kind is bool:
             parser.add_argument(option.flag, dest=name, action="store_true", help=option.help)
             continue
         parse = {"seed": str, "guidance_interval": str}.get(name, BY_TYPE.get(kind, str))
         parser.add_argument(
-            option.flag, dest=name, type=parse, default=default, metavar=EXAMPLES.get(name, "X"),
-            help=told if default is None else f"{told} (default {default:g})",
+            option.flag, dest=name, type=parse, default=default,
+            metavar=METAVARS.get(name, "N" if kind is int else "X"),
+            help=f"{option.help} ({option.values}"
+                 f"{'' if default is None else f'; default: {default:g}'})",
         )  # fmt: skip
-    parser.add_argument("--size", metavar="WxH", help="--width and --height, as 512x512")
+    parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
     for name, option in INPUTS.items():
         if option.flag:
             parser.add_argument(option.flag, dest=name, type=input_file, metavar="FILE",
-                                help=f"{option.help}; - is standard input")  # fmt: skip
+                                help=f"{option.help}; - for standard input")  # fmt: skip
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:
-    """Return what :func:`add_picture_options` took.
+    """Return the parsed options of :func:`add_picture_options`.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
     given = {name: getattr(options, name) for name in OPTIONS}
     if options.size is not None:
         if options.width is not None or options.height is not None:
-            raise RequestError("--size is --width and --height; give either")
+            raise RequestError("--size sets width and height; do not give --width or --height too")
         given["width"], given["height"] = parse_size(options.size)
     if len(options.prompt) == 1:
         given["prompt"] = options.prompt[0]
@@ -65,7 +66,7 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
 
 
 def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
-    """Return the options of an image of a batch as a PNG carries them: as the flags take them.
+    """Return the options of an image of a batch as text for a PNG, as the flags accept them.
 
     Parameters
     ----------
@@ -95,21 +96,21 @@ def options_page() -> str:
     lines = [
         "# Options of a picture",
         "",
-        "The arguments of `TextToImage.__call__`, the fields of `GenerationConfig`, the flags of",
-        "`bksdm generate`, and what a PNG carries under `bksdm:` and the option's name. Python's",
-        "`callback_on_step_end` is called with every step, and stops when it returns False.",
+        "The same options are arguments of `TextToImage.__call__`, fields of `GenerationConfig`,",
+        "flags of `bksdm generate`, and text entries of a PNG (`bksdm:` and the option's name). In",
+        "Python, `callback_on_step_end` is called after every step; returning False stops the run.",
         "",
         "| option | flag | values | default | what it does |",
         "|---|---|---|---|---|",
     ]
     for name, option in {**OPTIONS, **INPUTS}.items():
-        flag = f"`{option.flag}`" if option.flag else "the arguments" if name == "prompt" else "–"
+        flag = f"`{option.flag}`" if option.flag else "positional" if name == "prompt" else "–"
         if name in ("height", "width"):
             flag += ", `--size WxH`"
         default = DEFAULTS.get(name)
         shown = "required" if name == "prompt" else "–" if default is None else f"`{default}`"
         if hints.get(name) is bool:
-            flag += " sets it"
+            flag += " (takes no value)"
         lines.append(f"| `{name}` | {flag} | {option.values} | {shown} | {option.help} |")
     return "\n".join(lines) + "\n"
 

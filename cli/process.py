@@ -1,4 +1,4 @@
-"""The process around a command: its streams, and the signals that end it."""
+"""Handle the standard streams of the process, and the signals that end it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from types import FrameType
 from bksdm.cli.text import ESCAPED
 
 GRACE_SECONDS = 5.0
-"""How long a network may go on running after the process was told to end."""
+"""How long a network may go on running after a signal to end."""
 
 
 class Stopped(BaseException):
-    """The process was told to end; what is under way is cleaned up on the way out."""
+    """Raised at a signal to end, so that unfinished work is cleaned up."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

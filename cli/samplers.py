@@ -1,4 +1,4 @@
-"""``bksdm samplers``: list what ``--sampler`` takes."""
+"""``bksdm samplers``: list the names that ``--sampler`` accepts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ EXAMPLES = """examples:
   bksdm generate "a red apple" --sampler "DPM++ 2M Karras" --steps 20 -o apple.png
 """
 SPELLING = """
-Case, spaces, _ and - do not matter, and pp is ++. A class of diffusers is taken by its name too,
-with or without Scheduler, and then keeps every field of the model's own scheduler_config.json:
+Case, spaces, _ and - make no difference, and pp stands for ++. --sampler also takes the name of a
+diffusers class, with or without Scheduler; it then keeps the model's own scheduler_config.json:
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:

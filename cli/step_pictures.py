@@ -1,4 +1,4 @@
-"""Pictures of the steps: shown in the terminal, saved, and as an animation."""
+"""Show pictures of the steps in the terminal, save them, or animate them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAME_MS, LAST_FRAME_MS = 120, 2000
 
 
 class StepPictures:
-    """What to do with x̂_0 of every step.
+    """Show or save x̂_0 of every step.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class StepPictures:
     show : bool
         Whether the terminal shows the first image.
     folder : Path, optional
-        Where each step's images are written, in place of those of an earlier run.
+        Where each step's images are written, instead of those of an earlier run.
     animation : Path, optional
         WebP to write in the end, one for each image.
 
@@ -132,7 +132,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _is_step(path: Path) -> bool:
-    """Whether a picture was written here, and not by somebody else under such a name."""
+    """Return whether this program wrote a picture, by its record, not only by its name."""
     try:
         return "step" in read_parameters(path)
     except RequestError:

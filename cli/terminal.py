@@ -18,18 +18,18 @@ from PIL import Image
 from bksdm.engines.errors import RequestError
 
 ROWS = 16
-"""Lines that a picture takes."""
+"""Height of a picture in lines."""
 # A character is about twice as high as it is wide, and at least this high in pixels.
 CELL = (6, 12)
 # What a terminal's answer takes, over a slow line too.
 ANSWER_SECONDS = 0.3
 
 Encode = Callable[[Image.Image, int], str]
-"""From a picture and its width in characters to what is written where the cursor stands."""
+"""Encodes a picture of a width in characters, to be written at the cursor."""
 
 
 class TerminalPicture:
-    """A place below the cursor where one picture replaces the other.
+    """An area below the cursor in which each picture replaces the last.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class TerminalPicture:
 
     def __init__(self, stream: TextIO) -> None:
         if not stream.isatty():
-            raise RequestError("--preview needs a terminal to draw in; take --save-steps instead")
+            raise RequestError("--preview needs a terminal to draw in; use --save-steps instead")
         self._stream = stream
         self._encode = choose_encoding(stream)
         self._reserved = False
@@ -68,7 +68,7 @@ class TerminalPicture:
 
 
 def choose_encoding(stream: TextIO) -> Encode:
-    """Return the best way to draw that a terminal says it has."""
+    """Return the best encoding that a terminal claims to support."""
     kind, program = os.environ.get("TERM", ""), os.environ.get("TERM_PROGRAM", "")
     if kind.startswith(("screen", "tmux")):
         # A multiplexer in between answers for itself, and drops pictures.

@@ -1,4 +1,4 @@
-"""Text for people: nothing in it moves a cursor, and every stream can take it."""
+"""Make text safe to print: no control characters, and encodable by every stream."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""Return text with each character that a terminal would obey written as ``\x1b``.
+    r"""Return text with control characters escaped, as ``\x1b``.
 
     Parameters
     ----------
     text : str
-        May come from a file of somebody else's.
+        May come from an untrusted file.
     kept : str
-        Characters that stay, as the line ends of a report.
+        Characters that are not escaped, such as the line ends of a report.
     """
     return _UNSEEN.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
 
@@ -32,12 +32,12 @@ def one_line(text: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """Return JSON in ASCII without control characters but line ends."""
+    """Return JSON in ASCII, without control characters except line ends."""
     return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
 
 
 def _escape(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Write a file name's bytes as they were, and what a stream's encoding lacks as an escape."""
+    """Write the original bytes of a file name, and escape characters outside the encoding."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     code = ord(error.object[error.start])

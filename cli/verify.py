@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bksdm.cli.arguments import (
+    add_hub_options,
     checkpoint,
     integer,
     lora_file,
@@ -28,41 +29,42 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?")
+    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?",
+                        help="folder of a bundle; not with --all")  # fmt: skip
     parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
-                        help="the diffusers folder, or model id of the hub, that it was made "
-                        "of")  # fmt: skip
-    parser.add_argument("--revision", help="branch, tag or commit of a hub model")
-    parser.add_argument("--variant", help="of the weight files, such as fp16")
-    parser.add_argument("--token", help="of an account that may read a hub model")
-    parser.add_argument(
-        "--steps", type=integer, default=2, help="steps of the pictures (default 2)"
-    )
-    parser.add_argument("--sampler", help="of the pictures; the checkpoint's own by default")
+                        help="diffusers folder, or model id of the hub, from which the bundle was "
+                             "exported")  # fmt: skip
+    add_hub_options(parser)
+    parser.add_argument("--steps", type=integer, default=2, metavar="N",
+                        help="denoising steps of the picture to compare (default: 2)")  # fmt: skip
+    parser.add_argument("--sampler", metavar="NAME",
+                        help="its sampler (default: the checkpoint's own)")  # fmt: skip
     parser.add_argument("--lora", type=lora_file, action="append", default=[],
                         metavar="FILE[:SCALE]",
-                        help="what the bundle was exported with; may be repeated")  # fmt: skip
+                        help="LoRA that the bundle was exported with; may be repeated")  # fmt: skip
     parser.add_argument("--integrity", action="store_true",
-                        help="read every file of the bundle, and tell whether it is what was "
-                        "exported")  # fmt: skip
+                        help="compare every file of the bundle with the checksums of the export; "
+                             "needs no --against")  # fmt: skip
     parser.add_argument("--all", action="store_true",
-                        help="in place of a bundle: every sampler and way to start, on a small "
-                        "random model and on the built-in one")  # fmt: skip
+                        help="instead of a bundle, compare every sampler with text, image and mask "
+                             "on a small random model and the built-in one")  # fmt: skip
     parser.add_argument("-o", "--output", type=output_file, metavar="FILE",
-                        help="with --all: write the page there, - for standard output")  # fmt: skip
+                        help="with --all: page to write, - for standard output")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison; exit 1 when something misses its tolerance."""
+    """Print the comparison; exit with 1 if something misses its tolerance."""
     if options.integrity:
         if options.bundle is None or options.all or options.against is not None:
-            raise RequestError("verify --integrity takes BUNDLE alone")
+            raise RequestError("verify --integrity takes only BUNDLE")
         return _check_integrity(options.bundle)
     from bksdm.cli.extras import require
 
     require("torch", "export")
     if options.all != (options.bundle is None) or options.all != (options.against is None):
-        raise RequestError("verify takes BUNDLE and --against, or --all alone")
+        raise RequestError(
+            "verify needs BUNDLE and --against SOURCE, or BUNDLE and --integrity, or only --all"
+        )
     if options.output is not None and not options.all:
         raise RequestError("-o goes with --all; the comparison of a bundle is printed")
     if options.all:

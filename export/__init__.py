@@ -1,1 +1,1 @@
-"""Diffusers checkpoint to bundle: ONNX graphs, precision, parity report."""
+"""Export a diffusers checkpoint to a bundle: ONNX graphs, precision, parity report."""

@@ -1,4 +1,4 @@
-"""A diffusers checkpoint to a bundle: four graphs, a tokenizer, a scheduler config."""
+"""Export a diffusers checkpoint to a bundle: four graphs, a tokenizer, a scheduler config."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def export(
             raise ExportError("the export misses parity with torch\n" + format_table(rows))
         report("preview: fitting colours to latents")
         fit = write_preview(staging)
-        report(f"preview: {fit.explained:.0%} of the colours' variance, {fit.rms_error} levels off")
+        report(
+            f"preview: explains {fit.explained:.0%} of the colours' variance; "
+            f"root mean square error {fit.rms_error} of 255"
+        )
         write_sums(staging)
     return rows
 
@@ -144,7 +147,7 @@ def _export_network(
 def _write_small_files(
     checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
 ) -> None:
-    """Write all of a bundle but the graphs, and the folders for these."""
+    """Write everything of a bundle except the graphs, and make the folders for them."""
     with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
         _copy_small_files(checkpoint, target, loras)
     for name, network in networks.items():
@@ -182,7 +185,7 @@ def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
 
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
-    """Return the index that Optimum writes: the source's classes, nothing it does not export."""
+    """Return the index as Optimum writes it: the source's classes, without parts not exported."""
     kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
     return {
         "_class_name": "StableDiffusionPipeline",

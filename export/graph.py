@@ -1,4 +1,4 @@
-"""A torch network to one ONNX file: traced, anonymous, the same bytes every time, checked."""
+"""Trace a torch network to a checked, reproducible ONNX file that holds no private paths."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
 def cast_inputs(
     tensors: tuple[torch.Tensor, ...], names: tuple[str, ...], half: bool
 ) -> tuple[torch.Tensor, ...]:
-    """Return inputs in the types of the graph: float16 where asked, but never the timestep."""
+    """Return inputs in the types of the graph: float16 if asked for, except for the timestep."""
     if not half:
         return tensors
     return tuple(

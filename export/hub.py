@@ -1,4 +1,4 @@
-"""Checkpoints of the hub: the files of one that an export needs, or what its cache holds."""
+"""Download the files of a hub checkpoint that an export needs, or find them in the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SMALL_FILES = (
 )  # fmt: skip
 # By the class of the hub's errors, the special before the general.
 _ADVICE = {
-    "GatedRepoError": "accept its conditions on its page, and pass --token",
+    "GatedRepoError": "accept its conditions on its web page, and pass --token",
     "RevisionNotFoundError": "there is no such revision",
     "RepositoryNotFoundError": "check the name; if it is private, pass --token",
 }
@@ -27,7 +27,7 @@ def fetch(
     check: Callable[[Path], None],
     report: Callable[[str], None],
 ) -> Path:
-    """Download a checkpoint; or take it from the cache where the hub cannot be reached.
+    """Download a checkpoint, or take it from the cache if the hub cannot be reached.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def fetch(
     revision
         Branch, tag or commit.
     token
-        Of an account that may read it; by default the one that is logged in.
+        Access token; by default that of the account that is logged in.
     choose
         Given all paths of the repository, returns those with the weights that are wanted.
     check

@@ -1,4 +1,4 @@
-"""What can be known of a checkpoint's networks before any of them is traced."""
+"""Check a checkpoint's networks before any of them is traced."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def networks_of(checkpoint: Path, safety_checker: bool) -> dict[str, Network]:
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
     safety_checker
-        Whether it is one of them.
+        Whether to build it too.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def networks_of(checkpoint: Path, safety_checker: bool) -> dict[str, Network]:
 
 
 def inspect(networks: Mapping[str, Network], checkpoint: Path, variant: str | None = None) -> None:
-    """Look through the weight files of a checkpoint, and run its networks without weights.
+    """Check the weight files of a checkpoint, and run its networks without weights.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def inspect_configurations(
     networks: Mapping[str, Network],
     report: Callable[[str], None],
 ) -> None:
-    """See that the runtime will accept a bundle, by all of it but the graphs.
+    """Check that the runtime will accept a bundle, by everything except the graphs.
 
     Parameters
     ----------
@@ -137,12 +137,12 @@ def _inspect_scheduler(
         other = next(filter(partial(_serves, fields), ("euler", *NAMED)), None)
         if not known or other is None:
             raise ExportError(f"{checkpoint / file}: {told}") from error
-        reason = told if name in DIFFUSERS_CLASSES else f"there is no {name} here"
+        reason = told if name in DIFFUSERS_CLASSES else f"{name} is not implemented"
         report(f"scheduler: {reason}; pictures will need --sampler, such as {other}")
 
 
 def _serves(fields: Mapping[str, object], sampler: str) -> bool:
-    """Whether a sampler can take the place of a configuration's own."""
+    """Return whether a sampler can replace that of a configuration."""
     try:
         step_table(scheduler_fields(fields, "noise", sampler), 1, sampler)
     except SamplerError:
@@ -151,7 +151,7 @@ def _serves(fields: Mapping[str, object], sampler: str) -> bool:
 
 
 def _look_through(subfolder: str, checkpoint: Path, variant: str | None) -> None:
-    """See that the files of a model hold its weights and nothing else."""
+    """Check that the files of a model contain exactly its weights."""
     files = files_of(checkpoint, subfolder, variant)
     where = checkpoint / files[0]
     with torch.device("meta"):
@@ -186,7 +186,7 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
         if tuple(outputs[name]) != tuple(shape):
             raise ExportError(
                 f"{checkpoint / networks[name].subfolder / 'config.json'}: the {name} makes "
-                f"{list(outputs[name])} of {list(inputs[name][0].shape)}, needed is {list(shape)}"
+                f"{list(outputs[name])} of {list(inputs[name][0].shape)}, but needs {list(shape)}"
             )
     if pixels[1] != _COLOURS:
         raise ExportError(

@@ -1,4 +1,4 @@
-"""Configurations of a checkpoint, read with messages for those who have to put them right."""
+"""Read configurations of a checkpoint, with messages that help to correct them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a file only says which one Git LFS would put in its place.
+    """Return whether a file is only a pointer of Git LFS to the real one.
 
     Raises
     ------

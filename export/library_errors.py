@@ -1,4 +1,4 @@
-"""What diffusers, transformers, torch and the hub's client raise, as one line of ours."""
+"""Turn errors of diffusers, transformers, torch and the hub's client into one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def library_errors(what: str) -> Iterator[None]:
     Parameters
     ----------
     what
-        What cannot be done, for the beginning of the message.
+        Action that failed, for the beginning of the message.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""LoRA files as pairs of factors, whichever program named them."""
+"""Read LoRA files as pairs of factors, in the naming of any common program."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Lora:
     path : Path
         The file.
     scale : float
-        How much of it is merged; 1 is what it was trained for.
+        Strength of the merge; 1 is the strength it was trained for.
     sha256 : str
         Of the file.
     layers : tuple of LoraLayer
@@ -149,7 +149,7 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
         Safetensors, or a pickle of tensors alone (``.bin``, ``.pt``, ``.ckpt``), in any type; or a
         folder that peft's ``save_pretrained`` wrote.
     scale : float
-        How much of it is to be merged.
+        Strength of the merge.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
         if not tensor.float().isfinite().all():
             raise ExportError(f"{path}: {key} holds values that are not finite numbers")
         if part in pairs.setdefault((prefix, module), {}):
-            raise ExportError(f"{path}: {key} says the same as another of its tensors")
+            raise ExportError(f"{path}: {key} duplicates another of its tensors")
         pairs[prefix, module][part] = tensor
     if not pairs:
         raise ExportError(f"{path}: not a LoRA file, it holds no tensors")
@@ -179,7 +179,7 @@ def read_lora(path: Path, scale: float = 1.0) -> Lora:
 
 
 def _file_of(path: Path) -> Path:
-    """Return the file of tensors in a folder that peft has saved; any other path as it is."""
+    """Return the file of tensors in a folder that peft has saved; any other path unchanged."""
     if not os.path.exists(path / PEFT_CONFIG):
         return path
     return next((file for name in _PEFT_FILES if (file := path / name).exists()), path)
@@ -205,7 +205,7 @@ def _place(path: Path, key: str) -> tuple[str, str, str]:
     """Return prefix, module, and which of ``down``, ``up`` and ``alpha`` a tensor is."""
     for word, kind in _OTHER_KINDS.items():
         if word in key:
-            raise ExportError(f"{path}: {key} is of {kind}; only plain LoRA can be merged")
+            raise ExportError(f"{path}: {key} belongs to {kind}; only plain LoRA can be merged")
     match = _FACTOR.fullmatch(key)
     if match is None and not key.endswith(".alpha"):
         raise ExportError(f"{path}: not a LoRA file that can be merged, it holds {key}")

@@ -1,4 +1,4 @@
-"""The factor of a LoRA that stands beside its tensors: in a file's header, or in peft's file."""
+"""Read the scale of a LoRA that is stored apart from its tensors, by diffusers or peft."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.json_files import read_json
 
 HEADER = "lora_adapter_metadata"
-"""Where diffusers writes it."""
+"""Key under which diffusers writes it."""
 PEFT_CONFIG = "adapter_config.json"
-"""What peft writes beside a file of tensors."""
+"""File that peft writes beside the tensors."""
 PEFT_PREFIX = "base_model.model."
-"""What peft's names of layers begin with, whichever network they are of."""
+"""Prefix of layer names in peft's files, for every network."""
 # peft's ways to start a training that change the network's own weights as well.
 _CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields of peft's that make more of the factors than a product, or of the network.
@@ -41,7 +41,7 @@ def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        Keys such as ``unet.lora_alpha``; empty where the file says nothing.
+        Keys such as ``unet.lora_alpha``; empty if the file has no such field.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def peft_config(path: Path) -> dict[str, Any]:
 
 
 def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, rank: int) -> float:
-    """Return what ``up @ down`` of a layer is multiplied by, 1 where nothing is said.
+    """Return the factor of ``up @ down`` of a layer; 1 if none is stated.
 
     As peft's ``LoraLayer`` has it: ``alpha / r``, or ``alpha / sqrt(r)`` where the rank is
     stabilised (Kalajdzievski 2023, arXiv 2312.03732). An alpha of ``alpha_pattern`` counts for the
@@ -106,7 +106,7 @@ def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, 
     """
     start = config.get(f"{prefix}init_lora_weights")
     if config.get(f"{prefix}use_dora"):
-        raise ExportError(f"{where}: {prefix}{module} is of DoRA; only plain LoRA can be merged")
+        raise ExportError(f"{where}: {prefix}{module} uses DoRA; only plain LoRA can be merged")
     if isinstance(start, str) and start.startswith(_CHANGES_NETWORK):
         raise ExportError(
             f"{where}: made with {start}, which changes the network's own weights too"
@@ -117,7 +117,7 @@ def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, 
         for pattern, value in patterns.items():
             if not _PATTERN.fullmatch(pattern):
                 raise ExportError(
-                    f"{where}: {prefix}alpha_pattern has {pattern[:80]!r}, no pattern of module "
+                    f"{where}: {prefix}alpha_pattern has {pattern[:80]!r}, not a pattern of module "
                     "names without groups"
                 )
             if re.match(rf"(.*\.)?({pattern})$", module):

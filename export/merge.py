@@ -1,4 +1,4 @@
-"""LoRAs added to the weights of a torch network."""
+"""Merge LoRAs into the weights of a torch network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OTHER = "a LoRA made for another architecture"
 
 
 def check(lora: Lora, models: Mapping[str, nn.Module]) -> None:
-    """See that every layer of a LoRA is in the networks and has their shapes.
+    """Check that every layer of a LoRA exists in the networks and has their shapes.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def merge(lora: Lora, component: str, model: nn.Module) -> None:
 
 
 def _targets(component: str, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights by every name that a file may have for them."""
+    """Return the weights by every name that a file may use for them."""
     # transformers 5 has dropped a level that files of before still have.
     level = "text_model." if component == "text_encoder" else ""
     targets = {}

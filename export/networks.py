@@ -78,7 +78,7 @@ class Network(nn.Module):
 
     @property
     def traced_scale(self) -> int:
-        """How many times as large as others the latents have to be that it is traced with."""
+        """Factor by which the latents for tracing must be larger than those of other networks."""
         return 1
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
@@ -281,8 +281,8 @@ class VaeEncoder(Network):
 class SafetyChecker(Network):
     """``clip_input`` [batch, 3, s, s] → ``scores`` [batch, 3 + 17].
 
-    How much nearer a picture is to each concept than its threshold: first those of special care,
-    then the others. :mod:`bksdm.runtime.safety_checker` decides as diffusers'
+    By how much the similarity to each concept exceeds its threshold: first the concepts of
+    special care, then the others. :mod:`bksdm.runtime.safety_checker` decides as diffusers'
     ``StableDiffusionSafetyChecker`` does.
     """
 
@@ -319,7 +319,7 @@ class SafetyChecker(Network):
 
 
 NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder)
-"""What every bundle has; it has a `SafetyChecker` where the checkpoint does."""
+"""Networks of every bundle; a `SafetyChecker` is added if the checkpoint has one."""
 
 
 def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:

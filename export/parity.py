@@ -1,4 +1,4 @@
-"""How close an exported graph is to the torch network it came from."""
+"""Measure how close an exported graph is to the torch network it came from."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ComponentParity:
 
     @property
     def passed(self) -> bool:
-        """Whether the component is as close as it should be; never true for NaN or infinity."""
+        """Whether the component is within its tolerance; never true for NaN or infinity."""
         return math.isfinite(self.max_abs) and self.relative_l2 <= self.tolerance
 
 
@@ -111,7 +111,7 @@ def references(
 def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> ComponentParity:
     """Run a graph in onnxruntime on the CPU and compare it with torch.
 
-    Of a float16 graph every tensor is rounded, so that one that overflows on a GPU fails here too.
+    Every tensor of a float16 graph is rounded, so an overflow on a GPU fails here too.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The models of a checkpoint as diffusers and transformers build them, with the files' weights.
+"""Load a checkpoint's models as diffusers and transformers build them, with all weights.
 
 The libraries' own loaders fill in random numbers for what a file lacks, and leave it on the device
 ``meta`` in other places; both go unnoticed. Here every tensor of a model comes from its files.
@@ -23,7 +23,7 @@ _RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
 
 
 class _Unset(TorchFunctionMode):
-    """Leave new parameters as memory gives them, since a file's are to take their place.
+    """Leave new parameters uninitialised, since those of a file will replace them.
 
     Random numbers for a whole network take seconds, and memory that is untouched costs nothing.
     """

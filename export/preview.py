@@ -1,4 +1,4 @@
-"""How latents look, without the VAE: the linear map to colours that is nearest to its decoder."""
+"""Fit a preview of latents without the VAE: the linear map to colours closest to its decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE, PICTURES, HELD_OUT = 8, 32, 8
 
 @dataclass(frozen=True)
 class Fit:
-    """What `bksdm.runtime.preview` reads, and how near it is.
+    """The map that `bksdm.runtime.preview` reads, and its error.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def fit_preview(bundle: Path, channels: int, factor: int, scaling: float) -> Fit
 
 
 def write_preview(path: Path) -> Fit:
-    """Fit the preview of a bundle, and add it."""
+    """Fit the preview of a bundle, and write it there."""
     bundle = Bundle.open(path)
     fit = fit_preview(path, bundle.latent_channels, bundle.vae_scale, bundle.scaling_factor)
     write_text(path / "vae_decoder" / PREVIEW_FILE, json.dumps(asdict(fit), indent=2) + "\n")

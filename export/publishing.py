@@ -1,4 +1,4 @@
-"""Folders that appear when they are complete, and of which an error leaves nothing."""
+"""Write folders that appear only when they are complete, and leave nothing after an error."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from bksdm.storage.files import clear_abandoned, staged
 
 
 def refuse_existing(target: Path) -> None:
-    """See that a folder can be made under a name.
+    """Check that a folder can be made under a name.
 
     Raises
     ------
     ExportError
-        There is something of that name, or it is none that the file system knows.
+        The name is taken, or the file system does not allow it.
     """
     try:
         os.lstat(target)

@@ -1,4 +1,4 @@
-"""Silence for the libraries that talk while they load and trace."""
+"""Silence the libraries while they load and trace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TALKERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "diffusers", 
 def quiet() -> Iterator[None]:
     """Hide warnings, log records below ERROR and progress bars of the export libraries.
 
-    Everything is put back on leaving, so that a caller's own logging is untouched.
+    Everything is restored afterwards, so a caller's own logging does not change.
     """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

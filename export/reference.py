@@ -1,4 +1,4 @@
-"""diffusers' pipelines, whose pictures ours are compared with."""
+"""Run diffusers' pipelines, to compare our pictures with theirs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def open_pipeline(checkpoint: Path, variant: str | None = None) -> Any:
     Raises
     ------
     ExportError
-        diffusers cannot open it, or its weights are not whole.
+        diffusers cannot open it, or weights are missing.
     """
     with quiet(), library_errors(f"{checkpoint}: diffusers cannot open it"):
         from diffusers import StableDiffusionPipeline
@@ -63,7 +63,7 @@ def scheduler_of(config: dict[str, Any], sampler: str) -> Any:
     config : dict
         Of the checkpoint's own scheduler, as a pipeline has loaded it.
     sampler : str
-        What :func:`bksdm.runtime.samplers.sampler_name` knows.
+        Name that :func:`bksdm.runtime.samplers.sampler_name` accepts.
 
     Raises
     ------

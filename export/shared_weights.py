@@ -22,7 +22,7 @@ _PREFIXES = ("", "text_model.")
 
 
 def share_weights(graph: Path, weights: Path, target: Path) -> None:
-    """Write ``graph`` once more, with its weights in ``weights``.
+    """Write a copy of ``graph`` that reads its weights from ``weights``.
 
     Parameters
     ----------

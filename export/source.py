@@ -1,4 +1,4 @@
-"""Find a checkpoint, on disk or on the hub, and say early whether it can be exported."""
+"""Find a checkpoint, on disk or on the hub, and validate early that it can be exported."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def validate(folder: Path, variant: str | None = None) -> None:
     Raises
     ------
     ExportError
-        Naming the file and field that was found to differ, and what is supported.
+        Names the file and field that differ, and the supported values.
     """
     index_path = folder / "model_index.json"
     if not os.path.lexists(index_path):
@@ -136,7 +136,7 @@ def validate(folder: Path, variant: str | None = None) -> None:
 
 
 def has_safety_checker(folder: Path, variant: str | None = None) -> bool:
-    """Whether a checkpoint that `validate` accepted has a safety checker, with its weights.
+    """Return whether a checkpoint that `validate` accepted has a safety checker with weights.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def weight_files(
 def _wanted(
     hub_id: str, safety_checker: bool, variant: str | None, files: Collection[str]
 ) -> list[str]:
-    """Return what to download of a repository, once it is known to be of the right kind."""
+    """Return the files to download from a repository that has the right kind of pipeline."""
     if "model_index.json" not in files:
         raise ExportError(f"{hub_id} has no model_index.json on the hub; {_SUPPORTED}")
     _validate_variant(hub_id, files, variant)
@@ -201,7 +201,7 @@ def _validate_variant(where: str | Path, files: Collection[str], variant: str | 
 
 
 def _validate_fetched(folder: Path) -> None:
-    """See that Git LFS has put the small files in the place of its pointers."""
+    """Check that Git LFS has replaced its pointers to the small files."""
     for pattern in ("*.json", "*/*.json", "tokenizer/*.txt"):
         for path in sorted(folder.glob(pattern)):
             if path.is_file() and is_lfs_pointer(path):
@@ -244,7 +244,7 @@ def _validate_rest(folder: Path) -> None:
 
 
 def _describe_file(path: Path) -> str:
-    """Say what kind of single file was given, from the names of its tensors."""
+    """Describe the kind of a single file by the names of its tensors."""
     if not path.is_file():
         return "no folder"
     if path.suffix != ".safetensors":

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer, written so that every reader makes the same of it."""
+"""Write a checkpoint's tokenizer so that every reader tokenizes alike."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_tokenizer(checkpoint: Path) -> TokenizerFiles:
     Raises
     ------
     ExportError
-        A file of it is missing or damaged, or asks for what cannot be done.
+        One of its files is missing, damaged, or not supported.
     """
     try:
         return TokenizerFiles.read(checkpoint / "tokenizer")
@@ -27,8 +27,8 @@ def read_tokenizer(checkpoint: Path) -> TokenizerFiles:
 def tokenizer_texts(files: TokenizerFiles) -> dict[str, str]:
     """Return the files of a tokenizer, by their names, as all of transformers' versions read them.
 
-    They agree with one another: which of them a reader believes, and which it ignores, is then all
-    one. What a checkpoint states in several places has been merged.
+    The files agree with one another, so it does not matter which of them a reader uses. Settings
+    that a checkpoint states in several places have been merged.
     """
     backend = files.backend
     whole = json.loads(backend.to_str())

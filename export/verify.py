@@ -23,7 +23,7 @@ from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph import graph_inputs
 
 _CLIP_TOKENS = 49408
-"""Where a configuration does not say, as transformers has it."""
+"""Default of transformers, for configurations that do not state it."""
 PROMPT = "a photo of a red apple on a table"
 SEED = 0
 _TAKE_ITS_OWN = "give --against the diffusers folder or hub id that the bundle was exported from"
@@ -111,14 +111,14 @@ def verify(
     psnr = float("inf") if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
     same = dtype != "float32" or (near >= 0.999 and int(difference.max()) <= 2)
     picture = (
-        f"picture, {steps} steps: at most {difference.max()} levels apart, "
-        f"{near:.4%} within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
+        f"picture, --steps {steps}: largest difference {difference.max()} of 255, "
+        f"{near:.4%} of the values within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
 
 
 def _refuse_bundle(source: Path, variant: str | None) -> None:
-    """Refuse a folder of graphs alone, which torch cannot run."""
+    """Refuse a folder that contains only graphs, which torch cannot run."""
     if not (source / "unet" / "model.onnx").is_file():
         return
     files = listing(source)

@@ -1,4 +1,4 @@
-"""Pictures by every sampler and every way to start, beside those of diffusers."""
+"""Compare pictures of every sampler from text, image and mask with those of diffusers."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def measure(
 
 
 def total(models: int) -> int:
-    """Return how many cells there are for so many models."""
+    """Return the number of cells for a number of models."""
     return models * len(NAMED) * len(TASKS) * len(STEPS)
 
 
@@ -134,7 +134,7 @@ def render(cells: Sequence[Cell]) -> str:
 
 
 def passed(cells: Sequence[Cell]) -> bool:
-    """Whether no picture is more than ``LARGEST`` levels off anywhere, from the same noise."""
+    """Return whether every picture is within ``LARGEST`` levels, from the same noise."""
     found = (c.largest if c.same_noise is None else c.same_noise for c in cells)
     return all(largest is None or largest <= LARGEST for largest in found)
 
@@ -184,7 +184,7 @@ def _pipelines(checkpoint: Path) -> dict[str, Any]:
 
 
 def _arguments(task: str, side: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what our pipeline and diffusers' are told beside prompt, seed and sampler."""
+    """Return the arguments of both pipelines besides prompt, seed and sampler."""
     if task == "text to image":
         return {}, {}
     colours = np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint: which ones a network is loaded from, and what they hold."""
+"""Choose and read the weight files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bksdm.export.json_files import is_lfs_pointer, read_json
 from bksdm.export.library_errors import reason
 
 HALF = "fp16"
-"""What the hub calls weights in float16, and the name of their files."""
+"""The hub's name for weights in float16, also part of their file names."""
 
 _FORMATS = (".safetensors", ".bin")
 _DIFFUSERS, _TRANSFORMERS = ("diffusion_pytorch_model",) * 2, ("model", "pytorch_model")
@@ -115,7 +115,7 @@ def _sharded(files: Collection[str], stem: str, suffix: str, mark: str) -> list[
 
 
 def variants(files: Iterable[str]) -> set[str]:
-    """Return the variants that some network of a listing has weights of."""
+    """Return the variants of which a listing has weights for some network."""
     stems = "|".join({stem for pair in _STEMS.values() for stem in pair})
     pattern = re.compile(rf"({'|'.join(_STEMS)})/({stems})({_SHARD})?\.(?P<variant>[^./]+?)"
                          rf"({_SHARD})?\.(safetensors|bin)")  # fmt: skip
@@ -123,7 +123,7 @@ def variants(files: Iterable[str]) -> set[str]:
 
 
 def read_tensors(checkpoint: Path, files: Sequence[str]) -> dict[str, Tensor]:
-    """Read what `choose` has chosen, without running what a pickle may hold.
+    """Read the files that `choose` returned, without running code in a pickle.
 
     Parameters
     ----------
@@ -152,7 +152,7 @@ def read_tensors(checkpoint: Path, files: Sequence[str]) -> dict[str, Tensor]:
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Give tensors the names that a network has for them, and see that they are all of it.
+    """Rename tensors to a network's own names, and check that they are complete.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[st
 
 
 def _is_leftover(key: str, model: nn.Module, wanted: Collection[str]) -> bool:
-    """Whether a tensor is one that transformers leaves alone, too, with reason."""
+    """Return whether a tensor is not needed, and transformers ignores it too."""
     if not any(_COMPUTED.search(name) for name, _ in model.named_buffers()):
         return False
     part = key.partition(".")[0]
@@ -215,7 +215,7 @@ def _same_kind(found: Tensor, wanted: Tensor) -> bool:
 def _is_old_attention(
     found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], names: Sequence[str]
 ) -> bool:
-    """Whether tensors of an attention are convolutions of one by one in place of linear layers."""
+    """Return whether an attention's tensors are 1×1 convolutions instead of linear layers."""
     return bool(names) and all(
         ".to_" in name and found[name].shape == (*wanted[name].shape, 1, 1) for name in names
     )
@@ -234,7 +234,7 @@ def _shards(index: Path) -> list[str]:
     """Return the files that an index names, which all have to lie beside it."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ExportError(f"{index}: weight_map must say for every tensor in which file it is")
+        raise ExportError(f"{index}: weight_map must name a file for every tensor")
     names = sorted({*map(str, places.values())})
     if any(Path(name).name != name for name in names):
         raise ExportError(f"{index}: weight_map names files that do not lie beside it")
@@ -268,7 +268,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Read tensors by their names from a pickle of torch, without running what it may hold.
+    """Read tensors by name from a pickle of torch, without running code in it.
 
     Raises
     ------
@@ -290,5 +290,5 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path}: damaged, or a pickle of more than tensors; convert it to safetensors"
         ) from error
     if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ExportError(f"{path}: holds something else than tensors by their names")
+        raise ExportError(f"{path}: contains something other than named tensors")
     return {str(name): tensor for name, tensor in content.items()}

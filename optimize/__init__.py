@@ -1,1 +1,1 @@
-"""Graphs made faster: rewriting, tuning, calibration, and what is stored of it; never torch."""
+"""Make graphs faster: rewriting, tuning, calibration and stored graphs; never imports torch."""

@@ -89,7 +89,7 @@ def decompose_attention(model: onnx.ModelProto, keep: Callable[[int], bool]) -> 
     model : ModelProto
         Its nodes have no mask and a head width that a constant Reshape states, or are left alone.
     keep : callable
-        Tells whether the backend has a kernel for a head width.
+        Returns whether the backend has a kernel for a head width.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def _heads(
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Remove nodes whose outputs nobody reads any more."""
+    """Remove nodes whose outputs are no longer read."""
     needed = {value.name for value in graph.output}
     for node in reversed(list(graph.node)):
         if needed.isdisjoint(node.output):

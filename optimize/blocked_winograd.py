@@ -26,9 +26,9 @@ def write_blocked_tiles(
     Parameters
     ----------
     w : Writer
-        Where to.
+        Receives the nodes.
     name, shared : str
-        Name of the result, and of what all strips of a picture share.
+        Name of the result, and of the constants that all row tiles of a picture share.
     x : str
         The picture in blocks.
     choice : Choice
@@ -104,7 +104,7 @@ def _place_alone(
     w: Writer, name: str, shared: str, product: str, across: str, tile: Tile, blocks: int,
     block: int,
 ) -> str:  # fmt: skip
-    """Write the same on all threads, which a transposition is not.
+    """Write the same with operators that run on all threads, unlike a transposition.
 
     A product for each row of tiles leaves rows in place; what brings pictures with channels last
     into blocks does the columns.
@@ -133,7 +133,7 @@ def _filter(w: Writer, name: str, choice: Choice, x: str, block: int) -> tuple[s
     into, out, side = found.channels_in, found.channels_out, len(tile.g)
     padded = out + -out % block
     ordered = order_filter(w, weight, (out, into), 9, block)
-    # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
+    # The shape [-1, 9] is computed from the picture: a backend would fold a constant one. Of
     # two numbers ONNX Runtime works out one.
     batch = w.once("Shape", f"{name}:batch", x, start=0, end=1)
     none = w.once("Mul", f"{name}:none", batch, w.whole(0))

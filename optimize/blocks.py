@@ -1,11 +1,11 @@
 """Write nodes in the layout in which ONNX Runtime's convolutions run on a CPU.
 
-There channels come in blocks of as many as a vector register holds values: a picture is
-[batch, channels / block, height, width, block]. ONNX Runtime goes there and back around every
-convolution; its products run a quarter to a half faster there than as matrix products. What lies
-between two convolutions can be ordinary operators, which take the same memory for a tensor of any
-shape: a picture in blocks is [batch, channels / block, height, width · block] to them here, and
-[batch, channels, height, width] to the operators of the layout.
+In it, channels come in blocks of the size of a vector register: a picture is
+[batch, channels / block, height, width, block]. ONNX Runtime converts to it and back around every
+convolution; products run a quarter to a half faster in it than as matrix products. Ordinary
+operators can stand between two convolutions, as they read the same memory with any shape: they see
+a picture in blocks as [batch, channels / block, height, width · block], and the operators of the
+layout see it as [batch, channels, height, width].
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DOMAIN = "com.microsoft.nchwc"
 
 @functools.cache
 def block_size() -> int:
-    """Return how many channels are a block on this processor; 0 if the layout is not used on it."""
+    """Return the channels per block on this processor; 0 if it does not use the layout."""
     shape = (1, 16, 1, 2)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
     reorder = helper.make_node("ReorderInput", ["x"], ["y"], domain=DOMAIN)

@@ -23,7 +23,7 @@ Cost = Callable[[Convolution, Tile | None], float]
 
 @dataclass(frozen=True)
 class CostModel:
-    """Operations of a convolution, and those in whose time its bytes move.
+    """Cost of a convolution: its operations, and its bytes converted to operations.
 
     Fitted to an engine's times for the convolutions of a UNet, which runs batches of two, and of a
     VAE decoder. ONNX Runtime's own, which are the defaults, deviate from the measured gains by 9 %.
@@ -72,21 +72,21 @@ class Timing:
 
     @property
     def size(self) -> tuple[int, int, int, bool]:
-        """What convolutions have in common that take as long."""
+        """The properties on which the time depends."""
         return self.channels_in, self.channels_out, self.side, self.doubled
 
     def fields(self) -> list[Any]:
-        """Return what a record says of it."""
+        """Return its fields for a JSON record."""
         return [*self.size, self.direct, *self.transformed]
 
     @classmethod
     def read(cls, fields: Sequence[Any]) -> Timing:
-        """Return what :meth:`fields` described.
+        """Return the object of a record that :meth:`fields` made.
 
         Raises
         ------
         ValueError, TypeError
-            It is damaged.
+            The record is damaged.
         """
         into, out, side, doubled, direct, *transformed = fields
         if len(transformed) != len(DOUBLED_TILES if doubled else PLAIN_TILES):
@@ -96,7 +96,7 @@ class Timing:
 
 
 class MeasuredCost:
-    """What convolutions took; those of other sizes stay direct.
+    """Cost by measured times; convolutions of sizes that were not measured stay direct.
 
     Parameters
     ----------
@@ -134,11 +134,11 @@ def choose(model: onnx.ModelProto, side: int, cost: Cost = USUAL_COST) -> list[C
     Parameters
     ----------
     model : ModelProto
-        The graph; its float32 convolutions are looked at.
+        The graph; only its float32 convolutions are considered.
     side : int
         Height and width of the graph's input that the choice is made for.
     cost : callable
-        What is to be saved.
+        Returns the cost to minimise.
     """
     chosen = []
     for found in convolutions(model, side):

@@ -1,4 +1,4 @@
-"""Leave out the last layers of a text encoder."""
+"""Skip the last layers of a text encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Apply to a graph every rule that the engine which runs it gains from."""
+"""Apply to a graph all rewriting rules that its engine gains from."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ REWRITE = 9
 
 @dataclass(frozen=True)
 class Rules:
-    """Which rewritings an engine gains from; docs/cpu.md has the measurements.
+    """Rewriting rules that an engine gains from; docs/cpu.md has the measurements.
 
     Attributes
     ----------
     attention
-        As ONNX Runtime's own operator.
+        Fuse attention into ONNX Runtime's own operator.
     feed_forward
-        Gated feed-forward layers in strips of tokens.
+        Compute gated feed-forward layers in tiles of tokens.
     blocks
-        Winograd's products in ONNX Runtime's layout, and the end of a decoder in strips of rows.
+        Use ONNX Runtime's blocked layout for Winograd's products, and row tiling for a decoder.
     group_norm
-        As instance normalisation.
+        Write group normalisation as instance normalisation.
     winograd
-        3×3 convolutions as products of tiles: what the model of their costs is.
+        Cost model by which 3×3 convolutions become products of tiles; None leaves them direct.
     """
 
     attention: bool = False
@@ -55,22 +55,22 @@ class Rules:
 
 @dataclass(frozen=True)
 class MadeFor:
-    """What a graph is made fastest for; it takes other pictures too.
+    """The input that a graph is optimised for; it runs other sizes too.
 
     Attributes
     ----------
     side
         Height and width of its input.
     measured
-        Seconds of convolutions, by which those that were measured are rewritten; None leaves it to
-        the model of costs.
+        Measured times of convolutions, which decide their forms; None leaves that to the cost
+        model.
     """
 
     side: int = 64
     measured: tuple[Timing, ...] | None = None
 
     def fields(self) -> dict[str, Any]:
-        """Return what a record says of it."""
+        """Return its fields for a JSON record."""
         return {
             "side": self.side,
             "measured": self.measured and [timing.fields() for timing in self.measured],
@@ -78,12 +78,12 @@ class MadeFor:
 
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> MadeFor:
-        """Return what :meth:`fields` described.
+        """Return the object of a record that :meth:`fields` made.
 
         Raises
         ------
         ValueError, TypeError, KeyError
-            It is damaged.
+            The record is damaged.
         """
         measured = fields["measured"]
         if measured is not None:
@@ -92,25 +92,25 @@ class MadeFor:
 
 
 USUAL = MadeFor()
-# Convolutions are direct, and nothing is in strips of a graph for one latent pixel.
+# Convolutions are direct, and no rule uses tiles in a graph for one latent pixel.
 PLAIN = MadeFor(1, ())
 
 
 def compose(
     model: Path, rules: Rules, made_for: MadeFor, edit: GraphEdit | None = None
 ) -> onnx.ModelProto:
-    """Return the graph as an engine runs it fastest; the weights stay in their file.
+    """Return the graph rewritten for an engine; the weights stay in their file.
 
     Parameters
     ----------
     model : Path
         ``model.onnx``.
     rules : Rules
-        What the engine gains from.
+        Rules of the engine.
     made_for : MadeFor
-        Sizes and limits.
+        Input to optimise for.
     edit : GraphEdit, optional
-        What makes another network of the graph's, before all else.
+        Change of the network that is applied before the rules.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def compose(
 def choose_forms(
     proto: onnx.ModelProto, rules: Rules, made_for: MadeFor
 ) -> tuple[list[Choice], Tail | None]:
-    """Return which convolutions of a graph an engine computes by Winograd's forms."""
+    """Return the convolutions to rewrite, and the end to compute in row tiles."""
     cost: Cost | None = rules.winograd
     if cost is None:
         return [], None
@@ -164,12 +164,12 @@ def describe_rewrite(model: Path, made_for: MadeFor, rules: Rules) -> str:
     text = "".join(f"{tiles[tile]} by {tile.name}, " for tile in TILES if tiles[tile])
     text += f"{total - len(forms)} of {total} 3x3 convolutions direct"
     if tail is not None:
-        text += f", the end in {tail.count} strips"
+        text += f", the end in {tail.count} row tiles"
     return text
 
 
 def _count_3x3(proto: onnx.ModelProto) -> int:
-    """Count convolutions by their filters, those included whose weights no rule can change."""
+    """Count all 3×3 convolutions, including those that no rule can rewrite."""
     dims = {weight.name: list(weight.dims) for weight in proto.graph.initializer}
     kernels = []
     for node in proto.graph.node:

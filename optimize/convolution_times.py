@@ -1,4 +1,4 @@
-"""How long an engine takes for each convolution of a network, in each of its forms."""
+"""Time an engine on each convolution of a network, in each of its forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def time_convolution(
 ) -> Timing:
     """Time one convolution, direct and in each of its forms.
 
-    The forms run in turns, after a run each that does not count; medians.
+    The forms run in turns after one untimed run each; the results are medians.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def time_convolution(
     batch : int
         Pictures.
     strips : int
-        How many strips it is computed in: one is timed.
+        Number of row tiles that it is computed in; one of them is timed.
     block : int
         Channels in a block of the engine's layout; 0 if it has none.
     load : callable
@@ -74,7 +74,7 @@ def time_convolution(
 def _graph(
     found: Convolution, tile: Tile | None, block: int, generator: np.random.Generator
 ) -> onnx.ModelProto:
-    """Return a graph of nothing but the convolution, with weights made up."""
+    """Return a graph that consists of the convolution alone, with made-up weights."""
     source = "x" if found.doubling is None else "doubled"
     node = helper.make_node(
         "Conv", [source, "weight", "bias"], ["y"], kernel_shape=[3, 3], pads=[1] * 4

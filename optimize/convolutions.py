@@ -1,4 +1,4 @@
-"""Find the convolutions of a graph that have other forms."""
+"""Find the convolutions of a graph that can be rewritten."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Convolution:
     side
         Height and width of its output.
     doubling
-        The Resize that makes its input, if one does.
+        The Resize before it, if there is one.
     """
 
     node: onnx.NodeProto
@@ -36,18 +36,18 @@ class Convolution:
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """The forms it could be computed in, other than as it is."""
+        """The forms other than the direct one in which it could be computed."""
         return PLAIN_TILES if self.doubling is None else DOUBLED_TILES
 
     @property
     def source(self) -> str:
-        """The tensor that the forms take."""
+        """The tensor that the rewritten form reads."""
         node = self.node if self.doubling is None else self.doubling
         return str(node.input[0])
 
     @property
     def size(self) -> tuple[int, int, int, bool]:
-        """What it has in common with others that take as long."""
+        """The properties on which its time depends."""
         return self.channels_in, self.channels_out, self.side, self.doubling is not None
 
 
@@ -57,7 +57,7 @@ def convolutions(model: onnx.ModelProto, side: int) -> list[Convolution]:
     Parameters
     ----------
     model : ModelProto
-        The graph; its float32 convolutions are looked at.
+        The graph; only its float32 convolutions are considered.
     side : int
         Height and width of its input.
     """
@@ -78,7 +78,7 @@ def convolutions(model: onnx.ModelProto, side: int) -> list[Convolution]:
 
 
 def always_doubles(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
-    """Whether a Resize repeats every row and column of any picture."""
+    """Return whether a Resize repeats rows and columns of pictures of every size."""
     scales = weights.get(node.input[2]) if len(node.input) == 3 else None
     return (
         scales is not None
@@ -89,9 +89,9 @@ def always_doubles(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
 
 
 def may_double(node: onnx.NodeProto) -> bool:
-    """Whether a Resize repeats every row and column of pictures of some sizes.
+    """Return whether a Resize repeats rows and columns of pictures of some sizes.
 
-    A UNet's is told a size: that of the features that it is joined with, which may have been odd.
+    In a UNet, the size is an input: that of the features it is joined with, which may be odd.
     """
     return len(node.input) == 4 and not node.input[2] and _repeats(node)
 

@@ -21,7 +21,7 @@ DEEP_FEATURES = "deep_features"
 def show_deep_features(model: onnx.ModelProto) -> None:
     """Add the deep features to a UNet's outputs, in place: [batch, channels, height, width].
 
-    A graph without such a layer is left as it is.
+    A graph without such a layer does not change.
     """
     graph = model.graph
     join = _last_join(graph)
@@ -31,7 +31,7 @@ def show_deep_features(model: onnx.ModelProto) -> None:
 
 
 def keep_shallow(model: onnx.ModelProto) -> None:
-    """Leave of a UNet what follows its deep features, in place; they become its last input.
+    """Reduce a UNet, in place, to what follows its deep features, which become its last input.
 
     Raises
     ------
@@ -41,14 +41,14 @@ def keep_shallow(model: onnx.ModelProto) -> None:
     graph = model.graph
     join = _last_join(graph)
     if join is None:
-        raise EngineError("unet: joins no features by channels, so that none can be reused")
+        raise EngineError("unet: joins no features along the channels, so none can be reused")
     join.input[0] = DEEP_FEATURES
     graph.input.append(_picture_of(graph))
     keep_needed(graph)
 
 
 def _last_join(graph: onnx.GraphProto) -> onnx.NodeProto | None:
-    """Return the last node that joins two tensors by their channels."""
+    """Return the last node that concatenates two tensors along the channels."""
     nodes: list[onnx.NodeProto] = list(graph.node)
     for node in reversed(nodes):
         axis = [a.i for a in node.attribute if a.name == "axis"]

@@ -1,4 +1,4 @@
-"""Compute gated feed-forward networks in strips of tokens.
+"""Compute gated feed-forward networks in tiles of tokens.
 
 A transformer block ends with y = (h ⊙ gelu(g)) W₂ + b₂ where [h, g] = x W₁ + b₁ (GEGLU, Shazeer
 2020, arXiv 2002.05202). Between its products stand the largest tensors of a UNet, eight times as
@@ -16,7 +16,7 @@ from onnx import helper
 from bksdm.optimize.sides import picture_sides
 from bksdm.optimize.writer import Writer
 
-# Tokens per strip, of both halves of guidance together: 5 MB each of h and g of 320 channels.
+# Tokens per tile, of both halves of guidance together: 5 MB each of h and g of 320 channels.
 TOKENS = 1024
 
 
@@ -26,9 +26,9 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
     Parameters
     ----------
     model : ModelProto
-        Any batch, height and width can be run afterwards, as before.
+        Still runs any batch, height and width afterwards.
     side : int
-        Height and width of its input that the number of strips is chosen for.
+        Height and width of its input that the number of tiles is chosen for.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
 
 @dataclass(frozen=True)
 class _FeedForward:
-    """Names of input, weights, output and what is replaced; sizes of the tensors between."""
+    """A feed-forward network: its tensors, its nodes, and the sizes in between."""
 
     x: str
     up: tuple[str, str]
@@ -71,7 +71,7 @@ def _find(graph: onnx.GraphProto) -> list[_FeedForward]:
             consumers.setdefault(name, []).append(node)
 
     def only(name: str, kind: str) -> onnx.NodeProto | None:
-        """Return the one node that reads a tensor, if it is of that kind."""
+        """Return the node that reads a tensor, if it is the only one and of that kind."""
         readers = consumers.get(name, [])
         return readers[0] if len(readers) == 1 and readers[0].op_type == kind else None
 

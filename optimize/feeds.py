@@ -1,4 +1,4 @@
-"""Inputs that a network takes, made up."""
+"""Random inputs for a network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def network_feeds(inputs: Mapping[str, TensorSpec], sizes: tuple[int, int]) -> d
     inputs : mapping
         An engine's inputs.
     sizes : (int, int)
-        Height and width of what has four dimensions.
+        Height and width of inputs with four dimensions.
     """
     generator = np.random.default_rng(0)
     batch = 2 if {"timestep", "input_ids"} & set(inputs) else 1

@@ -1,4 +1,4 @@
-"""What float16 does to a network, on a machine without float16.
+"""Simulate float16 rounding in a network, on a machine without float16.
 
 ONNX Runtime's CPU provider computes float16 graphs in float32 and drops the roundings between its
 nodes: a value beyond 65504 in the middle of the graph goes unnoticed there, and is infinite on a
@@ -20,7 +20,7 @@ MOVES = {
     "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
     "Tile", "Transpose", "Unsqueeze",
 }  # fmt: skip
-"""Operators that move values and never make new ones."""
+"""Operators that only move values."""
 
 
 def emulate_half(model: onnx.ModelProto) -> None:
@@ -86,7 +86,7 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _formal(parameters: Any, index: int) -> Any:
-    """Return the parameter at a position; the last one may stand for many."""
+    """Return the parameter at a position; the last one may be variadic."""
     return parameters[min(index, len(parameters) - 1)]
 
 
@@ -107,7 +107,7 @@ def _cast(name: str, to_name: str, kind: int) -> onnx.NodeProto:
 
 
 def _retype(node: onnx.NodeProto) -> None:
-    """Turn the float16 that a node's attributes ask for into float32."""
+    """Change float16 in a node's attributes to float32."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to":
             attribute.i = TensorProto.FLOAT if attribute.i == TensorProto.FLOAT16 else attribute.i

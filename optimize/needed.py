@@ -1,4 +1,4 @@
-"""What of a graph its outputs need."""
+"""Remove the parts of a graph that its outputs do not need."""
 
 from __future__ import annotations
 

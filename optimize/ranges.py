@@ -1,4 +1,4 @@
-"""Watch how large every tensor of a network grows, to tell whether float16 holds it."""
+"""Record the largest magnitude of every tensor, to see whether it fits into float16."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _RANGES = "ranges"
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a network: what went in and what came out."""
+    """Inputs and outputs of one run of a network."""
 
     feeds: dict[str, Array]
     outputs: dict[str, Array]
 
 
 def half_error(model: Path, calls: Sequence[Call]) -> list[float]:
-    """Run a float16 graph, every tensor rounded, on what its float32 graph was run on.
+    """Run a float16 graph, every tensor rounded, on the inputs of runs of its float32 graph.
 
     Returns
     -------
@@ -105,7 +105,7 @@ class RangeEngine:
 
     @property
     def largest(self) -> dict[str, float]:
-        """The largest magnitudes, the largest of them first."""
+        """The largest magnitudes by tensor, in descending order."""
         found = zip(self._names, self._largest.tolist(), strict=True)
         return dict(sorted(found, key=lambda item: -item[1]))
 
@@ -140,7 +140,7 @@ def open_graph(proto: onnx.ModelProto, model: Path) -> ort.InferenceSession:
 
 
 def _watch(model: onnx.ModelProto, types: Mapping[str, int]) -> list[str]:
-    """Add the output of largest magnitudes and return what they are of."""
+    """Add an output with the largest magnitudes, and return the names of their tensors."""
     graph = model.graph
     names = [weight.name for weight in graph.initializer]
     names += [name for node in graph.node if node.op_type not in MOVES for name in node.output]

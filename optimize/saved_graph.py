@@ -1,4 +1,4 @@
-"""Graphs as ONNX Runtime has optimised them, on disk, so that later starts skip the optimisation.
+"""Graphs that ONNX Runtime has optimised, stored so that later starts skip the optimisation.
 
 Each lies in a folder that is named after all it depends on: the content of graph and weights, what
 it was rewritten for, ONNX Runtime's version and the processor. So nothing stale is ever found, and
@@ -71,7 +71,7 @@ class SavedGraph:
     optimise: Callable[[Graph, Path], None]
 
     def open(self, open_session: Callable[[Graph], ort.InferenceSession]) -> ort.InferenceSession:
-        """Return a session of the graph, which is optimised now if that has not been done.
+        """Return a session of the graph, which is optimised first if it is not stored.
 
         A damaged one is made anew. Of several that start at the same time one optimises.
 
@@ -119,7 +119,7 @@ class SavedGraph:
     def _open(
         self, folder: Path, open_session: Callable[[Graph], ort.InferenceSession]
     ) -> ort.InferenceSession | None:
-        """Return a session of what a folder holds; None where it is missing or damaged."""
+        """Return a session of the graph in a folder; None if it is missing or damaged."""
         try:
             with in_use(folder):
                 with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ class SavedGraph:
                 raise EngineError(f"{self.model} has changed while it was optimised; start again")
 
     def _prune(self, kept: Path) -> None:
-        """Remove graphs that nothing has asked for in weeks: of old versions and old weights."""
+        """Remove graphs that have not been used for weeks: of old versions and old weights."""
         oldest = time.time() - UNUSED_SECONDS
         for folder in self.cache.glob("onnxruntime-*/*"):
             with contextlib.suppress(FileNotFoundError):
@@ -158,7 +158,7 @@ class SavedGraph:
 
 
 def _machine() -> str:
-    """Name a folder of optimised graphs after what lays out their weights."""
+    """Name a folder of optimised graphs after what determines the layout of their weights."""
     digest = hashlib.sha256(vector_extensions().encode()).hexdigest()[:8]
     return f"onnxruntime-{ort.__version__}-cpu-{digest}"
 
@@ -189,7 +189,7 @@ def _store_once(
 
 
 def _same(one: Array, other: Array) -> bool:
-    """Whether two arrays have the same type, shape and bytes, NaN or not."""
+    """Return whether two arrays have the same type, shape and bytes, NaN or not."""
     alike = one.dtype == other.dtype and one.shape == other.shape
     return alike and np.array_equal(
         one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8)

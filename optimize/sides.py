@@ -7,7 +7,7 @@ from onnx import helper
 
 
 def picture_sides(model: onnx.ModelProto, side: int) -> dict[str, int]:
-    """Return height and width of what comes from the picture, tokens of pixels included.
+    """Return height and width of all tensors that stem from the picture, including tokens.
 
     Parameters
     ----------

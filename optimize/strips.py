@@ -1,13 +1,13 @@
-"""Compute the end of a network in horizontal strips that fit into a processor's cache.
+"""Compute the end of a network in row tiles (strips) that fit into a processor's cache.
 
 A VAE decoder ends with pictures of hundreds of megabytes per tensor: every operator reads them from
-memory and writes them to pages that the system must clear first. From an upsampling on, all is
-convolutions, normalisations and elementwise operators here, so each tensor is kept as strips
-instead: a convolution takes one row from the strips above and below, a normalisation adds up what
-the strips hold. Nothing else changes, and no strip is ever joined before the end.
+memory and writes them to pages that the system must clear first. From an upsampling on, it
+consists of convolutions, normalisations and elementwise operators, so each tensor can be kept as
+row tiles: a convolution takes one row from the tiles above and below, and a normalisation adds up
+sums over the tiles. Nothing else changes, and tiles are joined only at the end.
 
-Strips stay in ONNX Runtime's own layout (:mod:`~bksdm.optimize.blocks`). ONNX Runtime stores
-a graph depth first, so that they run one after the other as far as normalisations let them.
+Tiles stay in ONNX Runtime's own layout (:mod:`~bksdm.optimize.blocks`). ONNX Runtime stores
+a graph depth first, so tiles run one after the other as far as normalisations allow.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from bksdm.optimize.writer import Writer, declare_domains
 LEAST_FACTOR = 4
 # Smaller tensors stay in a cache as they are.
 LEAST_BYTES = 64 * 2**20
-# Latent rows per strip: 256 channels take 4 MB where a row is 512 wide.
+# Latent rows per row tile: 256 channels take 4 MB where a row is 512 wide.
 ROWS = 2
 ELEMENTWISE = ("Add", "Mul", "Sigmoid")
 
 
 @dataclass(frozen=True)
 class Tail:
-    """The end of a network that is computed in strips.
+    """The end of a network that is computed in row tiles.
 
     Attributes
     ----------
     first
-        What its first node computes, which upsamples.
+        Output of its first node, which upsamples.
     count
-        Number of strips; latents must have at least as many rows.
+        Number of row tiles; latents must have at least as many rows.
     forms
         Of its 3×3 convolutions, all of them.
     """
@@ -66,7 +66,7 @@ class Tail:
 def find_tail(
     model: onnx.ModelProto, side: int, chosen: Sequence[Choice], block: int
 ) -> Tail | None:
-    """Return the longest end of a graph that can be computed in strips; None where none gains.
+    """Return the longest end of a graph that can be computed in row tiles; None if none gains.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def find_tail(
     chosen : sequence of Choice
         What :func:`~bksdm.optimize.choice.choose` returned for the graph.
     block : int
-        Channels in a block; 0 if there are none, and then no strips.
+        Channels in a block; 0 if there are none, and then no row tiles.
     """
     graph = model.graph
     weights = {weight.name: weight for weight in graph.initializer}
@@ -105,7 +105,7 @@ def _convolutions_of(
     found: Mapping[str, Convolution],
     block: int,
 ) -> list[Convolution]:
-    """Return the 3×3 convolutions of a graph's end; none if it cannot be computed in strips."""
+    """Return the 3×3 convolutions of a graph's end; none if it cannot be computed in row tiles."""
     made = {nodes[0].output[0]}
     doubled: set[str] = set()
     for index, node in enumerate(nodes):
@@ -158,7 +158,7 @@ def apply_strips(model: onnx.ModelProto, tail: Tail, block: int) -> None:
     Parameters
     ----------
     model : ModelProto
-        Any batch, height and width can be run afterwards, if the height is enough.
+        Still runs any batch and width afterwards, and any height of enough rows.
     tail : Tail
         What :func:`find_tail` returned for the graph.
     block : int
@@ -180,7 +180,7 @@ def apply_strips(model: onnx.ModelProto, tail: Tail, block: int) -> None:
 
 @dataclass
 class _Strips:
-    """Writes nodes strip by strip; knows the strips of every tensor."""
+    """Write nodes tile by tile, and keep the row tiles of every tensor."""
 
     count: int
     block: int
@@ -193,7 +193,7 @@ class _Strips:
     doubled: dict[str, int] = field(default_factory=dict)
 
     def split(self, name: str) -> None:
-        """Split a tensor into strips of an even number of rows each, as equal as can be."""
+        """Split a tensor into row tiles of nearly equal size, each with an even number of rows."""
         w, n = self.writer, self.count
         channels = next(
             form.convolution.channels_in
@@ -214,14 +214,14 @@ class _Strips:
         self.strips[name], self.channels[name], self.doubled[name] = names, channels, 0
 
     def join(self, name: str) -> None:
-        """Put the strips of the graph's output together."""
+        """Join the row tiles of the graph's output."""
         w = self.writer
         joined = w.add("Concat", f"{name}:joined", *self.strips[name], axis=2)
         left = leave(w, f"{name}:left", joined, self.channels[name], self.block)
         w.add("Identity", name, left)
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Write one node for every strip."""
+        """Write one node per row tile."""
         name = node.output[0]
         source = next(n for n in node.input if n in self.strips)
         self.doubled[name] = self.doubled[source] + (node.op_type == "Resize")
@@ -240,7 +240,7 @@ class _Strips:
         self.strips[name] = written
 
     def _each(self, node: onnx.NodeProto, index: int) -> str:
-        """Copy a node that takes each strip by itself."""
+        """Copy a node that treats each row tile separately."""
         strips = [self.strips[name][index] for name in node.input]
         return self.writer.add(node.op_type, f"{node.output[0]}:{index}", *strips)
 
@@ -255,7 +255,7 @@ class _Strips:
         return from_picture(w, name, product, -(-out // self.block))
 
     def _tiles(self, node: onnx.NodeProto, index: int) -> str:
-        """Write a 3×3 convolution of one strip, with a row of its neighbours on either side."""
+        """Write a 3×3 convolution of one row tile, with one row of each neighbour."""
         choice = self.forms[node.output[0]]
         w, strips = self.writer, self.strips[choice.convolution.source]
         name = f"{node.output[0]}:{index}"
@@ -278,12 +278,12 @@ class _Strips:
         )
 
     def _group_norm(self, node: onnx.NodeProto) -> list[str]:
-        """Write y = s x + t for every strip, with s and t per channel from sums over all strips.
+        """Write y = s x + t for every row tile, with s and t per channel from sums over all tiles.
 
         μ = Σ x / n, σ² = Σ x² / n − μ², s = γ / √(σ² + ε), t = β − s μ
 
-        Σ x² and s x + t are convolutions of single channels, the filter of the first is the strip
-        itself: so the tail takes one image.
+        Σ x² and s x + t are convolutions of single channels. The filter of the first is the tile
+        itself, so the tail runs one image at a time.
         """
         w, strips, name = self.writer, self.strips[node.input[0]], node.output[0]
         settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}

@@ -1,8 +1,8 @@
-"""Measure what a CPU runs the networks of a bundle fastest with.
+"""Measure how a CPU runs the networks of a bundle fastest.
 
-For each engine the convolutions are timed one by one, which tells what Winograd's forms are worth
-on this machine; then whole networks are raced: with direct convolutions, with those that a model of
-costs chooses, and with those that the times choose. The fastest of each engine race each other.
+For each engine the convolutions are timed one by one, which shows the gain of Winograd's forms on
+this machine. Then whole networks are compared: with direct convolutions, with the forms that the
+cost model chooses, and with those that the times choose; then the fastest of each engine.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def tune(
     threads : int, optional
         As for the engines.
     feeds : mapping
-        What a run is given.
+        Inputs of a run.
     progress : callable
-        Told a phase, its steps done and all of them.
+        Called with a phase, and how many of its steps are done and there are.
     clock : callable
         Returns seconds.
 
@@ -96,7 +96,7 @@ def race(
     progress: Callable[[int, int], object],
     clock: Clock,
 ) -> list[float]:
-    """Run networks in turns, after a run each that does not count; return their medians."""
+    """Run networks in turns after one untimed run each; return the median times."""
     seconds: list[list[float]] = [[] for _ in engines]
     for number in range(ROUNDS + 1):
         progress(number, ROUNDS + 1)
@@ -117,7 +117,7 @@ def _candidates(
     progress: Progress,
     clock: Clock,
 ) -> list[MadeFor]:
-    """Return ways to make a graph that differ; the one without tuning comes first."""
+    """Return the distinct ways to rewrite a graph; the one without tuning comes first."""
     proto, rules = load_graph(model), backend(engine).rules
     _, tail = choose_forms(proto, rules, MadeFor(side))
     inside = set() if tail is None else {choice.output for choice in tail.forms}

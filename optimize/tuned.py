@@ -1,4 +1,4 @@
-"""What ``bksdm build --tune`` measured on a machine, on disk."""
+"""Stored results of ``bksdm build --tune`` on a machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tuned:
     seconds
         Of one run.
     made_for
-        What its graph was made for.
+        Input that its graph is optimised for.
     """
 
     seconds: float
@@ -36,7 +36,7 @@ class Tuned:
 
 
 def tuned_folder(engines: Path) -> Path:
-    """Return the folder of what was measured on this machine, in a bundle's ``engines``."""
+    """Return the folder of this machine's measurements in a bundle's ``engines``."""
     digest = hashlib.sha256(json.dumps(_machine()).encode()).hexdigest()[:8]
     return engines / f"{TUNED}{digest}"
 
@@ -46,10 +46,10 @@ Versions = Mapping[str, "str | None"]
 
 
 def read_tuned(engines: Path, model: Path, versions: Versions) -> dict[str, Tuned]:
-    """Return what was measured for a network, by engine.
+    """Return the measurements of a network, by engine.
 
-    Left out is what another machine, another version of an engine or other rules of rewriting
-    measured, or the same graph before it changed.
+    Measurements of another machine, another version of an engine, other rules or an older graph
+    are left out.
     """
     try:
         entry = _components(tuned_folder(engines)).get(model.parent.name)
@@ -83,7 +83,7 @@ def write_tuned(
     measured : mapping
         By component and engine.
     settings : mapping
-        What was measured: sizes, threads, rounds.
+        Conditions of the measurement: sizes, threads, rounds.
     versions : mapping
         Of the engines.
 
@@ -120,7 +120,7 @@ def write_tuned(
 
 
 def _components(folder: Path) -> dict[str, Any]:
-    """Return what a record says of every component; nothing where it is missing or stale."""
+    """Return a record's fields of every component; empty if it is missing or stale."""
     record = read_sealed(folder / RECORD)
     if record is None or record["machine"] != _machine() or record["rewrite"] != REWRITE:
         return {}

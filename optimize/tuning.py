@@ -1,4 +1,4 @@
-"""Measure what a CPU runs a bundle fastest with, and store it beside the bundle."""
+"""Measure how a CPU runs a bundle fastest, and store the result in the bundle."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def tune_bundle(
     threads : int, optional
         CPU threads; by default one per physical core.
     progress : callable
-        Told a network, a phase, its steps done and all of them.
+        Called with a network, a phase, and how many of its steps are done and there are.
     measured : callable
-        Told a network and what was measured, as soon as it was.
+        Called with a network and its measurements, as soon as it is done.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Convolutions as products of tiles, in ordinary ONNX operators.
 
 Over channels the ⊙ of :mod:`~bksdm.optimize.tiles` becomes as many matrix products as a tile
-has points. What transforms a tile is a convolution of one channel, or a product.
+has points. Tiles are transformed by a convolution of one channel, or by a product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bksdm.optimize.writer import Writer, declare_domains
 
 
 def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice], block: int = 0) -> int:
-    """Rewrite convolutions of a graph in place, for any batch, height and width as before.
+    """Rewrite convolutions of a graph in place; it still runs any batch, height and width.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def apply_winograd(model: onnx.ModelProto, chosen: Sequence[Choice], block: int 
     written.store(model.graph)
     if block:
         declare_domains(model, DOMAIN)
-    # What doubled a picture may have no use any more, here or in strips.
+    # The Resize may not be needed any more, here or in row tiles.
     keep_needed(model.graph)
     return count
 
@@ -63,7 +63,7 @@ def _write(w: Writer, choice: Choice, block: int) -> None:
     if found.doubling is None or not may_double(found.doubling):
         _write_whole(w, choice, choice.output, block)
         return
-    # A size that is told need not be the double: then this is a convolution of any picture.
+    # A size that is an input need not be the double: then this is a convolution of any picture.
     name, resize = choice.output, found.doubling
     sizes = w.add("Slice", f"{name}:told", resize.input[3], w.whole(2), w.whole(4))
     before = w.add("Shape", f"{name}:before", found.source, start=2)
@@ -90,12 +90,12 @@ def _write(w: Writer, choice: Choice, block: int) -> None:
 
 
 def _in_blocks(found: Convolution, block: int) -> bool:
-    """Whether a convolution's channels fill blocks."""
+    """Return whether a convolution's channels fill whole blocks."""
     return block > 0 and found.channels_in % block == 0 and found.channels_out % block == 0
 
 
 def _branch(nodes: Sequence[onnx.NodeProto]) -> onnx.GraphProto:
-    """Return what an If runs: no inputs, and the picture that the last node makes."""
+    """Return a branch of an If: no inputs, and the picture that the last node makes."""
     result = nodes[-1].output[0]
     value = helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, [None] * 4)
     return helper.make_graph(nodes, result, [], [value])
@@ -153,7 +153,7 @@ def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -
 
 
 def _transformed(w: Writer, x: str, choice: Choice) -> str:
-    """Return U = G g Gᵀ, [points, out, in], transformed at each run: once for all strips.
+    """Return U = G g Gᵀ, [points, out, in], transformed at each run: once for all row tiles.
 
     To store it would take points/9 of the memory and save hardly any time.
     """
@@ -161,7 +161,7 @@ def _transformed(w: Writer, x: str, choice: Choice) -> str:
     weight = found.node.input[1]
     name = f"{weight}:{tile.name}"
     points = w.constant(f"{tile.name}:filter", np.kron(tile.g, tile.g))
-    # The shape [-1, 9] is told by the picture: what a backend knows before, it would fold. Of
+    # The shape [-1, 9] is computed from the picture: a backend would fold a constant one. Of
     # two numbers ONNX Runtime works out one.
     batch = w.once("Shape", f"{name}:batch", x, start=0, end=1)
     none = w.once("Mul", f"{name}:none", batch, w.whole(0))

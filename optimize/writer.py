@@ -39,13 +39,13 @@ class Writer:
         return output
 
     def once(self, kind: str, output: str, *inputs: str, **attributes: Any) -> str:
-        """Write what several tensors have in common, for the first of them."""
+        """Write a node that several tensors share, once."""
         if output in self.written:
             return output
         return self.add(kind, output, *inputs, **attributes)
 
     def shares(self, name: str, total: str, count: int) -> str:
-        """Write how many of ``total`` each of ``count`` gets, as equal as can be; [count]."""
+        """Write a division of ``total`` into ``count`` nearly equal parts; [count]."""
         edges = self.constant_whole(f"edges:{count}", np.arange(count + 1))
         product = self.add("Mul", f"{name}:product", total, edges)
         bounds = self.add("Div", f"{name}:bounds", product, self.whole(count))

@@ -72,6 +72,8 @@ class Bundle:
         """
         if not path.is_dir():
             raise BundleError(f"{path}: {no_folder(path)}; make a bundle with `bksdm export`")
+        if not (path / "model_index.json").exists():
+            raise BundleError(f"{path}: not a bundle; model_index.json is missing")
         index = read_json(path / "model_index.json")
         kind = index.get("_class_name")
         if kind not in PIPELINES:

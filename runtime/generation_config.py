@@ -123,7 +123,7 @@ def _as_float(strength: float, steps: int) -> float:
     return math.nextafter(min(int(left), steps) / steps, 1.0)
 
 
-_SIDES = f"8 to {MAX_SIDE}, a multiple of 8; by default the model's, or the image's"
+_SIDES = f"8 to {MAX_SIDE}, a multiple of 8; default: the model's, or the image's"
 _side = partial(whole, lowest=1, highest=MAX_SIDE)
 _fast = partial(whole, lowest=0, highest=len(FAST_LEVELS) - 1)
 
@@ -141,73 +141,74 @@ class GenerationConfig:
     """
 
     prompt: str | tuple[str, ...] = _option(
-        MISSING, "", "text, or several", "what to draw; several are drawn in one batch",
+        MISSING, "", "text, or several", "what to draw; several prompts are drawn in one batch",
         _one_or_several,
     )  # fmt: skip
     negative_prompt: str | tuple[str, ...] | None = _option(
-        None, "--negative", "text, or as many as prompts", "what to avoid", _one_or_several
-    )
+        None, "--negative", "one text, or in Python one per prompt",
+        "what to keep out of the picture", _one_or_several,
+    )  # fmt: skip
     height: int | None = _option(
         None, "--height", _SIDES,
-        "pixels from top to bottom", _side,
+        "height in pixels", _side,
     )  # fmt: skip
     width: int | None = _option(
         None, "--width", _SIDES,
-        "pixels from left to right", _side,
+        "width in pixels", _side,
     )  # fmt: skip
     num_inference_steps: int = _option(
         50, "--steps", f"1 to {MAX_TRAIN_TIMESTEPS}", "denoising steps",
         partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
     )  # fmt: skip
     guidance_scale: float = _option(
-        7.5, "--guidance", "a number; at 1 or below there is no guidance",
-        "how closely the prompt is followed", number,
+        7.5, "--guidance", "a number; 1 or less turns guidance off",
+        "how closely to follow the prompt", number,
     )  # fmt: skip
     num_images_per_prompt: int = _option(
-        1, "--count", f"1 to {MAX_IMAGES}", "images of each prompt",
+        1, "--count", f"1 to {MAX_IMAGES}", "images per prompt",
         partial(whole, lowest=1, highest=MAX_IMAGES),
     )  # fmt: skip
     seed: int | tuple[int, ...] | None = _option(
-        None, "--seed", "-2^63 to 2^64-1, one for all images or one for each; by default random",
-        "what the noise is drawn with, as torch.Generator's", _seeds,
+        None, "--seed", "-2^63 to 2^64-1, one for the batch or one per image; default: random",
+        "seed of the noise; gives the same noise as torch.Generator", _seeds,
     )  # fmt: skip
     sampler: str | None = _option(
-        None, "--sampler", "as `bksdm samplers` lists them; by default the model's own",
-        "how the noise is taken away", _sampler,
+        None, "--sampler", "see `bksdm samplers`; default: the model's own",
+        "how noise is removed from step to step", _sampler,
     )  # fmt: skip
     eta: float = _option(
-        0.0, "--eta", "0 to 1", "noise that ddim and tcd draw anew in every step", part
+        0.0, "--eta", "0 to 1", "how much new noise ddim and tcd add in every step", part
     )
     guidance_rescale: float = _option(
         0.0, "--guidance-rescale", "0 to 1",
-        "how far the deviation that guidance adds is taken back", part,
+        "how far to undo the growth in standard deviation that guidance causes", part,
     )  # fmt: skip
     guidance_interval: tuple[float, float] | None = _option(
-        None, "--guidance-interval", "two numbers from 0 to 1, ascending; by default 0 and 1",
-        "parts of the steps between which there is guidance; elsewhere a step takes half the time",
+        None, "--guidance-interval", "two ascending numbers from 0 to 1; default: all steps",
+        "guide only this part of the steps; the others take half the time",
         interval,
     )  # fmt: skip
     strength: float | None = _option(
-        None, "--strength", "0 to 1; by default 0.8, and 1 with a mask",
-        "how much of an image changes", _strength,
+        None, "--strength", "0 to 1; default: 0.8, or 1 with a mask",
+        "how much of the image to change", _strength,
     )  # fmt: skip
     prompt_weights: bool = _option(
         False, "--prompt-weights", "True or False",
-        "whether (text:1.3), (text) and [text] weigh what they enclose", flag,
+        "read (text:1.3), (text) and [text] in prompts as weights", flag,
     )  # fmt: skip
     long_prompt: bool = _option(
         False, "--long-prompt", "True or False",
-        "whether what lies beyond 77 tokens is encoded too, rather than cut off", flag,
+        "encode prompts beyond 77 tokens instead of cutting them off", flag,
     )  # fmt: skip
     clip_skip: int | None = _option(
-        None, "--clip-skip", "0 to one less than the text encoder has layers; by default 0",
-        "layers that are left out at the text encoder's end, for the prompt alone",
+        None, "--clip-skip", "0 to one less than the text encoder has layers; default: 0",
+        "last layers of the text encoder to skip; the negative prompt uses them all",
         partial(whole, lowest=0, highest=MAX_SKIPPED_LAYERS),
     )  # fmt: skip
     fast: int = _option(
         0, "--fast", f"0 to {len(FAST_LEVELS) - 1}",
-        "nearly the same picture for less work: 1, 2 and 3 run the whole UNet in every second, "
-        "fourth and fifth evaluation, 3 with guidance in the first 0.6 of them",
+        "nearly the same picture in less time: 1, 2 and 3 run the whole UNet in only every second, "
+        "fourth and fifth step, and 3 guides only the first 0.6 of the steps",
         _fast,
     )  # fmt: skip
 
@@ -226,7 +227,7 @@ class GenerationConfig:
             )
         if not isinstance(self.seed, int | None) and len(self.seed) != self.images:
             raise RequestError(
-                f"seed has {len(self.seed)} entries, but {self.images} images are asked for"
+                f"seed has {len(self.seed)} entries, but the number of images is {self.images}"
             )
         if self.prompt_weights:
             for text in (*self.prompts, *self.negative_prompts):
@@ -277,7 +278,7 @@ class GenerationConfig:
             The bundle or the engine cannot do it; names the option.
         """
         if self.strength is not None and image_size is None:
-            raise RequestError("strength and mask go with an image")
+            raise RequestError("strength needs an image to start from")
         if self.fast and not engine.feature_reuse:
             raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
         if self.clip_skip and self.clip_skip >= bundle.text_layers:
@@ -327,11 +328,14 @@ OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in fields(Gener
 """By name, in the order of Python's arguments."""
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)}
 INPUTS: dict[str, Option] = {
-    "image": Option("--image", "a picture, or several", "picture to start from", _picture),
+    "image": Option(
+        "--image", "a picture, or several", "picture to start from (image to image)", _picture
+    ),
     "mask": Option(
-        "--mask", "a picture, or one for each image", "only what is white in it changes", _picture
+        "--mask", "a picture, or one per image",
+        "inpainting mask for the image: white is redrawn, black is kept", _picture
     ),
     "latents": Option("", "float32 [images, channels, height / 8, width / 8]",
-                      "unit noise to start from, in place of a seed", _picture),
+                      "unit noise to start from, instead of drawing it by seed", _picture),
 }  # fmt: skip
 """Inputs that are neither text nor numbers; None by default."""

@@ -229,7 +229,7 @@ def validate_seeds(seeds: object, count: int) -> int | list[int]:
     if found is None:
         return validate_seed(seeds)
     if len(found) != count:
-        raise RequestError(f"seed has {len(found)} entries, but {count} images are asked for")
+        raise RequestError(f"seed has {len(found)} entries, but the number of images is {count}")
     return [validate_seed(seed) for seed in found]
 
 

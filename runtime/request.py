@@ -82,7 +82,7 @@ class Request:
             init = _init_image(bundle, image, mask, config)
             size = init.sample.shape[2], init.sample.shape[3]
         elif mask is not None:
-            raise RequestError("mask and strength go with an image")
+            raise RequestError("mask needs an image to start from")
         config = config.resolve(bundle, engine, size, mask is not None)
         if init is not None and config.images % len(init):
             raise RequestError(

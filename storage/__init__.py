@@ -1,1 +1,1 @@
-"""What lies on disk: how files are written, identified and read."""
+"""How files on disk are written, identified and read."""

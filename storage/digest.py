@@ -1,6 +1,6 @@
-"""What identifies files: the SHA-256 of their content, remembered while they do not change.
+"""Identify files by the SHA-256 of their content, remembered while they do not change.
 
-Size and time of modification tell nothing: tools that copy files set both. What no tool can set is
+Size and time of modification prove nothing: tools that copy files set both. What no tool can set is
 the time at which the system noted the last change of a file, and its number in the file system. A
 digest is remembered beside all of these, and any difference means that the file is read again.
 """
@@ -38,7 +38,7 @@ def file_digests(files: Iterable[Path], record: Path) -> dict[Path, str]:
     Parameters
     ----------
     files : iterable of Path
-        What is hashed.
+        Files to hash.
     record : Path
         JSON file that remembers digests; one that cannot be read or written only costs the time
         to hash again.
@@ -113,13 +113,13 @@ def sha256_of(file: Path) -> str:
 
 
 def write_sealed(fields: Mapping[str, Any]) -> bytes:
-    """Return a record as JSON, with a digest of its own by which any damage is seen."""
+    """Return a record as JSON, with a digest of itself that reveals damage."""
     seal = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return (json.dumps({**fields, SEAL: seal}, indent=2) + "\n").encode()
 
 
 def read_sealed(record: Path) -> dict[str, Any] | None:
-    """Return the fields of a record; None where it is not, to the byte, what was written."""
+    """Return the fields of a record; None if any byte differs from what was written."""
     try:
         content = read_regular(record)
         fields = json.loads(content)

@@ -1,4 +1,4 @@
-"""Files and folders that are there in full or not at all, and that nobody removes while in use.
+"""Write files and folders completely or not at all, and keep them while they are in use.
 
 What is being written has a hidden name beside its target and is renamed in the end. Its writer
 holds a lock on it, which the system drops with the process, however that ends: what has such a name
@@ -29,9 +29,9 @@ NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENO
 
 
 def require_regular(path: Path) -> None:
-    """See that something is a file, for those who read it to its end: a device may have none.
+    """Check that a path is a regular file, which has an end; a device may have none.
 
-    Of a pipe, whoever opens it waits for a writer.
+    Opening a pipe would wait for a writer.
 
     Raises
     ------
@@ -43,19 +43,19 @@ def require_regular(path: Path) -> None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to read that :func:`require_regular` takes for one."""
+    """Open a file for reading that :func:`require_regular` accepts."""
     require_regular(path)
     return path.open("rb")
 
 
 def read_regular(path: Path) -> bytes:
-    """Return what a file holds, of those that :func:`open_regular` opens."""
+    """Return the content of a file that :func:`open_regular` opens."""
     with open_regular(path) as stream:
         return stream.read()
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file, or what stands at its name: a link's target, a device, a pipe.
+    """Write a file, or the link's target, device or pipe of that name.
 
     A regular file is written beside its target and renamed, so that a reader sees the old content
     or the new; it keeps its permissions. Anything else is written through.
@@ -86,7 +86,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def names_open_file(path: Path) -> bool:
-    """Whether a path, as ``/dev/stdout``, is a name for a file that a process has open."""
+    """Return whether a path, as ``/dev/stdout``, is a name for a file that a process has open."""
     return _OPEN_FILE.fullmatch(str(path.absolute())) is not None
 
 
@@ -133,14 +133,14 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def clear_abandoned(folder: Path) -> None:
-    """Remove what killed processes have left in a folder; what cannot be removed stays."""
+    """Remove remains of killed processes in a folder; those that cannot be removed stay."""
     for path in folder.glob(f"{PARTIAL}*"):
         _remove(path, path)
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Let one thread of one process at a time be in the block for this folder; the others wait."""
+    """Run the block in one thread of one process at a time for this folder; others wait."""
     lock = _open(folder, wait=True, shared=False)
     try:
         yield
@@ -178,7 +178,7 @@ def remove_unused(folder: Path) -> bool:
 
 
 def _remove(path: Path, hidden: Path) -> bool:
-    """Remove a file or folder that nobody holds, once it has a name that nobody asks for."""
+    """Remove a file or folder that is not locked, after renaming it out of the way."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
         return True
@@ -203,7 +203,7 @@ def _remove(path: Path, hidden: Path) -> bool:
 
 
 def _create(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | None]:
-    """Make something unfinished in a folder; return its path and what holds the lock on it."""
+    """Create an unfinished file or folder; return its path and the handle of its lock."""
     while True:
         path = parent / (PARTIAL + secrets.token_hex(8))
         make(path)
@@ -249,7 +249,7 @@ def _release(lock: int | None) -> None:
 
 
 def _still(path: Path, lock: int) -> bool:
-    """Whether what was locked has not been removed or replaced meanwhile."""
+    """Return whether the locked file is still the one at its path."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(path.lstat(), os.fstat(lock))
     return False

@@ -1,4 +1,4 @@
-"""What an ONNX graph says of itself, read without its weights."""
+"""Read an ONNX graph without its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Built plans on disk: where they lie, what they were built from, whether they are whole."""
+"""Built plans on disk: their location, their recipe and their checksums."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TUNED = "tuned-"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a plan depends on beside the graphs.
+    """Everything besides the graphs that a plan depends on.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Recipe:
         return "-".join(parts)
 
     def fields(self) -> dict[str, Any]:
-        """Return what ``engine.json`` says of the recipe."""
+        """Return the recipe's fields for ``engine.json``."""
         return {
             "backend": self.backend,
             "version": self.version,
@@ -151,7 +151,7 @@ def staged(folder: Path) -> Iterator[Path]:
 def write_plan(
     folder: Path, component: str, content: bytes, suffix: str = ".plan"
 ) -> dict[str, Any]:
-    """Write a plan, or compiled kernels, and return what the record says of the file."""
+    """Write a plan, or compiled kernels, and return the file's fields for the record."""
     file = component + suffix
     (folder / file).write_bytes(content)
     return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
@@ -178,7 +178,7 @@ def remove_built(engines: Path, names: Iterable[str]) -> None:
     Raises
     ------
     EngineError
-        A name is none of :func:`list_built`.
+        A name is not in :func:`list_built`.
     """
     known = list_built(engines)
     for name in names:

@@ -1,4 +1,4 @@
-"""What a processor is called, and what it can do."""
+"""Name and capabilities of the processor."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def processor_name() -> str:
 
 
 def vector_extensions() -> str:
-    """Return what decides how weights are laid out: the processor's vector extensions."""
+    """Return the processor's vector extensions, which decide the layout of weights."""
     found = _from_cpuinfo(("flags", "Features"))
     return found or f"{platform.machine()} {platform.processor()}"
 
 
 @functools.cache
 def is_zen() -> bool:
-    """Whether the processor is AMD's Zen 3 or 4, whose estimates of roots are known."""
+    """Return whether the processor is AMD's Zen 3 or 4, whose estimates of roots are known."""
     vendor, family = (_from_cpuinfo((field,)) for field in ("vendor_id", "cpu family"))
     return (vendor, family) == ("AuthenticAMD", "25")
 

@@ -121,7 +121,7 @@ def _is_outside(tensor: TensorProto) -> bool:
 
 
 def _hoist(graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
-    """Make weights of ``main`` of what else lies outside a graph and its subgraphs, in place."""
+    """Turn constants and subgraph weights that lie outside into weights of ``main``, in place."""
     for node in graph.node:
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
@@ -137,7 +137,7 @@ def _hoist(graph: onnx.GraphProto, main: onnx.GraphProto) -> None:
 
 
 def _read(main: onnx.GraphProto, tensor: TensorProto, name: str) -> onnx.NodeProto:
-    """Add a weight under a name of its own, and return the node that gives it the old one."""
+    """Add a weight under a unique name, and return the node that restores the old one."""
     weight = main.initializer.add()
     weight.CopyFrom(tensor)
     # Two branches of a condition may call different values the same.

@@ -65,7 +65,10 @@ def test_the_command_writes_record_and_plot(tmp_path, capsys):
         assert rate["latency"]["n"] == 4
         assert rate["latency"]["median"] >= rate["queueing"]["median"] >= 0
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert "images/s" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "images/s" in out
+    assert f"{record['settings']['threads']} threads" in out
+    assert record["settings"]["threads"] >= 1
     assert main(["bench", "throughput", "--load", "much"]) == 2
     assert "--load" in capsys.readouterr().err
     assert main(["bench", "throughput", "--rate", "-1"]) == 2

@@ -71,6 +71,10 @@ def test_debug_is_known_everywhere(run, words):
     assert "--debug" in out
 
 
+def test_help_keeps_capital_letters(run):
+    assert "Compile a bundle for a GPU, or tune it to this CPU." in run("build", "--help")[1]
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [

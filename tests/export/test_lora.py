@@ -369,19 +369,19 @@ REFUSED = {
               f"{LAYER} is for [320, 320], the unet has [16, 16]; a LoRA made for another"),
     "kernel": (_pair("unet.conv_in", torch.ones(2, 4, 3, 1), torch.ones(16, 2, 1, 1)),
                "unet.conv_in is for [16, 4, 3, 1], the unet has [16, 4, 3, 3]"),
-    "LoHa": ({f"{LAYER}.hada_w1_a": DOWN}, "hada_w1_a is of LoHa; only plain LoRA"),
-    "LoKr": ({f"{LAYER}.lokr_w1": DOWN}, "lokr_w1 is of LoKr"),
-    "DoRA": (_pair(dora_scale=torch.ones(16)), "dora_scale is of DoRA"),
-    "Tucker": ({f"{KOHYA}.lora_mid.weight": DOWN}, "lora_mid.weight is of Tucker"),
+    "LoHa": ({f"{LAYER}.hada_w1_a": DOWN}, "hada_w1_a belongs to LoHa; only plain LoRA"),
+    "LoKr": ({f"{LAYER}.lokr_w1": DOWN}, "lokr_w1 belongs to LoKr"),
+    "DoRA": (_pair(dora_scale=torch.ones(16)), "dora_scale belongs to DoRA"),
+    "Tucker": ({f"{KOHYA}.lora_mid.weight": DOWN}, "lora_mid.weight belongs to Tucker"),
     "no up": ({f"{LAYER}.lora_A.weight": DOWN}, f"{LAYER} has down, but no up"),
     "only alpha": ({f"{LAYER}.alpha": torch.tensor(1.0)}, f"{LAYER} has alpha, but no down"),
     "alphas": (_pair(alpha=torch.ones(2)), f"{LAYER}: alpha is [2], not one number"),
     "NaN": (_pair(up=UP * float("nan")), "lora_B.weight holds values that are not finite"),
     "ranks": (_pair(down=torch.ones(3, 16)), f"{LAYER}: down [3, 16] and up [16, 2] do not fit"),
     "rank 0": (_pair(down=torch.ones(0, 16), up=torch.ones(16, 0)), "do not fit each other"),
-    "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "says the same as another"),
+    "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "duplicates another"),
     "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
-    "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "says the same as"),
+    "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "duplicates another"),
     "empty": ({}, "not a LoRA file, it holds no tensors"),
 }  # fmt: skip
 HEADERS = {
@@ -398,7 +398,7 @@ HEADERS = {
     ),
     "endless": (
         '{"unet.alpha_pattern": {"(([a-z]+)+)!": 1}}',
-        "no pattern of module names without groups",
+        "not a pattern of module names without groups",
     ),
     "huge alpha": ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "not a finite number"),
     "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern is not valid"),
@@ -450,7 +450,7 @@ def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
 def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
     path = tmp_path / "x.pt"
     for content, named in ((print, "pickle of more than tensors; convert it to safetensors"),
-                           ({"state_dict": _pair()}, "something else than tensors")):  # fmt: skip
+                           ({"state_dict": _pair()}, "other than named tensors")):  # fmt: skip
         torch.save(content, path)
         _refused(nano_checkpoint, path, named, capsys)
     path.unlink()

@@ -114,7 +114,7 @@ def test_a_bundle_of_fixed_length_passes_with_any_sampler(
     path.write_bytes(graph.SerializeToString())
     command = ["verify", str(folder), "--against", str(nano_checkpoint), "--sampler"]
     assert main([*command, "dpm++2m-karras", "--steps", "3"]) == 0
-    assert "picture, 3 steps" in capsys.readouterr().out
+    assert "picture, --steps 3: largest difference" in capsys.readouterr().out
     assert main([*command, "dpm"]) == 2
     assert "unknown sampler 'dpm'" in capsys.readouterr().err
 

@@ -42,7 +42,7 @@ def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
         (direct,) = re.findall(r"(\d+) of ", fast[name])
         assert sum(forms) > 0
         assert sum(forms) + int(direct) == total
-    assert fast["vae_decoder"].endswith(", the end in 4 strips")
+    assert fast["vae_decoder"].endswith(", the end in 4 row tiles")
     assert "strips" not in fast["unet"]
 
 

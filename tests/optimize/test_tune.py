@@ -249,7 +249,7 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
         (["--tune", "--batch", "2"], "--batch is for GPUs"),
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
         (["--tune", "--threads", "0"], "--threads must be a whole number from 1 to 1024"),
-        (["--threads", "1"], "--threads is for --tune"),
+        (["--threads", "1"], "--threads needs --tune"),
         (["--engine", "openvino"], "openvino needs no building"),
     ],
 )

@@ -244,8 +244,8 @@ def test_a_recorded_strength_leaves_as_many_steps_as_the_one_that_was_given(kind
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"strength": 0.5}, "go with an image"),
-        ({"mask": hole()}, "go with an image"),
+        ({"strength": 0.5}, "strength needs an image"),
+        ({"mask": hole()}, "mask needs an image"),
         ({"image": "apple.png"}, "image must be a PIL image"),
         ({"image": []}, "image must be a PIL image"),
         ({"image": picture(7, 64)}, "at least 8 pixels"),
