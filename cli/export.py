@@ -7,6 +7,7 @@ import sys
 
 from bksdm.cli.arguments import add_hub_options, checkpoint, lora_file, named_path
 from bksdm.cli.text import printable
+from bksdm.storage.precision import PRECISIONS
 
 EXAMPLES = """examples:
   bksdm export nota-ai/bk-sdm-small-2m -o small/
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE",
                         help="folder to write, which must not exist yet")  # fmt: skip
-    parser.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+    parser.add_argument("--dtype", choices=tuple(PRECISIONS), default="float32",
                         help="type of weights and arithmetic (default: float32)")  # fmt: skip
     add_hub_options(parser)
     parser.add_argument(

@@ -26,8 +26,7 @@ from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.loaded_configuration import written_scheduler
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
-
-DTYPES: tuple[str, ...] = ("float32", "float16")
+from bksdm.storage.precision import PRECISIONS, Precision
 
 
 def export(
@@ -80,8 +79,8 @@ def export(
     """
     bundle = Path(bundle)
     report = progress or (lambda line: None)
-    if dtype not in DTYPES:
-        raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(DTYPES)}")
+    if dtype not in PRECISIONS:
+        raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(PRECISIONS)}")
     refuse_existing(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
     checkpoint = resolve(source, revision, safety_checker, variant, token, report)
@@ -98,7 +97,7 @@ def export(
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
         rows = [
-            _export_network(kind, checkpoint, variant, read, staging, dtype, report)
+            _export_network(kind, checkpoint, variant, read, staging, PRECISIONS[dtype], report)
             for kind in kinds
         ]
         if not all(row.passed for row in rows):
@@ -119,11 +118,10 @@ def _export_network(
     variant: str | None,
     loras: Sequence[Lora],
     staging: Path,
-    dtype: str,
+    precision: Precision,
     report: Callable[[str], None],
 ) -> ComponentParity:
     """Export and check one network; torch's copy of it is gone before onnxruntime loads its own."""
-    half = dtype == "float16"
     report(f"{kind.component}: loading")
     with quiet():
         network = load_network(kind, checkpoint, variant)
@@ -132,14 +130,14 @@ def _export_network(
             report(f"{kind.component}: merging {len(layers)} layers of {lora.path}")
             merge(lora, kind.component, network.model)
     with quiet(), library_errors(f"{kind.component} cannot be run"):
-        truth = references(network, half)
-    report(f"{kind.component}: tracing in {dtype}")
-    path = write_graph(network, staging / kind.component, half)
+        truth = references(network, precision)
+    report(f"{kind.component}: tracing in {precision.name}")
+    path = write_graph(network, staging / kind.component, precision)
     del network
     gc.collect()
     report(f"{kind.component}: comparing with torch")
     with library_errors(f"{kind.component} cannot be compared with torch"):
-        row = compare(path, kind.component, dtype, truth)
+        row = compare(path, kind.component, precision, truth)
     gc.collect()
     return row
 

@@ -15,6 +15,7 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.library_errors import library_errors
 from bksdm.export.networks import Case, Network
 from bksdm.export.quiet import quiet
+from bksdm.storage.precision import FLOAT32, Precision
 
 OPSET = 23
 GRAPH_FILE = "model.onnx"
@@ -26,18 +27,18 @@ _INLINE_BYTES = 2**20
 _TRACED = Case(batch=2, height=24, width=40, seed=0)
 
 
-def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
+def write_graph(network: Network, folder: Path, precision: Precision = FLOAT32) -> Path:
     """Trace a network and write ``model.onnx``, with ``model.onnx.data`` when it is large.
 
     Parameters
     ----------
     network
-        In float32; converted in place to float16 when ``half`` is set.
+        In float32; converted in place to the precision.
     folder
         An existing folder.
-    half
-        Weights, activations, inputs and outputs in float16. Token ids stay int64 and the timestep
-        float32: its sine and cosine need more than 11 bits for values up to 999.
+    precision
+        Of weights, activations, inputs and outputs. Token ids stay int64 and the timestep float32:
+        its sine and cosine need more than float16's 11 bits for values up to 999.
 
     Returns
     -------
@@ -50,11 +51,10 @@ def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
     ExportError
         The network cannot be traced, or the result is not valid ONNX.
     """
-    if half:
-        network.half()
+    network.to(getattr(torch, precision.name))
     scale = network.traced_scale
     case = replace(_TRACED, height=scale * _TRACED.height, width=scale * _TRACED.width)
-    arguments = cast_inputs(network.example(case), network.inputs, half)
+    arguments = cast_inputs(network.example(case), network.inputs, precision)
     with quiet():
         model = _trace(network, arguments)
     _anonymise(model)
@@ -74,13 +74,12 @@ def write_graph(network: Network, folder: Path, half: bool = False) -> Path:
 
 
 def cast_inputs(
-    tensors: tuple[torch.Tensor, ...], names: tuple[str, ...], half: bool
+    tensors: tuple[torch.Tensor, ...], names: tuple[str, ...], precision: Precision
 ) -> tuple[torch.Tensor, ...]:
-    """Return inputs in the types of the graph: float16 if asked for, except for the timestep."""
-    if not half:
-        return tensors
+    """Return inputs in the types of the graph: of its precision, except for the timestep."""
+    dtype = getattr(torch, precision.name)
     return tuple(
-        tensor.half() if tensor.is_floating_point() and name != "timestep" else tensor
+        tensor.to(dtype) if tensor.is_floating_point() and name != "timestep" else tensor
         for tensor, name in zip(tensors, names, strict=True)
     )
 

@@ -17,6 +17,7 @@ from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
 from bksdm.optimize.half import emulate_half
 from bksdm.storage.graph import load_graph
+from bksdm.storage.precision import FLOAT16, FLOAT32, Precision
 
 # Two sizes times two batches, none of them the traced ones. 8 x 8 ends at 1 x 1 below four blocks;
 # 9 x 12 has sides that no power of two above 4 divides, so that every upsampling is uneven. A text
@@ -31,7 +32,6 @@ CASES: tuple[Case, ...] = tuple(
 # Largest relative L2 error, per type of the graph. The worst of the four networks measured with
 # random weights: 8.0e-6 in float32 (VAE decoder, full size) and 3.9e-3 in float16 with every tensor
 # rounded (VAE decoder, nano). Six times that, because the order of sums differs between machines.
-_TOLERANCE = {"float32": 5e-5, "float16": 2.5e-2}
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class ComponentParity:
 
 
 def references(
-    network: Network, half: bool = False, cases: Sequence[Case] = CASES
+    network: Network, precision: Precision = FLOAT32, cases: Sequence[Case] = CASES
 ) -> list[Reference]:
     """Run torch in float32 on fresh random inputs.
 
@@ -87,8 +87,8 @@ def references(
     ----------
     network
         In float32.
-    half
-        Round the inputs to float16 first, so that only the network's own rounding is measured.
+    precision
+        Round the inputs to it first, so that only the network's own rounding is measured.
     cases
         Sizes and seeds.
 
@@ -99,7 +99,7 @@ def references(
     """
     results = []
     for case in cases:
-        inputs = cast_inputs(network.example(case), network.inputs, half)
+        inputs = cast_inputs(network.example(case), network.inputs, precision)
         full = tuple(x.float() if x.is_floating_point() else x for x in inputs)
         with torch.no_grad():
             expected = network(*full).numpy().copy()
@@ -108,7 +108,9 @@ def references(
     return results
 
 
-def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> ComponentParity:
+def compare(
+    graph: Path, component: str, precision: Precision, truth: list[Reference]
+) -> ComponentParity:
     """Run a graph in onnxruntime on the CPU and compare it with torch.
 
     Every tensor of a float16 graph is rounded, so an overflow on a GPU fails here too.
@@ -119,8 +121,8 @@ def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> 
         The ONNX file.
     component
         Name for the report.
-    dtype
-        ``float32`` or ``float16``; decides the tolerance.
+    precision
+        That the graph computes in; decides the tolerance.
     truth
         What `references` returned.
 
@@ -129,17 +131,17 @@ def compare(graph: Path, component: str, dtype: str, truth: list[Reference]) -> 
     ComponentParity
         The worst values over all cases; a shape that differs counts as infinitely far.
     """
-    session = _session(graph, dtype == "float16")
+    session = _session(graph, precision)
     errors = [_error(session.run(None, ref.feeds)[0], ref.expected) for ref in truth]
     max_abs, relative, psnr = (list(column) for column in zip(*errors, strict=True))
     return ComponentParity(
         component=component,
-        dtype=dtype,
+        dtype=precision.name,
         cases=len(truth),
         max_abs=max(max_abs),
         relative_l2=max(relative),
         psnr=min(psnr),
-        tolerance=_TOLERANCE[dtype],
+        tolerance=precision.tolerance,
     )
 
 
@@ -157,7 +159,7 @@ def format_table(rows: Sequence[ComponentParity]) -> str:
     return "\n".join(lines)
 
 
-def _session(graph: Path, half: bool) -> Any:
+def _session(graph: Path, precision: Precision) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -166,7 +168,7 @@ def _session(graph: Path, half: bool) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.enable_cpu_mem_arena = False
     proto = load_graph(graph)
-    if half:
+    if precision == FLOAT16:
         emulate_half(proto)
     return open_session(graph_of(proto, graph), options)
 

@@ -21,6 +21,7 @@ from bksdm.export.weights import choose, listing
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph import graph_inputs
+from bksdm.storage.precision import FLOAT32, PRECISIONS
 
 _CLIP_TOKENS = 49408
 """Default of transformers, for configurations that do not state it."""
@@ -82,6 +83,9 @@ def verify(
     cases = [replace(case, **fixed) for case in CASES]
     # Of what it computes in; its weights may be float16 all the same.
     dtype = str(inputs["sample"].dtype)
+    if dtype not in PRECISIONS:
+        raise ExportError(f"{opened.path}: the UNet computes in {dtype}, which cannot be compared")
+    precision = PRECISIONS[dtype]
     rows = []
     kinds: tuple[type[Network], ...] = (*NETWORKS, SafetyChecker)
     for kind in kinds:
@@ -92,10 +96,10 @@ def verify(
             for lora in read:
                 if lora.of(kind.component):
                     merge(lora, kind.component, network.model)
-            truth = references(network, dtype == "float16", cases)
+            truth = references(network, precision, cases)
         del network
         _require_fit(opened.model(kind.component), truth[0], checkpoint)
-        rows.append(compare(opened.model(kind.component), kind.component, dtype, truth))
+        rows.append(compare(opened.model(kind.component), kind.component, precision, truth))
     model = TextToImage.load(bundle, safety_checker=False)
     ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
     pipeline = open_pipeline(checkpoint, variant)
@@ -109,7 +113,7 @@ def verify(
     near = float((difference <= 1).mean())
     mean_square = float(np.mean(difference.astype(float) ** 2))
     psnr = float("inf") if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
-    same = dtype != "float32" or (near >= 0.999 and int(difference.max()) <= 2)
+    same = precision != FLOAT32 or (near >= 0.999 and int(difference.max()) <= 2)
     picture = (
         f"picture, --steps {steps}: largest difference {difference.max()} of 255, "
         f"{near:.4%} of the values within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"

@@ -18,6 +18,7 @@ from bksdm.runtime.validation import folder
 from bksdm.storage.digest import model_digest
 from bksdm.storage.graph import graph_inputs
 from bksdm.storage.plans import Recipe, staged, validate_plans, write_plan, write_record
+from bksdm.storage.precision import FLOAT16
 
 DEFAULT_ENGINE = "tensorrt-rtx"
 
@@ -84,7 +85,7 @@ def build_bundle(
     models = {name: bundle.model(name) for name in bundle.components}
     # The weights may be float16 where the graph computes in float32.
     precision = str(graph_inputs(models["unet"])["sample"].dtype)
-    if precision != "float16":
+    if precision != FLOAT16.name:
         raise EngineError(f"{bundle.path} is {precision}; export it with --dtype float16 first")
     version = str(load_module(engine).__version__)
     engines, timings = bundle.path / "engines", None

@@ -11,6 +11,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, Part
 from bksdm.runtime.job import DenoisingJob
+from bksdm.storage.precision import FLOAT16
 
 PARTS = 128
 """Threads that add up the moments of one image, one after the other of 128 values at 512×512."""
@@ -64,7 +65,7 @@ class Evaluations:
         self._control, self._latents, self._embeddings = control, latents, embeddings
         self._images, self._rows = latents.shape[0], embeddings.shape[0]
         self._size = int(np.prod(latents.shape))
-        self._sample = device.allocate(2 * self._size * (self._rows // self._images))
+        self._sample = device.allocate(FLOAT16.itemsize * self._size * (self._rows // self._images))
         self._timestep = device.allocate(4 * self._rows)
         self._prediction = device.allocate(self._sample.size)
         self._feed, self._step = kernel("feed"), kernel("step")
@@ -83,7 +84,7 @@ class Evaluations:
         if rows not in self._unets:
             _, tokens, width = self._embeddings.shape
             # TensorRT wants tensors at multiples of 256 bytes, where the half need not begin.
-            self._conditional = self._device.allocate(2 * rows * tokens * width)
+            self._conditional = self._device.allocate(FLOAT16.itemsize * rows * tokens * width)
             self._unets[rows] = self._bind(rows, self._conditional.address)
         if form.rescaled and self._moments is None:
             allocate = self._device.allocate

@@ -26,9 +26,9 @@ from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptEncoder
 from bksdm.runtime.sampling import Denoising, StepCallback
 from bksdm.storage.files import in_use
 from bksdm.storage.plans import Recipe, list_plans, read_plan, read_record, validate_plans
+from bksdm.storage.precision import FLOAT16
 
 KEPT_SESSIONS = 4
-PRECISION = "float16"
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
             others.append(name)
             continue
         profile = Profile.read(record["profile"])
-        recipe = Recipe(flavour, version, tuple(record["targets"]), PRECISION, profile)
+        recipe = Recipe(flavour, version, tuple(record["targets"]), FLOAT16.name, profile)
         validate_plans(engines / name, recipe, models)
         found.append(_Built(engines / name, profile))
     if not found:

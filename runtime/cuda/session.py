@@ -18,6 +18,7 @@ from bksdm.runtime.cuda.table import DeviceTable
 from bksdm.runtime.cuda.text import DeviceText
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.storage.precision import FLOAT16
 
 # Mirrors struct Control of kernels.cu.
 CONTROL = np.dtype(
@@ -107,9 +108,9 @@ class Session:
         self._control_in, self._control_out = host(CONTROL.itemsize), host(CONTROL.itemsize)
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
-        self._vae_input = allocate(2 * self._size)
+        self._vae_input = allocate(FLOAT16.itemsize * self._size)
         area = shape.height * shape.width
-        self._decoded = allocate(2 * images * 3 * area)
+        self._decoded = allocate(FLOAT16.itemsize * images * 3 * area)
         self._pixels_device = allocate(images * area * 3)
         self._pixels_host = host(self._pixels_device.size)
         self._table = DeviceTable(device, self._size)

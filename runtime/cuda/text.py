@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError
 from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Memory, Part, as_array
+from bksdm.storage.precision import FLOAT16
 
 
 class DeviceText:
@@ -39,15 +40,17 @@ class DeviceText:
         tokens, width = (int(n) for n in plan.tensors["last_hidden_state"].shape[1:])
         shape = (rows, tokens, width)
         self.size = rows * tokens * width
-        self._row_bytes = 2 * tokens * width
+        self._row_bytes = FLOAT16.itemsize * tokens * width
         self._ids_type, self._ids_shape = plan.tensors["input_ids"].dtype, (rows, tokens)
         self._ids = device.allocate(rows * tokens * self._ids_type.itemsize)
         self._ids_host = device.allocate_host(self._ids.size)
-        self._embeddings = device.allocate(2 * self.size)
-        self._host = device.allocate_host(2 * self.size)
+        self._embeddings = device.allocate(rows * self._row_bytes)
+        self._host = device.allocate_host(rows * self._row_bytes)
         self.embeddings = Binding(self._embeddings.address, shape)
         # Images of one prompt share its row; without several there is nothing to share.
-        self._distinct: Memory | None = device.allocate(2 * self.size) if images > 1 else None
+        self._distinct: Memory | None = None
+        if images > 1:
+            self._distinct = device.allocate(rows * self._row_bytes)
         self._least = plan.least_rows("input_ids")
         self._encoders = {rows: self._bind(rows, self._embeddings)}
         self._sources: list[int] = []

@@ -21,7 +21,11 @@ from bksdm.export.parity import ComponentParity, compare, format_table, referenc
 from bksdm.export.parity import Reference as ParityReference
 from bksdm.export.pretrained import config_of
 from bksdm.export.quiet import quiet
-from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.pipeline import ON_HOST
+from bksdm.runtime.request import Request
+from bksdm.storage.precision import FLOAT32
 
 COMPONENTS = [network.component for network in NETWORKS]
 
@@ -160,11 +164,11 @@ def test_existing_bundle_and_unknown_dtype_are_refused_before_any_work(tmp_path)
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_a_failure_leaves_nothing(nano_checkpoint, tmp_path, monkeypatch, failure):
-    def fail(network, folder, half):
+    def fail(network, folder, precision):
         (folder / "model.onnx").write_bytes(b"half a graph")
         raise failure
 
-    monkeypatch.setattr(exporter, "references", lambda network, half: [])
+    monkeypatch.setattr(exporter, "references", lambda network, precision: [])
     monkeypatch.setattr(exporter, "write_graph", fail)
     expected = KeyboardInterrupt if failure is KeyboardInterrupt else ExportError
     with pytest.raises(expected):
@@ -176,8 +180,8 @@ def test_missed_parity_refuses_the_bundle_with_the_table(nano_checkpoint, tmp_pa
     def far(path, component, dtype, truth):
         return replace(_row(), component=component, relative_l2=0.5)
 
-    monkeypatch.setattr(exporter, "references", lambda network, half: [])
-    monkeypatch.setattr(exporter, "write_graph", lambda network, folder, half: folder)
+    monkeypatch.setattr(exporter, "references", lambda network, precision: [])
+    monkeypatch.setattr(exporter, "write_graph", lambda network, folder, precision: folder)
     monkeypatch.setattr(exporter, "compare", far)
     with pytest.raises(ExportError, match="misses parity") as caught:
         exporter.export(nano_checkpoint, tmp_path / "bundle")
@@ -217,10 +221,11 @@ def test_a_sampler_that_is_not_implemented_is_exported_with_a_word(
     assert line.endswith("; pictures will need --sampler, such as euler")
     ignored = shutil.ignore_patterns("engines", "scheduler", "model_index.json")
     shutil.copytree(nano_bundle, tmp_path / "bundle", ignore=ignored, dirs_exist_ok=True)
-    model = TextToImage.load(tmp_path / "bundle")
+    # Resolved as for a picture; to load and to draw it is the same for every sampler.
+    bundle = Bundle.open(tmp_path / "bundle")
     with pytest.raises(SamplerError, match=said.partition(" ")[0] if changes else class_name):
-        model("a house", num_inference_steps=1)
-    assert model("a house", num_inference_steps=1, sampler="euler").pixels.shape[0] == 1
+        Request.resolve(bundle, ON_HOST, GenerationConfig("a house"))
+    Request.resolve(bundle, ON_HOST, GenerationConfig("a house", sampler="euler"))
 
 
 @pytest.mark.parametrize("blocks", [1, 4, 6, 8])
@@ -245,7 +250,7 @@ def test_a_unet_of_six_blocks(tmp_path):
         model = UNet2DConditionModel(**_unet_of(6))
     network = Unet(model, config_of(model)).eval().requires_grad_(False)
     truth = references(network)
-    row = compare(graph.write_graph(network, tmp_path), "unet", "float32", truth)
+    row = compare(graph.write_graph(network, tmp_path), "unet", FLOAT32, truth)
     assert row.passed, row
 
 
@@ -289,9 +294,9 @@ def test_compare_notices_a_wrong_output(nano_bundle):
     right = ParityReference({"input_ids": ids}, truth)
     wrong = ParityReference({"input_ids": ids}, truth + 1)
     other = ParityReference({"input_ids": ids}, truth[:, :5])
-    assert compare(graph, "text_encoder", "float32", [right]).passed
-    assert not compare(graph, "text_encoder", "float32", [right, wrong]).passed
-    assert not compare(graph, "text_encoder", "float32", [other]).passed
+    assert compare(graph, "text_encoder", FLOAT32, [right]).passed
+    assert not compare(graph, "text_encoder", FLOAT32, [right, wrong]).passed
+    assert not compare(graph, "text_encoder", FLOAT32, [other]).passed
 
 
 @pytest.mark.slow

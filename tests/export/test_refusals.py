@@ -189,7 +189,7 @@ REFUSED = {
     "a pointer of words": (write("tokenizer/vocab.json", LFS), "vocab.json: a pointer of Git"),
     "code": (pickled(lambda found: {**found, "x": print}), r"\.bin: damaged, or a pickle of more"),
     "a module": (pickled(lambda found: torch.nn.Linear(1, 1)), r"\.bin: damaged, or a pickle"),
-    "nested": (pickled(lambda found: {"state_dict": found}), r"\.bin: holds something else"),
+    "nested": (pickled(lambda found: {"state_dict": found}), r"\.bin: contains something other"),
     "cut pickle": (pickled(lambda found: found, keep=-5000), r"\.bin: damaged"),
     "empty pickle": (pickled(lambda found: found, keep=0), r"\.bin: is empty"),
     "no shards": (

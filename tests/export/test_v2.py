@@ -12,6 +12,7 @@ from bksdm.export.dummy import text_config, unet_config
 from bksdm.export.graph import write_graph
 from bksdm.export.networks import TextEncoder, Unet
 from bksdm.export.parity import compare, references
+from bksdm.storage.precision import FLOAT16, FLOAT32
 
 V2_UNET = {
     "cross_attention_dim": 1024,
@@ -37,18 +38,22 @@ def text_encoder():
 
 
 @pytest.mark.parametrize(
-    ("build", "dtype"), [(unet, "float32"), (unet, "float16"), (text_encoder, "float32")]
+    ("build", "precision"),
+    [
+        pytest.param(unet, FLOAT32, marks=pytest.mark.slow),
+        pytest.param(unet, FLOAT16, marks=pytest.mark.slow),
+        (text_encoder, FLOAT32),
+    ],
 )
-def test_v2_networks_pass_parity(tmp_path, build, dtype):
+def test_v2_networks_pass_parity(tmp_path, build, precision):
     torch.manual_seed(0)
     network = build().eval().requires_grad_(False)
-    half = dtype == "float16"
-    truth = references(network, half)
-    path = write_graph(network, tmp_path, half)
-    row = compare(path, network.component, dtype, truth)
+    truth = references(network, precision)
+    path = write_graph(network, tmp_path, precision)
+    row = compare(path, network.component, precision, truth)
     assert row.passed, row
     graph = onnx.load(path).graph
-    wanted = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    wanted = onnx.TensorProto.FLOAT16 if precision == FLOAT16 else onnx.TensorProto.FLOAT
     for value in (*graph.input, *graph.output):
         # Sine and cosine of a timestep need more than 11 bits.
         other = {"timestep": onnx.TensorProto.FLOAT, "input_ids": onnx.TensorProto.INT64}

@@ -20,6 +20,7 @@ from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.prompt_weights import apply_weights
 from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.storage.precision import FLOAT32
 
 from .pictures import assert_same_pictures, pictures
 
@@ -59,7 +60,7 @@ def bundle(checkpoint, nano_bundle, tmp_path_factory):
     truth = references(network)
     (folder / "text_encoder" / "config.json").write_text(json.dumps(network.config))
     graph = write_graph(network, folder / "text_encoder")
-    assert compare(graph, "text_encoder", "float32", truth).passed
+    assert compare(graph, "text_encoder", FLOAT32, truth).passed
     for name, text in tokenizer_texts(read_tokenizer(checkpoint)).items():
         (folder / "tokenizer" / name).write_text(text)
     return folder

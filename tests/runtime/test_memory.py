@@ -26,7 +26,7 @@ print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("side", [128, 1024])
+@pytest.mark.parametrize("side", [128, pytest.param(1024, marks=pytest.mark.slow)])
 def test_the_estimate_is_near_the_peak(side):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(side)], capture_output=True, text=True, check=True
