@@ -139,6 +139,7 @@ def test_a_full_disk_leaves_what_was_built(built, monkeypatch, capsys):
     assert after == before
 
 
+@pytest.mark.slow
 def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
     folder = tmp_path / "nano"
     shutil.copytree(built, folder)

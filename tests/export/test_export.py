@@ -193,14 +193,16 @@ def test_missed_parity_refuses_the_bundle_with_the_table(nano_checkpoint, tmp_pa
     ("class_name", "changes", "said"),
     [
         ("DDIMScheduler", {"thresholding": True}, "thresholding = True is not implemented"),
-        ("DEISMultistepScheduler", {"solver_type": "x"}, "solver_type must be one of"),
-        (
-            "FlowMatchEulerDiscreteScheduler",
-            {},
-            "FlowMatchEulerDiscreteScheduler is not implemented",
+        pytest.param(
+            "DEISMultistepScheduler", {"solver_type": "x"}, "solver_type must be one of",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "FlowMatchEulerDiscreteScheduler", {},
+            "FlowMatchEulerDiscreteScheduler is not implemented", marks=pytest.mark.slow,
         ),
     ],
-)
+)  # fmt: skip
 def test_a_sampler_that_is_not_implemented_is_exported_with_a_word(
     checkpoint, nano_bundle, tmp_path, monkeypatch, class_name, changes, said
 ):

@@ -38,7 +38,9 @@ def ours(folders):
     return TextToImage.load(folders[1])
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, 1), (4, 3), (25, 1), (50, 1)])
+@pytest.mark.parametrize(
+    ("steps", "count"), [(1, 1), (4, 3), (25, 1), pytest.param(50, 1, marks=pytest.mark.slow)]
+)
 def test_pndm_equals_diffusers(reference, ours, steps, count):
     arguments = {"num_inference_steps": steps, "num_images_per_prompt": count}
     expected = pictures(reference, "a red apple", seed=7, **arguments)

@@ -124,7 +124,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(sorted(DIFFUSERS_CLASSES)), FIELDS)
 @example("PNDMScheduler", {})
 @example("DDIMScheduler", {})
