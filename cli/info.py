@@ -79,14 +79,14 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:
-    from bksdm.engines.registry import DEFAULT, backend, versions
+    from bksdm.engines.registry import DEFAULT, backend, version_of
     from bksdm.optimize.compose import MadeFor, describe_rewrite
     from bksdm.optimize.tuned import read_tuned
     from bksdm.storage.graph import describe_graph
 
     model = bundle.model(name)
     side = bundle.sample_size * (bundle.vae_scale if name == "vae_encoder" else 1)
-    tuned = read_tuned(bundle.path / "engines", model, versions())
+    tuned = read_tuned(bundle.path / "engines", model, version_of)
     made_for = tuned[DEFAULT].made_for if DEFAULT in tuned else MadeFor(side)
     forms = describe_rewrite(model, made_for, backend(DEFAULT).rules)
     described = {**describe_graph(model), "on the CPU": forms}

@@ -65,7 +65,9 @@ def capabilities(name: object) -> Capabilities:
 
 def chosen_engine(name: str, model: Path, cache: Path | None) -> str:
     """Return the engine that runs a network: of :data:`AUTO` the one that was faster."""
-    return _chosen(name, {} if cache is None else _tuned(cache, model))
+    if name != AUTO:
+        return name
+    return _fastest({} if cache is None else _tuned(cache, model))
 
 
 def open_engine(
@@ -86,7 +88,7 @@ def open_engine(
         The name is unknown, the backend is not installed or the model cannot be loaded.
     """
     tuned = {} if cache is None else _tuned(cache, model)
-    name = _chosen(name, tuned)
+    name = _fastest(tuned) if name == AUTO else name
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
     return make_engine(name, model, threads, cache, made_for, edit)
 
@@ -113,16 +115,15 @@ def make_engine(
     return with_any_batch(engine, f"{model.parent.name}/{model.name}")
 
 
-def versions() -> dict[str, str | None]:
-    """Return the version of every engine; None where it is not installed."""
-    return {name: found.version for name, found in backends().items()}
+def version_of(name: str) -> str | None:
+    """Return the version of an engine; None where it is unknown or not installed."""
+    found = backends().get(name)
+    return None if found is None else found.version
 
 
 def _tuned(cache: Path, model: Path) -> dict[str, Tuned]:
-    return read_tuned(cache, model, versions())
+    return read_tuned(cache, model, version_of)
 
 
-def _chosen(name: str, tuned: dict[str, Tuned]) -> str:
-    if name != AUTO:
-        return name
+def _fastest(tuned: dict[str, Tuned]) -> str:
     return min(tuned, key=lambda engine: tuned[engine].seconds, default=DEFAULT)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ def tuned_folder(engines: Path) -> Path:
     return engines / f"{TUNED}{digest}"
 
 
-Versions = Mapping[str, "str | None"]
-"""Of engines that are installed now, by name; None of those that are not."""
+VersionOf = Callable[[str], "str | None"]
+"""From an engine's name to its version; None where it is not installed."""
 
 
-def read_tuned(engines: Path, model: Path, versions: Versions) -> dict[str, Tuned]:
+def read_tuned(engines: Path, model: Path, version_of: VersionOf) -> dict[str, Tuned]:
     """Return the measurements of a network, by engine.
 
     Measurements of another machine, another version of an engine, other rules or an older graph
@@ -58,7 +58,7 @@ def read_tuned(engines: Path, model: Path, versions: Versions) -> dict[str, Tune
         return {
             name: Tuned(float(found["seconds"]), MadeFor.read(found["made_for"]))
             for name, found in entry["engines"].items()
-            if name in versions and found["version"] == versions[name]
+            if found["version"] == version_of(name)
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         # As if it had not been measured: it only costs time.
@@ -70,7 +70,7 @@ def write_tuned(
     models: Mapping[str, Path],
     measured: Mapping[str, Mapping[str, Tuned]],
     settings: Mapping[str, Any],
-    versions: Versions,
+    version_of: VersionOf,
 ) -> Path:
     """Add measurements to those of this machine that still hold, and return their folder.
 
@@ -84,8 +84,8 @@ def write_tuned(
         By component and engine.
     settings : mapping
         Conditions of the measurement: sizes, threads, rounds.
-    versions : mapping
-        Of the engines.
+    version_of : callable
+        Returns an engine's version.
 
     Raises
     ------
@@ -95,12 +95,12 @@ def write_tuned(
     folder = tuned_folder(engines)
     components = {}
     for name, model in models.items():
-        found = {**read_tuned(engines, model, versions), **measured.get(name, {})}
+        found = {**read_tuned(engines, model, version_of), **measured.get(name, {})}
         components[name] = {
             "source": model_digest(model, engines),
             "engines": {
                 engine: {
-                    "version": versions[engine],
+                    "version": version_of(engine),
                     "seconds": tuned.seconds,
                     "made_for": tuned.made_for.fields(),
                 }

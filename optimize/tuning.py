@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.registry import AUTO, backends, cpu_engines, versions
+from bksdm.engines.registry import AUTO, backends, cpu_engines, version_of
 from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
@@ -83,5 +83,5 @@ def tune_bundle(
         found[network] = tune(model, names, side, threads, feeds, told)
         measured(network, found[network])
     settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
-    stored = write_tuned(bundle.path / "engines", models, found, settings, versions())
+    stored = write_tuned(bundle.path / "engines", models, found, settings, version_of)
     return stored, found

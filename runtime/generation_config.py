@@ -14,7 +14,7 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.noise import validate_seed
+from bksdm.runtime.noise import validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
 from bksdm.runtime.samplers.names import sampler_name
@@ -225,10 +225,8 @@ class GenerationConfig:
             raise RequestError(
                 f"negative_prompt has {negatives} entries, but prompt has {len(self.prompts)}"
             )
-        if not isinstance(self.seed, int | None) and len(self.seed) != self.images:
-            raise RequestError(
-                f"seed has {len(self.seed)} entries, but the number of images is {self.images}"
-            )
+        if self.seed is not None:
+            validate_seeds(self.seed, self.images)
         if self.prompt_weights:
             for text in (*self.prompts, *self.negative_prompts):
                 parse_weights(text)

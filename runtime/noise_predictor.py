@@ -46,8 +46,9 @@ class NoisePredictor:
 
     def __init__(self, unet: Engine, load_shallow: Callable[[], Engine] | None = None) -> None:
         self._unet = unet
-        reusable = load_shallow is not None and DEEP_FEATURES in unet.outputs
-        self._load_shallow = once(load_shallow) if reusable and load_shallow else None
+        self._load_shallow = None
+        if load_shallow is not None and DEEP_FEATURES in unet.outputs:
+            self._load_shallow = once(load_shallow)
 
     def start(
         self,
@@ -119,7 +120,7 @@ class NoisePredictor:
         """
         groups: dict[Any, list[_Evaluation]] = {}
         for denoising in denoisings:
-            evaluation = _Evaluation(denoising, denoising.guided)
+            evaluation = _Evaluation(denoising)
             groups.setdefault(evaluation.kind, []).append(evaluation)
         for (whole, *_), group in groups.items():
             outputs = self._run(group, whole, seconds)
@@ -168,10 +169,10 @@ class _Evaluation:
 
     __slots__ = ("denoising", "guided", "job", "rows", "trajectory")
 
-    def __init__(self, denoising: HostDenoising, guided: bool) -> None:
-        self.denoising, self.guided = denoising, guided
+    def __init__(self, denoising: HostDenoising) -> None:
+        self.denoising, self.guided = denoising, denoising.guided
         self.job, self.trajectory = denoising.job, denoising.trajectory
-        self.rows = self.job.images * (2 if guided else 1)
+        self.rows = self.job.images * (2 if self.guided else 1)
 
     @property
     def kind(self) -> tuple[Any, ...]:

@@ -143,10 +143,10 @@ class PromptEncoder:
         for options in dict.fromkeys(prompt.options for prompt in wanted if prompt not in found):
             new = [p for p in wanted if p.options == options and p not in found]
             encoded = self._encode([parsed[prompt.text] for prompt in new], options.clip_skip)
-            found.update(zip(new, encoded, strict=True))
+            for prompt, embedding in zip(new, encoded, strict=True):
+                found[prompt] = embedding
+                self._known.keep(prompt, embedding)
             seconds["text_encoder"] = time.perf_counter() - start
-        for prompt, embedding in found.items():
-            self._known.keep(prompt, embedding)
         return found
 
     def _parse(self, texts: list[str], options: PromptOptions) -> dict[str, _Parsed]:

@@ -53,7 +53,7 @@ def store(bundle, **seconds):
     made_for = MadeFor(8, (SMALLEST,))
     found = {name: Tuned(taken, made_for) for name, taken in seconds.items()}
     return write_tuned(
-        bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1}, registry.versions()
+        bundle / "engines", {"unet": model}, {"unet": found}, {"threads": 1}, registry.version_of
     )
 
 
@@ -120,7 +120,7 @@ def test_what_is_stored_is_read_back(bundle):
     assert folder == tuned_folder(bundle / "engines")
     model = bundle / "unet" / "model.onnx"
     found = {"onnxruntime": Tuned(2.0, MadeFor(8, (SMALLEST,)))}
-    assert read_tuned(bundle / "engines", model, registry.versions()) == found
+    assert read_tuned(bundle / "engines", model, registry.version_of) == found
     record = json.loads((folder / "engine.json").read_text())
     assert record["machine"]["cores"] > 0
     assert record["settings"] == {"threads": 1}
@@ -135,7 +135,7 @@ def test_a_second_engine_is_added(bundle):
     store(bundle, onnxruntime=2.0)
     pytest.importorskip("openvino")
     store(bundle, openvino=3.0)
-    found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions())
+    found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.version_of)
     assert {name: entry.seconds for name, entry in found.items()} == {
         "onnxruntime": 2.0, "openvino": 3.0,
     }  # fmt: skip
@@ -178,7 +178,7 @@ def no_json(bundle, monkeypatch):
 def test_what_no_longer_holds_is_ignored(bundle, opened, monkeypatch, change):
     store(bundle, onnxruntime=2.0)
     change(bundle, monkeypatch)
-    assert read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions()) == {}
+    assert read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.version_of) == {}
     TextToImage.load(bundle, "auto", threads=1)
     assert [(name, made_for) for _, name, made_for in opened] == [("onnxruntime", MadeFor(8))] * 3
 
@@ -218,7 +218,7 @@ def test_the_command_tunes_lists_and_removes(bundle, capsys):
     assert folder == str(tuned_folder(bundle / "engines"))
     assert not list((bundle / "engines").rglob(".partial*"))
     assert set(
-        read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.versions())
+        read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.version_of)
     ) == {"onnxruntime"}
     assert bksdm(["info", str(bundle)]) == 0
     assert "tuned: onnxruntime" in capsys.readouterr().out

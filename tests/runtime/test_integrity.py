@@ -13,7 +13,7 @@ import pytest
 from bksdm.cli import main
 from bksdm.engines import onnxruntime as backend
 from bksdm.engines.errors import BundleError
-from bksdm.engines.registry import versions
+from bksdm.engines.registry import version_of
 from bksdm.models import EMOJI
 from bksdm.optimize.compose import USUAL
 from bksdm.optimize.tuned import Tuned, write_tuned
@@ -33,7 +33,7 @@ def whole(nano_bundle, tmp_path_factory):
     backend.CACHE_FROM_BYTES = before
     models = {name: Bundle.open(folder).model(name) for name in Bundle.open(folder).components}
     measured = {name: {"onnxruntime": Tuned(0.1, USUAL)} for name in models}
-    write_tuned(folder / "engines", models, measured, {"threads": 1}, versions())
+    write_tuned(folder / "engines", models, measured, {"threads": 1}, version_of)
     return folder
 
 
