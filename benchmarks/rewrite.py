@@ -16,8 +16,8 @@ import numpy as np
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.benchmarks.roofline import Peak, measure_peak
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-from bksdm.optimize.compose import PLAIN, MadeFor
 from bksdm.optimize.feeds import network_feeds
+from bksdm.optimize.rules import PLAIN, MadeFor
 from bksdm.runtime.bundle import Bundle
 
 NETWORKS = ("unet", "vae_decoder")

@@ -14,7 +14,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_node_outputs
 
 from bksdm.engines.errors import EngineError
-from bksdm.storage.graph import load_graph
+from bksdm.optimize.graph import load_graph
 
 KINDS = {
     "Conv": "convolution", "MatMul": "matrix product", "Gemm": "matrix product",

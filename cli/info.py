@@ -80,16 +80,17 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:
     from bksdm.engines.registry import DEFAULT, backend, version_of
-    from bksdm.optimize.compose import MadeFor, describe_rewrite
+    from bksdm.optimize.compose import describe_rewrite
+    from bksdm.optimize.rules import MadeFor
     from bksdm.optimize.tuned import read_tuned
-    from bksdm.storage.graph import describe_graph
+    from bksdm.storage.graph_file import GraphFile
 
     model = bundle.model(name)
     side = bundle.sample_size * (bundle.vae_scale if name == "vae_encoder" else 1)
     tuned = read_tuned(bundle.path / "engines", model, version_of)
     made_for = tuned[DEFAULT].made_for if DEFAULT in tuned else MadeFor(side)
     forms = describe_rewrite(model, made_for, backend(DEFAULT).rules)
-    described = {**describe_graph(model), "on the CPU": forms}
+    described = {**GraphFile.read(model).describe(), "on the CPU": forms}
     if tuned:
         times = sorted((entry.seconds, engine) for engine, entry in tuned.items())
         described["tuned"] = ", ".join(f"{engine} {seconds:.3g} s" for seconds, engine in times)

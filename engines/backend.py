@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from bksdm.engines.protocol import Engine, GraphEdit
-from bksdm.optimize.compose import MadeFor, Rules
+from bksdm.engines.protocol import Engine
+from bksdm.optimize.rules import MadeFor, Rules
 
-Open = Callable[["Path", "int | None", "Path | None", "MadeFor", "GraphEdit | None"], Engine]
+Open = Callable[["Path", "int | None", "Path | None", "MadeFor", str], Engine]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Backend:
     rules : Rules
         Which rewritings of a graph it gains from.
     open : callable, optional
-        Loads one network: ``open(model, threads, cache, made_for, edit)``. None where networks run
-        from plans.
+        Loads one network: ``open(model, threads, cache, made_for, variant)``. None where networks
+        run from plans.
     on_cpu : bool
         Whether it runs networks on the CPU, where ``bksdm build --tune`` measures them.
     """

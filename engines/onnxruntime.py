@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +18,11 @@ from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.onnxruntime_session import Graph, graph_of, open_session, reason_of
-from bksdm.engines.protocol import Array, GraphEdit, TensorSpec, validate_feeds
-from bksdm.optimize.choice import CostModel
-from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, Rules, compose
-from bksdm.optimize.saved_graph import DATA, NotSaved, SavedGraph
-from bksdm.storage.digest import graph_files
+from bksdm.engines.onnxruntime_session import open_session, reason_of
+from bksdm.engines.preparing import Preparation, open_prepared
+from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
+from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
+from bksdm.storage.stored_graph import DATA, Prepared
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -46,8 +44,6 @@ DTYPES = {
     "tensor(int32)": "int32",
     "tensor(bool)": "bool",
 }
-# Graphs smaller than this are optimised faster than their optimised copy is worth on disk.
-CACHE_FROM_BYTES = 64 * 2**20
 
 
 class OnnxRuntimeEngine:
@@ -62,14 +58,13 @@ class OnnxRuntimeEngine:
     threads : int, optional
         Threads inside one operator; by default one per physical core.
     cache : Path, optional
-        Folder for the optimised graph, so that later starts skip the optimisation. On the CPU
-        only: elsewhere the provider compiles for itself.
+        Folder for the rewritten graph, on the CPU also optimised, so that later starts skip both.
     made_for : MadeFor
         What the CPU's graph is made fastest for.
     profile : Path, optional
         Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
-    edit : GraphEdit, optional
-        A change of the graph, before all rewriting.
+    variant : str
+        Of :mod:`bksdm.engines.variants`.
 
     Raises
     ------
@@ -85,7 +80,7 @@ class OnnxRuntimeEngine:
         cache: Path | None = None,
         made_for: MadeFor = USUAL,
         profile: Path | None = None,
-        edit: GraphEdit | None = None,
+        variant: str = "",
     ) -> None:
         if provider not in PROVIDERS:
             raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
@@ -97,13 +92,22 @@ class OnnxRuntimeEngine:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
-        self._session = _open(model, edit, provider, threads, profile, cache, made_for)
+        preparation = _preparation(model, variant, provider, made_for)
+        self._session = _open(preparation, provider, cache, threads, profile)
         # A graph in strips says how many rows it needs at least, and takes one image.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
-        self._for_small = once(functools.partial(
-            OnnxRuntimeEngine, model, provider, threads, None, replace(made_for, side=1), edit=edit
-        ))  # fmt: skip
+        self._for_small = once(
+            functools.partial(
+                OnnxRuntimeEngine,
+                model,
+                provider,
+                threads,
+                cache,
+                made_for=replace(made_for, side=1),
+                variant=variant,
+            )
+        )
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self._run = self._run_on_host if provider == "cpu" else BoundSession(self._session, "cuda")
@@ -175,63 +179,48 @@ def _share_memory(options: ort.SessionOptions) -> None:
     options.enable_mem_pattern = False
 
 
+def _preparation(model: Path, variant: str, provider: str, made_for: MadeFor) -> Preparation:
+    rules = RULES[provider]
+    if provider != "cpu":
+        # A GPU's provider compiles for itself.
+        return Preparation(f"onnxruntime-{provider}", model, variant, rules, made_for)
+    return Preparation("onnxruntime", model, variant, rules, made_for, _optimise, ort.__version__)
+
+
 def _open(
-    model: Path,
-    edit: GraphEdit | None,
+    preparation: Preparation,
     provider: str,
+    cache: Path | None,
     threads: int | None,
     profile: Path | None,
-    cache: Path | None,
-    made_for: MadeFor,
 ) -> ort.InferenceSession:
-    """Return a session of a rewritten graph, on the CPU of one that is saved optimised.
+    """Return a session of the rewritten graph, on the CPU of one that is stored optimised.
 
     Raises
     ------
     EngineError, BundleError
         The graph cannot be loaded.
     """
-    name = model.parent.name if edit is None else f"{model.parent.name}-{edit.name}"
 
-    def composed() -> Graph:
-        return graph_of(compose(model, RULES[provider], made_for, edit), model)
-
-    def open_graph(graph: Graph, optimised: bool = False) -> ort.InferenceSession:
+    def open_graph(graph: Prepared) -> ort.InferenceSession:
         options = _options(threads, profile)
         if provider == "cpu":
             _share_memory(options)
-        if optimised:
+        if graph.optimised:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         second = (PROVIDERS["cuda"],) if provider == "tensorrt" else ()
         return open_session(graph, options, (PROVIDERS[provider], *second))
 
     try:
-        if provider != "cpu" or cache is None or _weight_bytes(model) < CACHE_FROM_BYTES:
-            return open_graph(composed())
-        fields = {"rewrite": REWRITE, "made_for": made_for.fields()}
-        saved = SavedGraph(model, cache, name, fields, composed, _optimise)
-        try:
-            return saved.open(functools.partial(open_graph, optimised=True))
-        except NotSaved as error:
-            session = open_graph(composed())
-            warnings.warn(
-                f"{name}: every start takes as long, for the optimised graph cannot be stored in "
-                f"{cache} ({reason_of(error)})",
-                stacklevel=2,
-            )
-            return session
+        return open_prepared(preparation, cache, open_graph)
     except BksdmError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        where = f"{model.parent.name}/{model.name}"
+        where = f"{preparation.model.parent.name}/{preparation.model.name}"
         raise EngineError(f"{where}: cannot be loaded ({reason_of(error)})") from error
 
 
-def _weight_bytes(model: Path) -> int:
-    return sum(file.stat().st_size for file in graph_files(model))
-
-
-def _optimise(graph: Graph, target: Path) -> None:
+def _optimise(graph: Prepared, target: Path) -> None:
     """Write a graph as ONNX Runtime runs it, all its larger weights in :data:`DATA` beside it."""
     options = _options(None, None)
     options.optimized_model_filepath = str(target)
@@ -247,8 +236,8 @@ def _optimise(graph: Graph, target: Path) -> None:
 
 
 def _opened_by(provider: str) -> Open:
-    return lambda model, threads, cache, made_for, edit: OnnxRuntimeEngine(
-        model, provider, threads, cache, made_for, edit=edit
+    return lambda model, threads, cache, made_for, variant: OnnxRuntimeEngine(
+        model, provider, threads, cache, made_for, variant=variant
     )
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import onnx
-from onnx import helper
+import numpy as np
 
 from bksdm.engines.backend import Backend, Capabilities
-from bksdm.engines.errors import EngineError
-from bksdm.engines.protocol import Array, GraphEdit, validate_feeds
-from bksdm.optimize.choice import CostModel
-from bksdm.optimize.compose import USUAL, MadeFor, Rules, compose
-from bksdm.storage.graph import tensor_specs
-from bksdm.storage.weights import find_files, read_weights
+from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.preparing import Preparation, open_prepared
+from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
+from bksdm.optimize.rules import USUAL, CostModel, MadeFor, Rules
+from bksdm.storage.graph_file import GraphFile
+from bksdm.storage.stored_graph import Prepared
 
 RULES = Rules(winograd=CostModel(0.9, 25, 16))
 # Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
@@ -34,9 +35,9 @@ class OpenVinoEngine:
     """A network in OpenVINO, computed in float32 whatever the processor offers.
 
     A large network is compiled once for every batch, height and width; a small one for each of
-    them when it first comes, which runs a fifth faster. Nothing is stored: compiling takes a second
-    or two, and a stored network of gigabytes would save one of them. Threads may share it; they run
-    one after the other, for a compiled network has one set of tensors.
+    them when it first comes, which runs a fifth faster. What is compiled is not stored: that
+    takes a second or two, and a stored network of gigabytes would save one of them. Threads may
+    share it; they run one after the other, for a compiled network has one set of tensors.
 
     Parameters
     ----------
@@ -46,8 +47,10 @@ class OpenVinoEngine:
         CPU threads; by default one per physical core.
     made_for : MadeFor
         What the graph is made fastest for.
-    edit : GraphEdit, optional
-        A change of the graph, before all rewriting.
+    cache : Path, optional
+        Folder for the rewritten graph, so that later starts skip the rewriting.
+    variant : str
+        Of :mod:`bksdm.engines.variants`.
 
     Raises
     ------
@@ -60,28 +63,37 @@ class OpenVinoEngine:
         model: Path,
         threads: int | None = None,
         made_for: MadeFor = USUAL,
-        edit: GraphEdit | None = None,
+        cache: Path | None = None,
+        variant: str = "",
     ) -> None:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
         self._core = _core()
-        proto = compose(model, RULES, made_for, edit)
-        self.inputs = tensor_specs(proto.graph.input)
-        self.outputs = tensor_specs(proto.graph.output)
         self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
-        weights = _take_weights(proto, model, self._name)
-        size = proto.ByteSize() + sum(weight.nbytes for weight in weights.values())
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
         self._running = threading.Lock()
+        preparation = Preparation("openvino", model, variant, RULES, made_for, as_inputs=True)
         try:
-            self._network = self._core.read_model(proto.SerializeToString())
-            _give_weights(self._network, weights)
-            self._whole = self._compile() if size > LARGE else None
+            open_prepared(preparation, cache, self._open)
+        except BksdmError:
+            raise
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(f"{self._name}: cannot be loaded ({_reason(error)})") from error
+
+    def _open(self, graph: Prepared) -> None:
+        weights = _read_weights(graph)
+        described = GraphFile.parse(graph.content)
+        self.inputs: Mapping[str, TensorSpec] = MappingProxyType(
+            {name: spec for name, spec in described.inputs.items() if name not in weights}
+        )
+        self.outputs: Mapping[str, TensorSpec] = described.outputs
+        self._network = self._core.read_model(graph.content)
+        _give_weights(self._network, weights)
+        size = len(graph.content) + sum(weight.nbytes for weight in weights.values())
+        self._whole = self._compile() if size > LARGE else None
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; the results are copies, for the next run writes over OpenVINO's own."""
@@ -120,26 +132,21 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _take_weights(proto: onnx.ModelProto, model: Path, network: str) -> dict[str, Array]:
-    """Replace the weights outside a graph by inputs, and return them by name, mapped to memory.
-
-    OpenVINO finds such weights only for a graph that is a file beside them.
+def _read_weights(graph: Prepared) -> dict[str, Array]:
+    """Return the weights that are inputs by name, mapped to memory.
 
     Raises
     ------
-    EngineError
-        A weight lies outside its file, or the file outside the model's folder.
+    OSError, ValueError
+        A file is missing or too short.
     """
-    graph = proto.graph
-    weights = read_weights(proto, find_files(proto, {"": model.parent}, network), network)
-    inside = [weight for weight in graph.initializer if weight.name not in weights]
-    graph.input.extend(
-        helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
-        for weight in graph.initializer
-        if weight.name in weights
-    )
-    del graph.initializer[:]
-    graph.initializer.extend(inside)
+    weights, files = {}, {}
+    for name, (dtype, shape, file, offset) in (graph.inputs or {}).items():
+        if file not in files:
+            files[file] = np.memmap(graph.root / file, np.uint8, "c")
+        count = math.prod(shape)
+        flat = np.frombuffer(files[file], dtype, count, offset) if count else np.empty(0, dtype)
+        weights[name] = flat.reshape(shape)
     return weights
 
 
@@ -170,8 +177,8 @@ def _reason(error: Exception) -> str:
 BACKENDS = (
     Backend(
         Capabilities("openvino", feature_reuse=True), ("openvino",), "openvino", RULES,
-        lambda model, threads, cache, made_for, edit: OpenVinoEngine(
-            model, threads, made_for, edit
+        lambda model, threads, cache, made_for, variant: OpenVinoEngine(
+            model, threads, made_for, cache, variant
         ),
         on_cpu=True,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,22 +20,6 @@ class TensorSpec:
 
     dtype: np.dtype[Any]
     shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class GraphEdit:
-    """Another network of the same weights, made from the graph when it is loaded.
-
-    Attributes
-    ----------
-    name : str
-        Fit for a folder; the same name is the same change.
-    apply : callable
-        Changes an ``onnx.ModelProto`` in place.
-    """
-
-    name: str
-    apply: Callable[[Any], None]
 
 
 class Engine(Protocol):

@@ -11,8 +11,8 @@ from bksdm import engines
 from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
 from bksdm.engines.fixed_batch import with_any_batch
-from bksdm.engines.protocol import Engine, GraphEdit
-from bksdm.optimize.compose import MadeFor
+from bksdm.engines.protocol import Engine
+from bksdm.optimize.rules import MadeFor
 from bksdm.optimize.tuned import Tuned, read_tuned
 
 DEFAULT = "onnxruntime"
@@ -76,7 +76,7 @@ def open_engine(
     threads: int | None,
     cache: Path | None,
     side: int,
-    edit: GraphEdit | None = None,
+    variant: str = "",
 ) -> Engine:
     """Load one network with the engine of that name; see its class for the arguments.
 
@@ -90,7 +90,7 @@ def open_engine(
     tuned = {} if cache is None else _tuned(cache, model)
     name = _fastest(tuned) if name == AUTO else name
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
-    return make_engine(name, model, threads, cache, made_for, edit)
+    return make_engine(name, model, threads, cache, made_for, variant)
 
 
 def make_engine(
@@ -99,7 +99,7 @@ def make_engine(
     threads: int | None,
     cache: Path | None,
     made_for: MadeFor,
-    edit: GraphEdit | None = None,
+    variant: str = "",
 ) -> Engine:
     """Load one network with an engine, made for what is said.
 
@@ -111,7 +111,7 @@ def make_engine(
     found = backend(name)
     if found.open is None:
         raise EngineError(f"{name} runs plans that `bksdm build` makes, not single networks")
-    engine = found.open(model, threads, cache, made_for, edit)
+    engine = found.open(model, threads, cache, made_for, variant)
     return with_any_batch(engine, f"{model.parent.name}/{model.name}")
 
 

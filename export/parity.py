@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bksdm.engines.onnxruntime_session import graph_of, open_session
+from bksdm.engines.onnxruntime_session import open_session
 from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
+from bksdm.optimize.graph import load_graph
 from bksdm.optimize.half import emulate_half
-from bksdm.storage.graph import load_graph
+from bksdm.optimize.preparing import Composed
 from bksdm.storage.precision import FLOAT16, FLOAT32, Precision
 
 # Two sizes times two batches, none of them the traced ones. 8 x 8 ends at 1 x 1 below four blocks;
@@ -170,7 +171,7 @@ def _session(graph: Path, precision: Precision) -> Any:
     proto = load_graph(graph)
     if precision == FLOAT16:
         emulate_half(proto)
-    return open_session(graph_of(proto, graph), options)
+    return open_session(Composed.of(proto, graph).prepared(), options)
 
 
 def _error(found: NDArray[Any], expected: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.protocol import Engine
-from bksdm.optimize.compose import MadeFor
+from bksdm.optimize.rules import MadeFor
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.preview import PREVIEW_FILE
 from bksdm.runtime.user_files import write_text

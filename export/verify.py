@@ -20,7 +20,7 @@ from bksdm.export.source import resolve
 from bksdm.export.weights import choose, listing
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.pipeline import TextToImage
-from bksdm.storage.graph import graph_inputs
+from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.precision import FLOAT32, PRECISIONS
 
 _CLIP_TOKENS = 49408
@@ -76,7 +76,7 @@ def verify(
     _refuse_bundle(Path(source), variant)
     checkpoint = resolve(source, revision, variant=variant, token=token)
     _require_same_tokens(opened, checkpoint)
-    inputs = graph_inputs(opened.model("unet"))
+    inputs = GraphFile.read(opened.model("unet")).inputs
     tokens = inputs["encoder_hidden_states"].shape[1]
     # A graph of one length, as old versions of ours wrote it, is compared at that length.
     fixed = {"tokens": tokens} if isinstance(tokens, int) else {}
@@ -141,7 +141,7 @@ def _require_same_tokens(bundle: Bundle, checkpoint: Path) -> None:
 
 def _require_fit(graph: Path, reference: Reference, checkpoint: Path) -> None:
     """Refuse a graph that takes other inputs than the checkpoint's network."""
-    takes = {name: (spec.dtype, spec.shape) for name, spec in graph_inputs(graph).items()}
+    takes = {name: (spec.dtype, spec.shape) for name, spec in GraphFile.read(graph).inputs.items()}
     gets = {name: (array.dtype, array.shape) for name, array in reference.feeds.items()}
     for name in dict.fromkeys((*takes, *gets)):
         if name in takes and name in gets and _fits(*takes[name], *gets[name]):

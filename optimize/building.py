@@ -10,13 +10,14 @@ from pathlib import Path
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.engines.registry import backend
-from bksdm.engines.tensorrt import build, load_module, validate_targets
+from bksdm.engines.tensorrt import load_module
+from bksdm.optimize.plan import build, validate_targets
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.runtime.validation import folder
 from bksdm.storage.digest import model_digest
-from bksdm.storage.graph import graph_inputs
+from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.plans import Recipe, staged, validate_plans, write_plan, write_record
 from bksdm.storage.precision import FLOAT16
 
@@ -84,7 +85,7 @@ def build_bundle(
         raise EngineError(f"{engine} needs no building; tuning makes it faster")
     models = {name: bundle.model(name) for name in bundle.components}
     # The weights may be float16 where the graph computes in float32.
-    precision = str(graph_inputs(models["unet"])["sample"].dtype)
+    precision = str(GraphFile.read(models["unet"]).inputs["sample"].dtype)
     if precision != FLOAT16.name:
         raise EngineError(f"{bundle.path} is {precision}; export it with --dtype float16 first")
     version = str(load_module(engine).__version__)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from bksdm.optimize.convolutions import Convolution, convolutions
-from bksdm.optimize.tiles import DOUBLED_TILES, PLAIN_TILES, Tile
+from bksdm.optimize.rules import CostModel, Timing
+from bksdm.optimize.tiles import Tile
 
 # Smaller gains may be none.
 LEAST_GAIN = 1.05
@@ -21,78 +21,7 @@ Cost = Callable[[Convolution, Tile | None], float]
 """How long a convolution takes in a form, or None for the direct one, in any unit."""
 
 
-@dataclass(frozen=True)
-class CostModel:
-    """Cost of a convolution: its operations, and its bytes converted to operations.
-
-    Fitted to an engine's times for the convolutions of a UNet, which runs batches of two, and of a
-    VAE decoder. ONNX Runtime's own, which are the defaults, deviate from the measured gains by 9 %.
-
-    Attributes
-    ----------
-    product_speed
-        What part of the speed of a large convolution products of small matrices reach.
-    value_balance, filter_balance
-        Operations in the time of a byte, of a value that is transformed and of a filter, which is
-        transformed and read.
-    """
-
-    product_speed: float = 0.75
-    value_balance: float = 8
-    filter_balance: float = 18
-
-    def __call__(self, found: Convolution, tile: Tile | None) -> float:
-        """Return the cost for one picture."""
-        into, out = found.channels_in, found.channels_out
-        if tile is None:
-            doubled = 0.0 if found.doubling is None else 4 * 1.25 * into * self.value_balance
-            return (2.0 * 9 * into * out + doubled) * found.side**2
-        values, points = tile.size**2, tile.points
-        tiles = (-(-found.side // tile.size)) ** 2
-        products = tiles * points * (into * out + tile.reach**2 * into + values * out)
-        read = tile.step**2
-        moved = tiles * ((read + 4 * points) * into + (2 * points + 6 * values) * out)
-        moving = moved * self.value_balance + points * into * out * self.filter_balance
-        return 2 * products / self.product_speed + 4 * moving
-
-
 USUAL_COST = CostModel()
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of the convolutions of one size, direct and in each of their forms."""
-
-    channels_in: int
-    channels_out: int
-    side: int
-    doubled: bool
-    direct: float
-    transformed: tuple[float, ...]
-
-    @property
-    def size(self) -> tuple[int, int, int, bool]:
-        """The properties on which the time depends."""
-        return self.channels_in, self.channels_out, self.side, self.doubled
-
-    def fields(self) -> list[Any]:
-        """Return its fields for a JSON record."""
-        return [*self.size, self.direct, *self.transformed]
-
-    @classmethod
-    def read(cls, fields: Sequence[Any]) -> Timing:
-        """Return the object of a record that :meth:`fields` made.
-
-        Raises
-        ------
-        ValueError, TypeError
-            The record is damaged.
-        """
-        into, out, side, doubled, direct, *transformed = fields
-        if len(transformed) != len(DOUBLED_TILES if doubled else PLAIN_TILES):
-            raise ValueError(f"times for {len(transformed)} forms")
-        times = tuple(float(seconds) for seconds in transformed)
-        return cls(int(into), int(out), int(side), bool(doubled), float(direct), times)
 
 
 class MeasuredCost:

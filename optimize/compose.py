@@ -3,102 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from bksdm.engines.protocol import GraphEdit
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
-from bksdm.optimize.choice import Choice, Cost, CostModel, MeasuredCost, Timing, choose
+from bksdm.optimize.choice import Choice, Cost, MeasuredCost, choose
 from bksdm.optimize.convolutions import convolutions
 from bksdm.optimize.feed_forward import split_feed_forward
+from bksdm.optimize.graph import load_graph
 from bksdm.optimize.group_norm import expand_group_norm
+from bksdm.optimize.rules import LEAST_ROWS, MadeFor, Rules
 from bksdm.optimize.strips import Tail, apply_strips, find_tail
 from bksdm.optimize.tiles import TILES
+from bksdm.optimize.variants import apply_variant
 from bksdm.optimize.winograd import apply_winograd
-from bksdm.storage.graph import load_graph
-
-# Metadata of a rewritten graph: the least height of its input.
-LEAST_ROWS = "bksdm.least_rows"
-# Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 9
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Rewriting rules that an engine gains from; docs/cpu.md has the measurements.
-
-    Attributes
-    ----------
-    attention
-        Fuse attention into ONNX Runtime's own operator.
-    feed_forward
-        Compute gated feed-forward layers in tiles of tokens.
-    blocks
-        Use ONNX Runtime's blocked layout for Winograd's products, and row tiling for a decoder.
-    group_norm
-        Write group normalisation as instance normalisation.
-    winograd
-        Cost model by which 3×3 convolutions become products of tiles; None leaves them direct.
-    """
-
-    attention: bool = False
-    feed_forward: bool = False
-    blocks: bool = False
-    group_norm: bool = False
-    winograd: CostModel | None = None
-
-
-@dataclass(frozen=True)
-class MadeFor:
-    """The input that a graph is optimised for; it runs other sizes too.
-
-    Attributes
-    ----------
-    side
-        Height and width of its input.
-    measured
-        Measured times of convolutions, which decide their forms; None leaves that to the cost
-        model.
-    """
-
-    side: int = 64
-    measured: tuple[Timing, ...] | None = None
-
-    def fields(self) -> dict[str, Any]:
-        """Return its fields for a JSON record."""
-        return {
-            "side": self.side,
-            "measured": self.measured and [timing.fields() for timing in self.measured],
-        }
-
-    @classmethod
-    def read(cls, fields: Mapping[str, Any]) -> MadeFor:
-        """Return the object of a record that :meth:`fields` made.
-
-        Raises
-        ------
-        ValueError, TypeError, KeyError
-            The record is damaged.
-        """
-        measured = fields["measured"]
-        if measured is not None:
-            measured = tuple(Timing.read(entry) for entry in measured)
-        return cls(int(fields["side"]), measured)
-
-
-USUAL = MadeFor()
-# Convolutions are direct, and no rule uses tiles in a graph for one latent pixel.
-PLAIN = MadeFor(1, ())
-
-
-def compose(
-    model: Path, rules: Rules, made_for: MadeFor, edit: GraphEdit | None = None
-) -> onnx.ModelProto:
+def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> onnx.ModelProto:
     """Return the graph rewritten for an engine; the weights stay in their file.
 
     Parameters
@@ -109,17 +32,18 @@ def compose(
         Rules of the engine.
     made_for : MadeFor
         Input to optimise for.
-    edit : GraphEdit, optional
-        Change of the network that is applied before the rules.
+    variant : str
+        Of :mod:`bksdm.engines.variants`; made before the rules are applied.
 
     Raises
     ------
     BundleError
         The file is missing, or no ONNX graph.
+    EngineError
+        It has not what the variant needs.
     """
     proto = load_graph(model)
-    if edit is not None:
-        edit.apply(proto)
+    apply_variant(proto, variant)
     side = made_for.side
     chosen, tail = choose_forms(proto, rules, made_for)
     block = block_size() if rules.blocks else 0
@@ -149,6 +73,11 @@ def choose_forms(
     chosen = choose(proto, made_for.side, cost)
     tail = find_tail(proto, made_for.side, chosen, block_size()) if rules.blocks else None
     return chosen, tail
+
+
+def runs_in_strips(model: Path, rules: Rules, made_for: MadeFor) -> bool:
+    """Return whether an engine computes the end of a graph in row tiles."""
+    return choose_forms(load_graph(model), rules, made_for)[1] is not None
 
 
 def describe_rewrite(model: Path, made_for: MadeFor, rules: Rules) -> str:

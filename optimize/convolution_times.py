@@ -11,8 +11,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bksdm.engines.protocol import Engine
-from bksdm.optimize.choice import Choice, Timing
+from bksdm.optimize.choice import Choice
 from bksdm.optimize.convolutions import Convolution, convolutions
+from bksdm.optimize.rules import Timing
 from bksdm.optimize.tiles import Tile
 from bksdm.optimize.winograd import apply_winograd
 

@@ -13,9 +13,8 @@ import onnx
 from onnx import helper
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.variants import DEEP_FEATURES
 from bksdm.optimize.needed import keep_needed
-
-DEEP_FEATURES = "deep_features"
 
 
 def show_deep_features(model: onnx.ModelProto) -> None:

@@ -14,12 +14,13 @@ from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import tensor_specs
-from bksdm.engines.onnxruntime_session import graph_of, open_session, reason_of
+from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.engines.protocol import Array
 from bksdm.engines.tensorrt import has_attention_kernel
 from bksdm.optimize.attention import decompose_attention, fuse_attention
+from bksdm.optimize.graph import load_graph
 from bksdm.optimize.half import MOVES, emulate_half, tensor_types
-from bksdm.storage.graph import load_graph
+from bksdm.optimize.preparing import Composed
 
 _RANGES = "ranges"
 
@@ -132,7 +133,7 @@ def open_graph(proto: onnx.ModelProto, model: Path) -> ort.InferenceSession:
     # What watches a tensor runs right after it. In the default order it runs at the very end, with
     # every tensor still in memory: 6.3 GB against 1.8 GB on a full-size VAE decoder at 384×384.
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    graph = graph_of(proto, model)
+    graph = Composed.of(proto, model).prepared()
     try:
         return open_session(graph, options)
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here

@@ -17,17 +17,14 @@ import numpy as np
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import backend, make_engine
 from bksdm.optimize.blocks import block_size
-from bksdm.optimize.choice import USUAL_COST, Timing
-from bksdm.optimize.compose import (
-    PLAIN,
-    MadeFor,
-    choose_forms,
-)
+from bksdm.optimize.choice import USUAL_COST
+from bksdm.optimize.compose import choose_forms
 from bksdm.optimize.convolution_times import time_convolution
 from bksdm.optimize.convolutions import Convolution, convolutions
+from bksdm.optimize.graph import load_graph
+from bksdm.optimize.rules import PLAIN, MadeFor, Timing
 from bksdm.optimize.tiles import Tile
 from bksdm.optimize.tuned import Tuned
-from bksdm.storage.graph import load_graph
 
 ROUNDS = 5
 # Where the model of costs expects less of the fastest form, no time is spent on measuring.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import EngineError
-from bksdm.optimize.compose import REWRITE, MadeFor
+from bksdm.optimize.rules import REWRITE, MadeFor
 from bksdm.storage.digest import model_digest, read_sealed, write_sealed
 from bksdm.storage.files import write_file
 from bksdm.storage.plans import RECORD, TUNED

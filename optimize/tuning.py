@@ -14,7 +14,7 @@ from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.validation import MAX_THREADS, folder, whole
-from bksdm.storage.graph import load_graph, tensor_specs
+from bksdm.storage.graph_file import GraphFile
 
 Measured = Mapping[str, Mapping[str, Tuned]]
 """By network and engine."""
@@ -66,7 +66,7 @@ def tune_bundle(
     else:
         raise EngineError(f"tuning is for {' and '.join(cpu_engines())}, not {engine}")
     models = {name: bundle.model(name) for name in bundle.components}
-    inputs = {name: tensor_specs(load_graph(model).graph.input) for name, model in models.items()}
+    inputs = {name: GraphFile.read(model).inputs for name, model in models.items()}
     if inputs["unet"]["sample"].dtype != np.float32:
         raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
     found: dict[str, Mapping[str, Tuned]] = {}

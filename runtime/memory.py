@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import AUTO, backend
-from bksdm.optimize.compose import MadeFor, Rules, choose_forms
+from bksdm.optimize.rules import MadeFor
 from bksdm.runtime.bundle import Bundle
-from bksdm.storage.graph import describe_graph, load_graph
+from bksdm.storage.graph_file import GraphFile
 
 # What Python and the libraries take.
 PROCESS_BYTES = 200 * 10**6
@@ -46,7 +47,7 @@ def needed_bytes(
     maps = DECODER_MAPS_IN_STRIPS if strips else DECODER_MAPS
     decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
     weights = FLOAT_BYTES * sum(
-        describe_graph(bundle.model(name))["parameters"] for name in bundle.components[:3]
+        GraphFile.read(bundle.model(name)).parameters for name in bundle.components[:3]
     )
     return int(PROCESS_BYTES + weights + max(denoising, decoding))
 
@@ -96,7 +97,10 @@ def require_memory(
 
 
 def _runs_in_strips(bundle: Bundle, engine: str) -> bool:
-    rules = Rules() if engine == AUTO else backend(engine).rules
-    decoder = load_graph(bundle.model("vae_decoder"))
-    _, tail = choose_forms(decoder, rules, MadeFor(bundle.sample_size))
-    return tail is not None
+    """Return whether the decoder's end will; without ``onnx``, nothing is rewritten so."""
+    if engine == AUTO or find_spec("onnx") is None:
+        return False
+    from bksdm.optimize.compose import runs_in_strips
+
+    decoder = bundle.model("vae_decoder")
+    return runs_in_strips(decoder, backend(engine).rules, MadeFor(bundle.sample_size))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.optimize.feature_reuse import DEEP_FEATURES
+from bksdm.engines.variants import DEEP_FEATURES
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
@@ -86,7 +86,8 @@ class NoisePredictor:
                     )
         if job.cache_interval > 1 and self._load_shallow is None:
             raise RequestError(
-                "fast is for the engines onnxruntime and openvino, and for UNets that join features"
+                "fast is for the engines onnxruntime and openvino, and UNets that join features; "
+                "for the package onnx to find these, it has to be installed at the first start"
             )
         names = [name for name in inputs if name not in FIXED]
         if missing := [name for name in names if name not in conditioning]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import BundleError, EngineError, RequestError
-from bksdm.engines.protocol import Engine, GraphEdit
+from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
+from bksdm.engines.variants import DEEP, SHALLOW, skipping
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.executor import Executor
@@ -157,8 +158,6 @@ class TextToImage:
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
-        from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
-
         able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
         wanted = flag("safety_checker", safety_checker)
@@ -198,10 +197,9 @@ class TextToImage:
             return cls(bundle, cuda, encoder, checker, able)
         _validate_text_inputs(bundle, tokenizer, encode.load(0))
         # A second output would be copied from a GPU in every step.
-        deep = GraphEdit("deep", show_deep_features) if able.feature_reuse else None
-        graph, shallow = bundle.model("unet"), GraphEdit("shallow", keep_shallow)
+        deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
         predict = NoisePredictor(
-            _open_network(open_part, graph, deep), partial(open_part, graph, edit=shallow)
+            _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
         )
         decoder = _open_network(open_part, bundle.model("vae_decoder"))
         executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
@@ -382,16 +380,11 @@ def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine)
 
 
 def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
-    from bksdm.optimize.clip_skip import skip_layers
-
-    edit = GraphEdit(f"clip-skip-{skipped}", partial(skip_layers, count=skipped))
-    return _open_network(open_part, bundle.model("text_encoder"), edit if skipped else None)
+    return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
 
 
-def _open_network(
-    open_part: Callable[..., Engine], model: Path, edit: GraphEdit | None = None
-) -> Engine:
-    return require_tensors(open_part(model, edit=edit), model)
+def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:
+    return require_tensors(open_part(model, variant=variant), model)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.storage.files import open_regular, read_regular, write_file
-from bksdm.storage.graph import load_graph
-from bksdm.storage.weights import weight_files
+from bksdm.storage.graph_file import GraphFile
 
 DIGESTS = "digests.json"
 """In a folder of engines: what is remembered."""
@@ -94,7 +93,7 @@ def graph_files(model: Path) -> list[Path]:
     BundleError
         A file is missing, or the graph is damaged.
     """
-    return [model, *(model.parent / name for name in weight_files(load_graph(model)))]
+    return [model, *(model.parent / name for name in GraphFile.read(model).locations)]
 
 
 def joined_digest(digests: Mapping[Path, str]) -> str:

@@ -7,7 +7,7 @@ from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.work import count_work
 from bksdm.cli import main
 from bksdm.optimize import strips
-from bksdm.optimize.choice import CostModel
+from bksdm.optimize.rules import CostModel
 from tests.optimize.test_rewrite import transformed_is_faster
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.registry import backends
-from bksdm.optimize.choice import CostModel
+from bksdm.optimize.rules import CostModel
 from bksdm.runtime.pipeline import TextToImage
 from tests.optimize.test_rewrite import transformed_is_faster
 

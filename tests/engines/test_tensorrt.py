@@ -21,7 +21,8 @@ from bksdm.cli import main
 from bksdm.engines import tensorrt as backend
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
-from bksdm.engines.tensorrt import build, load_module
+from bksdm.engines.tensorrt import load_module
+from bksdm.optimize.plan import build
 from bksdm.storage.files import PARTIAL
 from bksdm.storage.plans import read_plan, read_record
 

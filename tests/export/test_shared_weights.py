@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from bksdm.engines.errors import ExportError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.export.shared_weights import share_weights
-from bksdm.storage.graph import describe_graph
+from bksdm.storage.graph_file import GraphFile
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_the_graph_computes_the_same_from_the_checkpoints_file(graph, weights, t
     found = OnnxRuntimeEngine(folder / "model.onnx")({"x": x})["y"]
     # The same float32 values enter the same operators.
     np.testing.assert_array_equal(found, expected)
-    assert describe_graph(folder / "model.onnx")["parameters"] == 6 * 4 + 6 + 3 * 6
-    assert describe_graph(folder / "model.onnx")["dtype"] == "float16"
+    assert GraphFile.read(folder / "model.onnx").parameters == 6 * 4 + 6 + 3 * 6
+    assert GraphFile.read(folder / "model.onnx").dtype == "float16"
     # Nothing of the weights is stored a second time.
     proto = onnx.load(folder / "model.onnx", load_external_data=False)
     inside = {w.name for w in proto.graph.initializer if w.data_location != TensorProto.EXTERNAL}

@@ -10,7 +10,7 @@ import onnx
 from bksdm.cli import main
 from bksdm.models import EMOJI
 from bksdm.optimize import strips
-from bksdm.optimize.choice import CostModel
+from bksdm.optimize.rules import CostModel
 from tests.optimize.test_rewrite import transformed_is_faster
 
 

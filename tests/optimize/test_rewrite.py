@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.optimize import choice
 from bksdm.optimize.blocks import DOMAIN, block_size
-from bksdm.optimize.choice import LEAST_GAIN, Choice, CostModel, MeasuredCost, Timing, choose
-from bksdm.optimize.compose import MadeFor
+from bksdm.optimize.choice import LEAST_GAIN, Choice, MeasuredCost, choose
 from bksdm.optimize.convolutions import Convolution, convolutions
 from bksdm.optimize.group_norm import expand_group_norm
+from bksdm.optimize.rules import CostModel, MadeFor, Timing
 from bksdm.optimize.tiles import D4, F2, F4, PLAIN_TILES, TILES
 from bksdm.optimize.winograd import apply_winograd
 
@@ -309,7 +309,6 @@ def test_resolution_is_followed_through_the_network(nano_bundle):
 @pytest.mark.usefixtures("every_gain")
 def test_a_stored_graph_keeps_filters_as_they_were(tmp_path, monkeypatch):
     """A backend that folded their transform would take up to four times the memory for them."""
-    monkeypatch.setattr("bksdm.engines.onnxruntime.CACHE_FROM_BYTES", 0)
     path = tmp_path / "unet" / "model.onnx"
     path.parent.mkdir()
     onnx.save(conv_model(64, 64), path)

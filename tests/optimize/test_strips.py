@@ -14,8 +14,8 @@ from onnx.reference.op_run import OpRun
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.optimize import strips
 from bksdm.optimize.blocks import DOMAIN, block_size
-from bksdm.optimize.choice import CostModel, choose
-from bksdm.optimize.compose import MadeFor
+from bksdm.optimize.choice import choose
+from bksdm.optimize.rules import CostModel, MadeFor
 from bksdm.optimize.strips import apply_strips, find_tail
 from bksdm.optimize.winograd import apply_winograd
 from tests.optimize.test_rewrite import run, transformed_is_faster
@@ -218,7 +218,6 @@ def test_what_strips_cannot_take_is_left_alone(nano_bundle, change):
 
 @pytest.mark.usefixtures("any_size")
 def test_the_engine_runs_any_pictures(nano_bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr("bksdm.engines.onnxruntime.CACHE_FROM_BYTES", 0)
     path = nano_bundle / "vae_decoder" / "model.onnx"
     plain = graph_of(nano_bundle, "vae_decoder")
     # Several, and with fewer rows than strips; the second time from the stored graph.

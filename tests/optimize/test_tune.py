@@ -14,13 +14,14 @@ from bksdm.cli import main as bksdm
 from bksdm.engines import backend, onnxruntime, registry
 from bksdm.engines.errors import EngineError
 from bksdm.optimize import tune, tuned
-from bksdm.optimize.choice import Timing
-from bksdm.optimize.compose import MadeFor, choose_forms
+from bksdm.optimize.compose import choose_forms
 from bksdm.optimize.feeds import network_feeds
+from bksdm.optimize.graph import load_graph
+from bksdm.optimize.rules import MadeFor, Timing
 from bksdm.optimize.tiles import D4, F2, F4
 from bksdm.optimize.tuned import Tuned, read_tuned, tuned_folder, write_tuned
 from bksdm.runtime.pipeline import TextToImage
-from bksdm.storage.graph import load_graph, tensor_specs
+from bksdm.storage.graph_file import GraphFile
 
 SMALLEST = Timing(32, 32, 4, False, 3.0, (1.0, 2.0))
 
@@ -98,7 +99,7 @@ def stopwatch(monkeypatch):
 @pytest.mark.parametrize("component", ["unet", "vae_decoder"])
 def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     model = nano_bundle / component / "model.onnx"
-    feeds = network_feeds(tensor_specs(load_graph(model).graph.input), (8, 8))
+    feeds = network_feeds(GraphFile.read(model).inputs, (8, 8))
     told = []
     found = tune.tune(
         model, ["onnxruntime"], 8, 1, feeds, lambda *step: told.append(step), stopwatch

@@ -11,7 +11,7 @@ from bksdm.export.dummy import create_dummy
 from bksdm.export.exporter import export
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.pipeline import TextToImage
-from bksdm.storage.graph import describe_graph
+from bksdm.storage.graph_file import GraphFile
 
 from .pictures import assert_same_pictures, pictures
 
@@ -22,7 +22,7 @@ def test_small_counts_and_draws_as_published(tmp_path):
     create_dummy("small", checkpoint)
     export(checkpoint, bundle)
     opened = Bundle.open(bundle)
-    counts = {name: describe_graph(opened.model(name))["parameters"] for name in opened.components}
+    counts = {name: GraphFile.read(opened.model(name)).parameters for name in opened.components}
     # The decoder's graph begins with post_quant_conv, 4 · 4 weights and 4 biases; the encoder's is
     # what remains of the VAE's 83,653,863.
     assert counts == {

@@ -10,10 +10,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError, RequestError
-from bksdm.engines.protocol import GraphEdit, TensorSpec
+from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
+from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW
 from bksdm.models import EMOJI
-from bksdm.optimize.feature_reuse import DEEP_FEATURES, keep_shallow, show_deep_features
+from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.guidance import Guidance
@@ -34,8 +35,7 @@ def parts(request):
     load = partial(
         open_engine, engine, bundle / "unet" / "model.onnx", threads=None, cache=None, side=8
     )
-    return load(), *(load(edit=GraphEdit(edit.__name__, edit))
-                     for edit in (show_deep_features, keep_shallow))  # fmt: skip
+    return load(), load(variant=DEEP), load(variant=SHALLOW)
 
 
 def feeds_of(engine, batch, height, width, tokens=77):

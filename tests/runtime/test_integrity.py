@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 
 from bksdm.cli import main
-from bksdm.engines import onnxruntime as backend
 from bksdm.engines.errors import BundleError
 from bksdm.engines.registry import version_of
 from bksdm.models import EMOJI
-from bksdm.optimize.compose import USUAL
+from bksdm.optimize.rules import USUAL
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.integrity import SUMS, find_damage
@@ -27,10 +26,7 @@ def whole(nano_bundle, tmp_path_factory):
     """A bundle that has been run and tuned."""
     folder = tmp_path_factory.mktemp("whole") / "nano"
     shutil.copytree(nano_bundle, folder)
-    before = backend.CACHE_FROM_BYTES
-    backend.CACHE_FROM_BYTES = 0
     TextToImage.load(folder, threads=1)
-    backend.CACHE_FROM_BYTES = before
     models = {name: Bundle.open(folder).model(name) for name in Bundle.open(folder).components}
     measured = {name: {"onnxruntime": Tuned(0.1, USUAL)} for name in models}
     write_tuned(folder / "engines", models, measured, {"threads": 1}, version_of)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.engines.protocol import GraphEdit, TensorSpec, validate_feeds
+from bksdm.engines.protocol import TensorSpec, validate_feeds
 from bksdm.engines.registry import open_engine
+from bksdm.engines.variants import DEEP, SHALLOW
 from bksdm.models import EMOJI
-from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.guidance import Guidance
@@ -47,10 +47,10 @@ def model():
     bundle = Bundle.open(EMOJI)
     load = partial(open_engine, "onnxruntime", threads=None, cache=None, side=8)
     graph = bundle.model("unet")
-    unet = Counted(load(graph, edit=GraphEdit("deep", show_deep_features)))
+    unet = Counted(load(graph, variant=DEEP))
     predict = NoisePredictor(
         unet,
-        partial(load, graph, edit=GraphEdit("shallow", keep_shallow)),
+        partial(load, graph, variant=SHALLOW),
     )
     encoder = VaeEncoder(
         partial(load, bundle.model("vae_encoder")), bundle.scaling_factor, bundle.latent_channels

@@ -9,9 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.registry import cpu_engines, make_engine
-from bksdm.optimize.compose import PLAIN
-from bksdm.storage.graph import load_graph
-from bksdm.storage.weights import find_files, read_weights, weight_files
+from bksdm.optimize.graph import load_graph
+from bksdm.optimize.rules import PLAIN
+from bksdm.optimize.weights import find_files, read_weights, weight_files
 
 W = np.arange(64, dtype=np.float32).reshape(8, 8)
 X = np.eye(8, dtype=np.float32)[None]
@@ -83,7 +83,7 @@ def test_every_engine_finds_them(folder, engine, form):
 def test_they_are_mapped_and_named(folder):
     proto = model_of(*as_weight(W.nbytes))
     assert weight_files(proto) == ["w.bin"]
-    files = find_files(proto, {"": folder}, "unet")
+    files = find_files(proto, folder, "unet")
     found = read_weights(proto, files, "unet")["w"]
     np.testing.assert_array_equal(found, W)
     # Written to, as OpenVINO may: what is in the file stays.
@@ -109,17 +109,17 @@ def test_a_wrong_place_is_refused(folder, field, value, named):
             entry.value = value
     proto = model_of([helper.make_node("MatMul", ["x", "w"], ["y"])], [tensor])
     with pytest.raises(EngineError, match=f"unet: .*{named}"):
-        read_weights(proto, find_files(proto, {"": folder}, "unet"), "unet")
+        read_weights(proto, find_files(proto, folder, "unet"), "unet")
 
 
 def test_an_empty_file_is_refused(folder):
     (folder / "w.bin").write_bytes(b"")
     proto = model_of(*as_weight(0))
     with pytest.raises(EngineError, match=r"unet: .*w\.bin"):
-        read_weights(proto, find_files(proto, {"": folder}, "unet"), "unet")
+        read_weights(proto, find_files(proto, folder, "unet"), "unet")
 
 
 def test_a_graph_without_any_has_no_files(folder):
     proto = model_of([helper.make_node("Identity", ["x"], ["y"])], [])
     onnx.save(proto, folder / "model.onnx")
-    assert find_files(load_graph(folder / "model.onnx"), {"": folder}, "unet") == {}
+    assert find_files(load_graph(folder / "model.onnx"), folder, "unet") == {}

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.engines import onnxruntime as backend
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-from bksdm.optimize import saved_graph
+from bksdm.optimize import preparing
 from bksdm.storage import digest
 from bksdm.storage.files import PARTIAL
 
@@ -53,8 +53,7 @@ def save_model(path, seed=0):
 
 
 @pytest.fixture
-def model(tmp_path, monkeypatch):
-    monkeypatch.setattr(backend, "CACHE_FROM_BYTES", 0)
+def model(tmp_path):
     path = tmp_path / "bundle" / "unet" / "model.onnx"
     save_model(path)
     return path
@@ -62,7 +61,7 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path):
-    return tmp_path / "engines"
+    return tmp_path / "bundle" / "engines"
 
 
 def run(model, cache=None):
@@ -70,7 +69,7 @@ def run(model, cache=None):
 
 
 def saved(cache):
-    return sorted(cache.glob("onnxruntime-*/*"))
+    return sorted(cache.glob("graphs-*/*"))
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +101,33 @@ def test_a_weight_that_did_not_change_is_stored_once(model, cache):
         for weight in proto.graph.initializer
         if weight.data_location == TensorProto.EXTERNAL
     }
-    assert places.pop("proj.weight") == "bundle:model.onnx.data"
+    assert places.pop("proj.weight") == "unet/model.onnx.data"
     # The convolution's filters, in ONNX Runtime's own layout.
-    assert set(places.values()) == {"model.onnx.data"}
+    assert set(places.values()) == {f"engines/{folder.parent.name}/{folder.name}/model.onnx.data"}
     assert (folder / "model.onnx.data").stat().st_size <= 32 * 16 * 9 * 4 + 64
+
+
+def test_a_bundle_takes_its_graphs_along(model, cache, tmp_path, monkeypatch):
+    expected = run(model, cache)
+    bundle = model.parents[1].rename(tmp_path / "moved")
+    # Nothing can be prepared.
+    monkeypatch.setitem(sys.modules, "bksdm.optimize.preparing", None)
+    np.testing.assert_array_equal(run(bundle / "unet" / model.name, bundle / "engines"), expected)
+
+
+def test_graphs_in_another_place_name_their_weights_in_full(model, tmp_path):
+    cache = tmp_path / "elsewhere" / "cache"
+    expected = run(model, cache)
+    (folder,) = saved(cache)
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    stated = {entry.value for weight in graph.initializer for entry in weight.external_data}
+    assert model.with_name("model.onnx.data").resolve().as_posix()[1:] in stated
+    np.testing.assert_array_equal(run(model, cache), expected)
+    assert saved(cache) == [folder]
+    # Elsewhere the same content is prepared anew, for the names would not hold there.
+    moved = model.parents[1].rename(tmp_path / "moved") / "unet" / model.name
+    np.testing.assert_array_equal(run(moved, cache), expected)
+    assert len(saved(cache)) == 2
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.onnx.data"])
@@ -206,9 +228,9 @@ def test_a_full_disk_costs_time_only(model, cache, monkeypatch, where):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if where == "staging":
-        monkeypatch.setattr(saved_graph, "staged", full)
+        monkeypatch.setattr(preparing, "staged", full)
     elif where == "writing":
-        monkeypatch.setattr(saved_graph, "_store_once", full)
+        monkeypatch.setattr(preparing, "_store_once", full)
     else:
         cache.touch()
     expected = run(model)
@@ -267,7 +289,6 @@ import sys
 from pathlib import Path
 import numpy as np
 from bksdm.engines import onnxruntime as backend
-backend.CACHE_FROM_BYTES = 0
 x = np.load(sys.argv[3])
 y = backend.OnnxRuntimeEngine(Path(sys.argv[1]), cache=Path(sys.argv[2]))({"x": x})["y"]
 assert np.array_equal(y, np.load(sys.argv[4]))

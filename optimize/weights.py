@@ -20,12 +20,10 @@ from bksdm.engines.protocol import Array
 
 def weight_files(proto: onnx.ModelProto) -> list[str]:
     """Return the locations of a graph's weights, relative to its folder, each once."""
-    return sorted({_place(tensor).get("location", "") for tensor in _external(proto.graph)})
+    return sorted({external_place(tensor).get("location", "") for tensor in _external(proto.graph)})
 
 
-def find_files(
-    proto: onnx.ModelProto, folders: Mapping[str, Path], network: str
-) -> dict[str, Path]:
+def find_files(proto: onnx.ModelProto, folder: Path, network: str) -> dict[str, Path]:
     """Return the files that a graph's weights lie in, by location; links are followed.
 
     Constants and weights of subgraphs that lie outside become weights of the graph, in place:
@@ -35,8 +33,8 @@ def find_files(
     ----------
     proto : ModelProto
         The graph.
-    folders : mapping
-        Where files lie, by what their locations begin with; the first that fits, ``""`` fits all.
+    folder : Path
+        Its folder.
     network : str
         What errors call the graph.
 
@@ -48,11 +46,10 @@ def find_files(
     _hoist(proto.graph, proto.graph)
     files = {}
     for location in weight_files(proto):
-        prefix = next(prefix for prefix in folders if location.startswith(prefix))
-        path = PurePosixPath(location.removeprefix(prefix))
+        path = PurePosixPath(location)
         if not path.name or path.is_absolute() or ".." in path.parts:
             raise EngineError(f"{network}: weights at {location!r} are outside its folder")
-        file = folders[prefix] / path
+        file = folder / path
         try:
             files[location] = file.resolve(strict=True)
             regular = file.is_file()
@@ -78,7 +75,7 @@ def read_weights(
     mapped = {location: _map(file, network) for location, file in files.items()}
     weights: dict[str, Array] = {}
     for tensor in _external(proto.graph):
-        place = _place(tensor)
+        place = external_place(tensor)
         file = mapped[place.get("location", "")]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         size = math.prod(tensor.dims)
@@ -101,7 +98,8 @@ def move_locations(proto: onnx.ModelProto, locations: Mapping[str, str]) -> None
                 entry.value = locations[entry.value]
 
 
-def _place(tensor: TensorProto) -> dict[str, str]:
+def external_place(tensor: TensorProto) -> dict[str, str]:
+    """Return location, offset and length of a weight outside its graph."""
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
