@@ -1,4 +1,4 @@
-"""``bksdm build``: compile a bundle for a GPU, or tune it to this CPU."""
+"""``bksdm build``: compile a bundle for a GPU, prepare it for a CPU, or tune it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from bksdm.engines.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from bksdm.runtime.bundle import Bundle
+
 EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt-rtx --target sm89,sm120
   bksdm build bundle-fp16/ --engine tensorrt --batch 1:1:4 --size 384x384:512x512:768x768
+  bksdm build bundle/ --engine onnxruntime
   bksdm build bundle/ --tune
   bksdm build bundle/ --engine onnxruntime --tune
   bksdm build bundle-fp16/ --list
@@ -28,11 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
-                        help="folder of a bundle: float16, or float32 with --tune")  # fmt: skip
+                        help="folder of a bundle; a float16 one for TensorRT, float32 for --tune"
+                        )  # fmt: skip
     parser.add_argument("--engine",
                         help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
-                             "default) or tensorrt (for the GPU in this machine); with --tune, "
-                             "onnxruntime or openvino (default: all that are installed)"
+                             "default), tensorrt (for the GPU in this machine), or onnxruntime or "
+                             "openvino, whose graphs are otherwise rewritten at the first start; "
+                             "with --tune, one of the latter (default: all that are installed)"
                         )  # fmt: skip
     parser.add_argument("--target", metavar="SM[,SM…]",
                         help="with tensorrt-rtx: compute capabilities, as sm89,sm120")  # fmt: skip
@@ -56,6 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
+    from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.plans import list_built, remove_built
 
@@ -79,7 +85,22 @@ def run(options: argparse.Namespace) -> int:
             return _tune(bundle.path, options.engine, options.threads)
     if options.threads is not None:
         raise EngineError("--threads needs --tune")
+    if options.engine is not None and not capabilities(options.engine).on_device:
+        for name in ("target", "batch", "size"):
+            if getattr(options, name) is not None:
+                raise EngineError(f"--{name} is for plans; {options.engine} runs every size")
+        return _prepare(bundle, options.engine)
     return _build(bundle.path, options)
+
+
+def _prepare(bundle: Bundle, engine: str) -> int:
+    from bksdm.optimize.prepare_bundle import prepare_bundle
+
+    def prepared(network: str, seconds: float) -> None:
+        print(f"{network:<24}{seconds:8.1f} s", flush=True)
+
+    print(prepare_bundle(bundle, engine, prepared=prepared))
+    return 0
 
 
 def _tune(path: Path, engine: str | None, threads: int | None) -> int:

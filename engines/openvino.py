@@ -28,6 +28,7 @@ LARGE = 128 * 2**20
 # Of a small network: with and without guidance, for two sizes.
 KEPT_SHAPES = 4
 
+_Specs = Mapping[str, TensorSpec]
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -77,23 +78,24 @@ class OpenVinoEngine:
         self._running = threading.Lock()
         preparation = Preparation("openvino", model, variant, RULES, made_for, as_inputs=True)
         try:
-            open_prepared(preparation, cache, self._open)
+            self._network, self.inputs, self.outputs, size = open_prepared(
+                preparation, cache, self._read
+            )
+            self._whole = self._compile() if size > LARGE else None
         except BksdmError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(f"{self._name}: cannot be loaded ({_reason(error)})") from error
 
-    def _open(self, graph: Prepared) -> None:
+    def _read(self, graph: Prepared) -> tuple[Any, _Specs, _Specs, int]:
+        """Return the network, its inputs and outputs, and the bytes of graph and weights."""
         weights = _read_weights(graph)
         described = GraphFile.parse(graph.content)
-        self.inputs: Mapping[str, TensorSpec] = MappingProxyType(
-            {name: spec for name, spec in described.inputs.items() if name not in weights}
-        )
-        self.outputs: Mapping[str, TensorSpec] = described.outputs
-        self._network = self._core.read_model(graph.content)
-        _give_weights(self._network, weights)
+        inputs = {name: spec for name, spec in described.inputs.items() if name not in weights}
+        network = self._core.read_model(graph.content)
+        _give_weights(network, weights)
         size = len(graph.content) + sum(weight.nbytes for weight in weights.values())
-        self._whole = self._compile() if size > LARGE else None
+        return network, MappingProxyType(inputs), described.outputs, size
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network; the results are copies, for the next run writes over OpenVINO's own."""

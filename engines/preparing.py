@@ -118,7 +118,7 @@ def _as_exported(preparation: Preparation) -> Prepared:
             f"{network}: has to be rewritten first, which takes the package onnx; run: {INSTALL}"
         )
     warnings.warn(
-        f"{network} runs as it was exported, which is slower; to have it rewritten, run: {INSTALL}",
+        f"networks run as they were exported, which is slower; to have them rewritten: {INSTALL}",
         stacklevel=2,
     )
     return Prepared(read_regular(model), folder)

@@ -26,9 +26,8 @@ def skip_layers(model: onnx.ModelProto, count: int) -> None:
     EngineError
         The graph is no such tower, or has too few layers.
     """
-    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    final = [node for node in norms if node.output[0] == model.graph.output[0].name]
-    if final != norms[-1:] or len(norms) % 2 == 0:
+    norms = _norms(model)
+    if not norms:
         raise EngineError(
             "text_encoder: clip_skip needs a graph with LayerNormalization at its end; export it "
             "with `bksdm export`"
@@ -39,3 +38,15 @@ def skip_layers(model: onnx.ModelProto, count: int) -> None:
     if count:
         norms[-1].input[0] = norms[2 * (layers - count)].input[0]
         keep_needed(model.graph)
+
+
+def skips_layers(model: onnx.ModelProto) -> bool:
+    """Return whether a graph is such a tower with more than one layer."""
+    return len(_norms(model)) > 3
+
+
+def _norms(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return all normalisations of the tower, the final one last; empty if it is none."""
+    norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    final = [node for node in norms if node.output[0] == model.graph.output[0].name]
+    return norms if final == norms[-1:] and len(norms) % 2 == 1 else []

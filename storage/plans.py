@@ -14,6 +14,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.storage import files
 from bksdm.storage.digest import model_digest, write_sealed
+from bksdm.storage.stored_graph import stored_folders
 
 RECORD = "engine.json"
 # Names of folders that hold measurements, not plans, begin so.
@@ -164,16 +165,21 @@ def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None
 
 def list_plans(engines: Path) -> list[str]:
     """Return the names of the plans in a bundle."""
-    return [name for name in list_built(engines) if not name.startswith(TUNED)]
+    return [name for name in _recorded(engines) if not name.startswith(TUNED)]
 
 
 def list_built(engines: Path) -> list[str]:
-    """Return the names of plans and measurements."""
+    """Return the names of plans, measurements and prepared graphs."""
+    graphs = (folder.relative_to(engines).as_posix() for folder in stored_folders(engines))
+    return [*_recorded(engines), *graphs]
+
+
+def _recorded(engines: Path) -> list[str]:
     return sorted(path.parent.name for path in engines.glob(f"*/{RECORD}"))
 
 
 def remove_built(engines: Path, names: Iterable[str]) -> None:
-    """Remove plans or measurements.
+    """Remove plans, measurements or prepared graphs.
 
     Raises
     ------

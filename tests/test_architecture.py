@@ -21,7 +21,7 @@ ROOMS = {
     "cli": {"runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
 }
 SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
-WHOLE_BUNDLES = ("building.py", "tuning.py")
+WHOLE_BUNDLES = ("building.py", "tuning.py", "prepare_bundle.py")
 
 
 def imports(path):

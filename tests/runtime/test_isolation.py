@@ -1,45 +1,90 @@
-"""The runtime alone: without torch, diffusers and transformers, and beside other threads."""
+"""The runtime alone: without torch, diffusers, transformers or onnx, beside other threads."""
 
 from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+from PIL import Image
+
 import bksdm.engines.errors
 import bksdm.runtime.images
+from bksdm.cli import main
 
 PROGRAM = """
 import sys
 
-BLOCKED = ("torch", "diffusers", "transformers", "optimum")
+BLOCKED = ("torch", "diffusers", "transformers", "optimum", "onnx")
 
 
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            raise ImportError(f"{name} is blocked")
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
 
 
 sys.meta_path.insert(0, Block())
 from bksdm.cli import main
 
-code = main(["generate", "a red apple", "--model", sys.argv[1], "-o", sys.argv[2],
-             "--steps", "2", "--seed", "0"])
+code = main(sys.argv[1:])
 assert not [m for m in sys.modules if m.split(".")[0] in BLOCKED]
 sys.exit(code)
 """
+OPTIONS = ["--steps", "4", "--seed", "0"]
 
 
-def test_a_picture_without_torch(nano_bundle, tmp_path):
-    output = tmp_path / "apple.png"
-    command = [sys.executable, "-c", PROGRAM, str(nano_bundle), str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert output.stat().st_size > 1000
-    assert done.stdout.strip() == str(output)
+def draw(bundle, output, *options):
+    """Draw a picture in a process that can import none of what an export takes."""
+    command = [sys.executable, "-c", PROGRAM, "generate", "a red apple", "--model", str(bundle),
+               "-o", str(output), *OPTIONS, *options]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_prepared_bundle_needs_numpy_and_its_engine(nano_bundle, tmp_path, engine):
+    """To the last bit what is drawn where everything is installed."""
+    bundle = shutil.copytree(nano_bundle, tmp_path / "bundle")
+    assert main(["build", str(bundle), "--engine", engine]) == 0
+    output, expected = tmp_path / "apple.png", tmp_path / "expected.png"
+    for options in [["--engine", engine], ["--engine", engine, "--fast", "2", "--clip-skip", "1"]]:
+        done = draw(bundle, output, *options)
+        assert done.returncode == 0
+        assert "warning" not in done.stderr
+        assert done.stdout.strip() == str(output)
+        assert main(["generate", "a red apple", "--model", str(bundle), "-o", str(expected),
+                     *OPTIONS, *options]) == 0  # fmt: skip
+        np.testing.assert_array_equal(pixels(output), pixels(expected))
+
+
+def test_a_bundle_that_was_not_prepared_runs_as_exported(nano_bundle, tmp_path):
+    bundle = shutil.copytree(nano_bundle, tmp_path / "bundle")
+    shutil.rmtree(bundle / "engines", ignore_errors=True)
+    output, expected = tmp_path / "apple.png", tmp_path / "expected.png"
+    done = draw(bundle, output)
+    assert done.returncode == 0
+    assert done.stderr.count("pip install 'bksdm-runtime[optimize]'") == 1
+    assert main(["generate", "a red apple", "--model", str(nano_bundle), "-o", str(expected),
+                 *OPTIONS]) == 0  # fmt: skip
+    assert abs(pixels(output) - pixels(expected)).max() <= 1
+    for options, named in [
+        (["--fast", "1"], "package onnx"),
+        (["--clip-skip", "1"], "package onnx"),
+        (["--engine", "openvino"], "package onnx"),
+    ]:
+        done = draw(bundle, tmp_path / "none.png", *options)
+        assert done.returncode == 2
+        assert named in done.stderr
+        assert not (tmp_path / "none.png").exists()
 
 
 # State that a process has once: who changes it, even for a moment, changes it for other threads.

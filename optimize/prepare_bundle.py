@@ -1,0 +1,76 @@
+"""Prepare every graph of a bundle, so that a machine without ``onnx`` only opens files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bksdm.engines.errors import EngineError
+from bksdm.engines.protocol import Engine
+from bksdm.engines.registry import backend, open_engine
+from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
+from bksdm.optimize.clip_skip import skips_layers
+from bksdm.optimize.graph import load_graph
+from bksdm.runtime.bundle import Bundle
+
+
+def prepare_bundle(
+    bundle: Bundle,
+    engine: str,
+    cache: Path | None = None,
+    prepared: Callable[[str, float], object] = lambda network, seconds: None,
+) -> Path:
+    """Rewrite all graphs for an engine, store them, and return their folder.
+
+    Those of every option are made, ``clip_skip`` beyond 1 and pictures of a few rows aside.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The bundle.
+    engine : str
+        One that runs single networks.
+    cache : Path, optional
+        Where they are stored; by default in the bundle's ``engines``.
+    prepared : callable
+        Told of each network and the seconds it took.
+
+    Raises
+    ------
+    BundleError
+        The bundle is damaged.
+    EngineError
+        The engine is not installed, or runs plans.
+    """
+    if backend(engine).open is None:
+        raise EngineError(f"{engine} runs plans, which `bksdm build` makes in another way")
+    place = bundle.path / "engines" if cache is None else cache
+    make = partial(_make, bundle, engine, place, prepared)
+    for network in bundle.components:
+        if network == "unet" and backend(engine).capabilities.feature_reuse:
+            if DEEP_FEATURES in make(network, DEEP).outputs:
+                make(network, SHALLOW)
+        else:
+            make(network)
+    if skips_layers(load_graph(bundle.model("text_encoder"))):
+        make("text_encoder", skipping(1))
+    if bundle.has_safety_checker:
+        make("safety_checker")
+    return place
+
+
+def _make(
+    bundle: Bundle,
+    engine: str,
+    cache: Path,
+    prepared: Callable[[str, float], object],
+    network: str,
+    variant: str = "",
+) -> Engine:
+    began = time.monotonic()
+    side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
+    opened = open_engine(engine, bundle.model(network), None, cache, side, variant)
+    prepared(f"{network} {variant}".strip(), time.monotonic() - began)
+    return opened
