@@ -8,8 +8,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bksdm.engines.onnxruntime_session import graph_of, open_session
+from bksdm.engines.onnxruntime_session import open_session
 from bksdm.optimize.half import LARGEST, emulate_half
+from bksdm.optimize.preparing import Composed
 
 HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 
@@ -84,7 +85,7 @@ def test_networks_keep_their_interface(nano_bundle_fp16):
         before = [(v.name, v.type) for v in (*model.graph.input, *model.graph.output)]
         emulate_half(model)
         assert [(v.name, v.type) for v in (*model.graph.input, *model.graph.output)] == before
-        open_session(graph_of(model, path), ort.SessionOptions())
+        open_session(Composed.of(model, path).prepared(), ort.SessionOptions())
         made = {name for node in model.graph.node for name in node.output}
         roundings = sum(name.endswith(":half") for name in made)
         assert roundings > 20
