@@ -69,6 +69,11 @@ class Backend:
         return self.capabilities.name
 
     @property
+    def missing(self) -> str:
+        """What to tell a user who has not installed it."""
+        return f"{self.name} is not installed; run: pip install 'bksdm-runtime[{self.extra}]'"
+
+    @property
     def version(self) -> str | None:
         """Of its package; None where it is not installed."""
         for package in self.packages:

@@ -94,7 +94,7 @@ class OnnxRuntimeEngine:
         self._name = f"{model.parent.name}/{model.name}"
         preparation = _preparation(model, variant, provider, made_for)
         self._session = _open(preparation, provider, cache, threads, profile)
-        # A graph in strips says how many rows it needs at least, and takes one image.
+        # A graph in row tiles says how many rows it needs at least, and takes one image.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
         self._for_small = once(

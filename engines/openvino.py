@@ -128,9 +128,7 @@ def _core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise EngineError(
-            "openvino is not installed; run: pip install 'bksdm-runtime[openvino]'"
-        ) from error
+        raise EngineError(BACKENDS[0].missing) from error
     return openvino.Core()
 
 

@@ -31,12 +31,10 @@ def load_module(flavour: str) -> Any:
     try:
         return importlib.import_module(MODULES[flavour])
     except (ImportError, OSError) as error:
-        hint = "" if flavour == "tensorrt-rtx" else (
-            "; for GeForce and RTX GPUs build with --engine tensorrt-rtx, which needs no GPU"
-        )  # fmt: skip
-        raise EngineError(
-            f"{flavour} is not installed; run: pip install 'bksdm-runtime[{flavour}]'{hint}"
-        ) from error
+        missing = next(backend.missing for backend in BACKENDS if backend.name == flavour)
+        if flavour == "tensorrt":
+            missing += "; for GeForce and RTX GPUs build with --engine tensorrt-rtx, without a GPU"
+        raise EngineError(missing) from error
 
 
 def has_attention_kernel(head_width: int) -> bool:

@@ -14,8 +14,8 @@ from bksdm.optimize.convolutions import convolutions
 from bksdm.optimize.feed_forward import split_feed_forward
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.group_norm import expand_group_norm
+from bksdm.optimize.row_tiles import Tail, apply_row_tiles, find_tail
 from bksdm.optimize.rules import LEAST_ROWS, MadeFor, Rules
-from bksdm.optimize.strips import Tail, apply_strips, find_tail
 from bksdm.optimize.tiles import TILES
 from bksdm.optimize.variants import apply_variant
 from bksdm.optimize.winograd import apply_winograd
@@ -52,7 +52,7 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     if rules.feed_forward:
         split_feed_forward(proto, side)
     if tail is not None:
-        apply_strips(proto, tail, block)
+        apply_row_tiles(proto, tail, block)
     least_rows = 0 if tail is None else tail.count
     onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
     if rules.group_norm:
@@ -75,7 +75,7 @@ def choose_forms(
     return chosen, tail
 
 
-def runs_in_strips(model: Path, rules: Rules, made_for: MadeFor) -> bool:
+def tiles_rows(model: Path, rules: Rules, made_for: MadeFor) -> bool:
     """Return whether an engine computes the end of a graph in row tiles."""
     return choose_forms(load_graph(model), rules, made_for)[1] is not None
 

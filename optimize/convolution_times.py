@@ -23,7 +23,7 @@ ROUNDS = 5
 def time_convolution(
     found: Convolution,
     batch: int,
-    strips: int,
+    row_tiles: int,
     block: int,
     load: Callable[[Path], Engine],
     clock: Callable[[], float],
@@ -38,7 +38,7 @@ def time_convolution(
         Its sizes.
     batch : int
         Pictures.
-    strips : int
+    row_tiles : int
         Number of row tiles that it is computed in; one of them is timed.
     block : int
         Channels in a block of the engine's layout; 0 if it has none.
@@ -49,7 +49,7 @@ def time_convolution(
     """
     scale = 1 if found.doubling is None else 2
     side = found.side // scale
-    shape = (batch, found.channels_in, -(-side // strips), side)
+    shape = (batch, found.channels_in, -(-side // row_tiles), side)
     generator = np.random.default_rng(0)
     feeds = {"x": generator.standard_normal(shape, np.float32)}
     forms = (None, *found.tiles)
@@ -68,7 +68,7 @@ def time_convolution(
                 engine(feeds)
                 if number > 0:
                     taken.append(clock() - start)
-    direct, *transformed = (strips * float(np.median(taken)) for taken in seconds)
+    direct, *transformed = (row_tiles * float(np.median(taken)) for taken in seconds)
     return Timing(*found.size, direct, tuple(transformed))
 
 

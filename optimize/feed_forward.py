@@ -126,18 +126,18 @@ def _write(w: Writer, gate: _FeedForward, count: int) -> None:
     last = w.add("Gather", f"{name}:last", shape, w.whole(-1))
     flat = w.add("Concat", f"{name}:flat_shape", w.whole(-1), last, axis=0)
     tokens = w.add("Reshape", f"{name}:tokens", gate.x, flat)
-    strips = [f"{name}:{index}" for index in range(count)] if count > 1 else [tokens]
+    tiles = [f"{name}:{index}" for index in range(count)] if count > 1 else [tokens]
     if count > 1:
         total = w.add("Shape", f"{name}:total", tokens, start=0, end=1)
         sizes = w.shares(name, total, count)
-        w.nodes.append(helper.make_node("Split", [tokens, sizes], strips, axis=0))
+        w.nodes.append(helper.make_node("Split", [tokens, sizes], tiles, axis=0))
     outputs = []
-    for strip in strips:
+    for tile in tiles:
         h, g = (
-            w.add("Gemm", f"{strip}:{part}", strip, *half)
+            w.add("Gemm", f"{tile}:{part}", tile, *half)
             for part, half in zip("hg", halves, strict=True)
         )
-        gated = w.add("Mul", f"{strip}:gated", h, w.add("Gelu", f"{strip}:gelu", g))
-        outputs.append(w.add("Gemm", f"{strip}:y", gated, *gate.down))
+        gated = w.add("Mul", f"{tile}:gated", h, w.add("Gelu", f"{tile}:gelu", g))
+        outputs.append(w.add("Gemm", f"{tile}:y", gated, *gate.down))
     joined = w.add("Concat", f"{name}:y", *outputs, axis=0) if count > 1 else outputs[0]
     w.add("Reshape", name, joined, shape)

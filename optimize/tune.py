@@ -127,9 +127,9 @@ def _candidates(
     timings: list[Timing] = []
     for number, found in enumerate(sizes.values()):
         progress(f"{engine}, convolutions", number, len(sizes))
-        strips = tail.count if tail is not None and found.node.output[0] in inside else 1
+        row_tiles = tail.count if tail is not None and found.node.output[0] in inside else 1
         load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)
-        timings.append(time_convolution(found, batch, strips, block, load, clock))
+        timings.append(time_convolution(found, batch, row_tiles, block, load, clock))
     made = [
         MadeFor(side),
         MadeFor(side, ()),

@@ -17,13 +17,13 @@ PROCESS_BYTES = 200 * 10**6
 # 256×256 to 768×768 and of the built-in model at 1024×1024.
 UNET_BYTES, UNET_BYTES_PER_CHANNEL = 8200, 90
 # Of float32 maps that the VAE decoder has in memory, of its widest layers at full size: as
-# exported, and where its end runs in strips of rows.
-DECODER_MAPS, DECODER_MAPS_IN_STRIPS = 5.4, 2
+# exported, and where its end runs in row tiles.
+DECODER_MAPS, DECODER_MAPS_IN_TILES = 5.4, 2
 FLOAT_BYTES = 4
 
 
 def needed_bytes(
-    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, strips: bool = False
+    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, row_tiles: bool = False
 ) -> int:
     """Return about how much memory a process needs at its peak for pictures on the CPU.
 
@@ -37,14 +37,14 @@ def needed_bytes(
         Of the latents: images, channels, height, width.
     guided : bool
         Whether the UNet runs for two halves.
-    strips : bool
-        Whether the decoder's end runs in strips.
+    row_tiles : bool
+        Whether the decoder's end runs in row tiles.
     """
     unet, decoder = (bundle.widths(name) for name in ("unet", "vae_decoder"))
     images, _, height, width = shape
     rows = images * (2 if guided else 1)
     denoising = rows * height * width * (UNET_BYTES + UNET_BYTES_PER_CHANNEL * unet[0])
-    maps = DECODER_MAPS_IN_STRIPS if strips else DECODER_MAPS
+    maps = DECODER_MAPS_IN_TILES if row_tiles else DECODER_MAPS
     decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
     weights = FLOAT_BYTES * sum(
         GraphFile.read(bundle.model(name)).parameters for name in bundle.components[:3]
@@ -87,7 +87,7 @@ def require_memory(
     free = free_bytes()
     if free is None or needed_bytes(bundle, shape, guided) <= free:
         return
-    needed = needed_bytes(bundle, shape, guided, _runs_in_strips(bundle, engine))
+    needed = needed_bytes(bundle, shape, guided, _tiles_rows(bundle, engine))
     if needed > free:
         height, width = (side * bundle.vae_scale for side in shape[2:])
         raise RequestError(
@@ -96,11 +96,11 @@ def require_memory(
         )
 
 
-def _runs_in_strips(bundle: Bundle, engine: str) -> bool:
+def _tiles_rows(bundle: Bundle, engine: str) -> bool:
     """Return whether the decoder's end will; without ``onnx``, nothing is rewritten so."""
     if engine == AUTO or find_spec("onnx") is None:
         return False
-    from bksdm.optimize.compose import runs_in_strips
+    from bksdm.optimize.compose import tiles_rows
 
     decoder = bundle.model("vae_decoder")
-    return runs_in_strips(decoder, backend(engine).rules, MadeFor(bundle.sample_size))
+    return tiles_rows(decoder, backend(engine).rules, MadeFor(bundle.sample_size))

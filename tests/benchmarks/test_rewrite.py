@@ -6,7 +6,7 @@ from bksdm.benchmarks import tables
 from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.work import count_work
 from bksdm.cli import main
-from bksdm.optimize import strips
+from bksdm.optimize import row_tiles
 from bksdm.optimize.rules import CostModel
 from tests.optimize.test_rewrite import transformed_is_faster
 
@@ -31,7 +31,7 @@ def test_both_forms_run_in_turns(nano_bundle, monkeypatch):
         assert counted < found < 1.2 * counted
         assert all(entry["bound_seconds"] > 0 for entry in kinds.values() if entry["flops"])
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
-    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
+    monkeypatch.setattr(row_tiles, "LEAST_BYTES", 0)
     fast = measure_rewrite(nano_bundle, 64, 128, 2, 1)
     for network in fast["networks"].values():
         # Rounding tells that another graph ran; 5e-5 as in the rules' own tests.

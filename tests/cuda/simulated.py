@@ -22,8 +22,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from bksdm.engines.onnxruntime_session import graph_of, open_session
+from bksdm.engines.onnxruntime_session import open_session
 from bksdm.optimize.half import emulate_half
+from bksdm.optimize.preparing import Composed
 
 ALIGNMENT = 256
 FENCE = 256
@@ -267,7 +268,7 @@ def rounding(model):
     """Return a session of a float16 graph that computes as :func:`emulate_half` says."""
     proto = onnx.load(str(model), load_external_data=False)
     emulate_half(proto)
-    return open_session(graph_of(proto, model), ort.SessionOptions())
+    return open_session(Composed.of(proto, model).prepared(), ort.SessionOptions())
 
 
 class Engine:

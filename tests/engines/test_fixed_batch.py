@@ -21,10 +21,10 @@ COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
 @pytest.fixture(scope="module", params=[1, 2])
-def fixed(request, tmp_path_factory):
-    """The built-in model, its graphs for so many rows."""
-    folder = tmp_path_factory.mktemp("fixed") / "emoji"
-    shutil.copytree(EMOJI, folder, ignore=shutil.ignore_patterns("train", "vae", "classifier"))
+def fixed(request, nano_bundle, tmp_path_factory):
+    """A bundle with graphs for so many rows."""
+    folder = tmp_path_factory.mktemp("fixed") / "nano"
+    shutil.copytree(nano_bundle, folder, ignore=shutil.ignore_patterns("engines"))
     for component in COMPONENTS:
         path = folder / component / "model.onnx"
         proto = onnx.load(path, load_external_data=False)
@@ -35,7 +35,7 @@ def fixed(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("engine", cpu_engines())
-def test_pictures_are_the_same(fixed, engine):
+def test_pictures_are_the_same(nano_bundle, fixed, engine):
     pytest.importorskip(engine)
     options = [
         {"num_images_per_prompt": 3},
@@ -44,7 +44,7 @@ def test_pictures_are_the_same(fixed, engine):
         {"clip_skip": 1},
         {"image": Image.new("RGB", (64, 64), "red")},
     ]
-    usual, model = (TextToImage.load(path, engine, threads=1) for path in (EMOJI, fixed))
+    usual, model = (TextToImage.load(path, engine, threads=1) for path in (nano_bundle, fixed))
     for option in options:
         common = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 1}
         if "image" in option:

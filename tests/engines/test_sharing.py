@@ -11,6 +11,7 @@ import pytest
 
 from bksdm.engines.once import once
 from bksdm.engines.registry import cpu_engines
+from bksdm.models import EMOJI
 from bksdm.runtime import prompt_encoder
 from bksdm.runtime.pipeline import TextToImage
 
@@ -31,18 +32,18 @@ def eager_switches():
     sys.setswitchinterval(before)
 
 
-def differences(engine, threads, pictures, monkeypatch):
+def differences(bundle, engine, threads, pictures, monkeypatch):
     """Draw with one model in several threads; return how many pictures are not those of one."""
     pytest.importorskip(engine)
     # Entries are dropped and made again all the time.
     monkeypatch.setattr(prompt_encoder, "MAX_CACHED_PROMPTS", 3)
-    model = TextToImage.load(engine=engine, threads=1)
+    model = TextToImage.load(bundle, engine, threads=1)
     small = {"num_inference_steps": 2, "height": 32, "width": 32}
     calls = [
         (PROMPTS[n % len(PROMPTS)], {**small, "seed": n, **OPTIONS[n % len(OPTIONS)]})
         for n in range(len(PROMPTS) * len(OPTIONS))
     ]
-    alone = TextToImage.load(engine=engine, threads=1)
+    alone = TextToImage.load(bundle, engine, threads=1)
     expected = [alone(prompt, **options).pixels for prompt, options in calls]
 
     def draw(thread):
@@ -56,14 +57,14 @@ def differences(engine, threads, pictures, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", cpu_engines())
-def test_threads_may_share_a_model(engine, monkeypatch, eager_switches):
-    assert differences(engine, 4, 5, monkeypatch) == 0
+def test_threads_may_share_a_model(nano_bundle, engine, monkeypatch, eager_switches):
+    assert differences(nano_bundle, engine, 4, 5, monkeypatch) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", cpu_engines())
 def test_many_threads_may_share_a_model_for_long(engine, monkeypatch, eager_switches):
-    assert differences(engine, 8, 50, monkeypatch) == 0
+    assert differences(EMOJI, engine, 8, 50, monkeypatch) == 0
 
 
 def test_once_is_once_for_all_threads():

@@ -9,7 +9,7 @@ import onnx
 
 from bksdm.cli import main
 from bksdm.models import EMOJI
-from bksdm.optimize import strips
+from bksdm.optimize import row_tiles
 from bksdm.optimize.rules import CostModel
 from tests.optimize.test_rewrite import transformed_is_faster
 
@@ -24,7 +24,7 @@ def printed(bundle, capsys):
 def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
     plain = printed(nano_bundle, capsys)
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
-    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
+    monkeypatch.setattr(row_tiles, "LEAST_BYTES", 0)
     fast = printed(nano_bundle, capsys)
     assert plain["text_encoder"] == fast["text_encoder"] == "no 3x3 convolutions"
     for name in ("unet", "vae_decoder"):
@@ -43,7 +43,7 @@ def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
         assert sum(forms) > 0
         assert sum(forms) + int(direct) == total
     assert fast["vae_decoder"].endswith(", the end in 4 row tiles")
-    assert "strips" not in fast["unet"]
+    assert "tiles" not in fast["unet"]
 
 
 def test_convolutions_that_no_rule_changes_are_counted(nano_bundle_fp16, capsys):

@@ -1,4 +1,4 @@
-"""Gated feed-forward networks in strips against float64 and against the graphs they replace."""
+"""Gated feed-forward networks in tiles against float64 and against the graphs they replace."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def gated_model(split_sizes=False, approximate="none", twice=False):
     return small_model(nodes, initializers, ["n", "s", CHANNELS])
 
 
-@pytest.mark.parametrize("strips", [1, 3])
+@pytest.mark.parametrize("tiles", [1, 3])
 @pytest.mark.parametrize("shape", [(2, 8), (1, 1), (3, 5)])
-def test_strips_equal_float64(monkeypatch, strips, shape):
+def test_tiles_equal_float64(monkeypatch, tiles, shape):
     monkeypatch.setattr(feed_forward, "picture_sides", lambda model, side: {"x": 48})
-    monkeypatch.setattr(feed_forward, "TOKENS", 2 * 48**2 // strips)
+    monkeypatch.setattr(feed_forward, "TOKENS", 2 * 48**2 // tiles)
     model = gated_model()
     w1, b1, w2, b2 = (numpy_helper.to_array(v).astype(float) for v in model.graph.initializer)
     assert split_feed_forward(model, 48) == 1
     onnx.checker.check_model(model, full_check=True)
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Gelu") == strips
+    assert kinds.count("Gelu") == tiles
     assert "MatMul" not in kinds
     x = np.random.default_rng(1).standard_normal((*shape, CHANNELS)).astype(np.float32)
     h, g = np.split(x.astype(float) @ w1 + b1, 2, axis=-1)
@@ -73,7 +73,7 @@ def test_other_networks_are_left_alone(other):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 24)])
-def test_a_unet_in_strips_equals_the_plain_one(nano_bundle, monkeypatch, size):
+def test_a_unet_in_tiles_equals_the_plain_one(nano_bundle, monkeypatch, size):
     monkeypatch.setattr(feed_forward, "TOKENS", 4)
     folder = nano_bundle / "unet"
     plain = onnx.load(folder / "model.onnx", load_external_data=False)

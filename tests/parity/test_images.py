@@ -17,7 +17,7 @@ from bksdm.runtime.samplers import NAMED
 from .pictures import assert_same_pictures, pictures
 
 
-@pytest.fixture(scope="module", params=["nano", "emoji"])
+@pytest.fixture(scope="module", params=["nano", pytest.param("emoji", marks=pytest.mark.slow)])
 def folders(request):
     """Checkpoint and bundle: one with random weights, one that was trained."""
     if request.param == "emoji":

@@ -30,7 +30,7 @@ from .pictures import assert_same_pictures, pictures
 from .test_samplers_draw import NAMES
 
 
-@pytest.fixture(scope="module", params=["nano", "emoji"])
+@pytest.fixture(scope="module", params=["nano", pytest.param("emoji", marks=pytest.mark.slow)])
 def pair(request):
     """Diffusers' pipelines and ours, of a model with random weights and of a trained one."""
     if request.param == "emoji":

@@ -21,7 +21,7 @@ from .pictures import assert_same_pictures, pictures
 LONG = "a red apple on a table beside a green bottle, " * 12
 
 
-@pytest.fixture(scope="module", params=["nano", "emoji"])
+@pytest.fixture(scope="module", params=["nano", pytest.param("emoji", marks=pytest.mark.slow)])
 def pair(request):
     if request.param == "emoji":
         checkpoint = bundle = Path(__file__).parents[2] / "models" / "emoji"

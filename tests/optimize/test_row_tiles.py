@@ -1,4 +1,4 @@
-"""The end of a network in strips against the plain network."""
+"""The end of a network in row tiles against the plain network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-from bksdm.optimize import strips
+from bksdm.optimize import row_tiles
 from bksdm.optimize.blocks import DOMAIN, block_size
 from bksdm.optimize.choice import choose
+from bksdm.optimize.row_tiles import apply_row_tiles, find_tail
 from bksdm.optimize.rules import CostModel, MadeFor
-from bksdm.optimize.strips import apply_strips, find_tail
 from bksdm.optimize.winograd import apply_winograd
 from tests.optimize.test_rewrite import run, transformed_is_faster
 
 
 @pytest.fixture
 def any_size(monkeypatch):
-    """Strips and Winograd for pictures that gain nothing from it."""
-    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
+    """Row tiles and Winograd for pictures that gain nothing from it."""
+    monkeypatch.setattr(row_tiles, "LEAST_BYTES", 0)
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
 
 
@@ -32,19 +32,19 @@ def graph_of(bundle, component):
     return onnx.load(bundle / component / "model.onnx", load_external_data=False)
 
 
-def in_strips(model, block):
-    """Rewrite a graph's end; return how many strips it is in."""
+def in_row_tiles(model, block):
+    """Rewrite a graph's end; return how many tiles it is in."""
     tail = find_tail(model, 8, choose(model, 8), block)
-    apply_strips(model, tail, block)
+    apply_row_tiles(model, tail, block)
     return tail.count
 
 
 @pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("size", [(4, 3), (8, 8), (9, 5), (16, 24)])
-def test_a_decoder_in_strips_equals_the_plain_one(nano_bundle, size):
+def test_a_decoder_in_row_tiles_equals_the_plain_one(nano_bundle, size):
     plain = graph_of(nano_bundle, "vae_decoder")
     fast = copy.deepcopy(plain)
-    assert in_strips(fast, block_size()) == 4
+    assert in_row_tiles(fast, block_size()) == 4
     assert sum(node.domain == DOMAIN for node in fast.graph.node) > 4 * 8
     onnx.checker.check_model(fast.SerializeToString())
     x = np.random.default_rng(0).standard_normal((1, 4, *size)).astype(np.float32)
@@ -120,7 +120,7 @@ def test_blocks_of_eight_channels_equal_the_plain_graph(nano_bundle):
     plain = onnx.load(path)
     fast = copy.deepcopy(plain)
     chosen = choose(fast, 8)
-    in_strips(fast, 8)
+    in_row_tiles(fast, 8)
     assert apply_winograd(fast, chosen, 8) > 4
     x = np.random.default_rng(0).standard_normal((1, 4, 5, 4)).astype(np.float32)
     own = [ReorderInput, ReorderOutput, Conv, FusedMatMul]
@@ -133,7 +133,7 @@ def test_blocks_of_eight_channels_equal_the_plain_graph(nano_bundle):
 def test_groups_of_equal_values_give_no_nan(nano_bundle):
     """Rounding could make their variance negative, and its root NaN."""
     fast = graph_of(nano_bundle, "vae_decoder")
-    in_strips(fast, block_size())
+    in_row_tiles(fast, block_size())
     for value in (0.0, 1e4):
         x = np.full((1, 4, 8, 8), value, np.float32)
         found = run(fast, {"latent_sample": x}, nano_bundle / "vae_decoder")
@@ -209,7 +209,7 @@ def last(model, kind):
 
 @pytest.mark.usefixtures("any_size")
 @pytest.mark.parametrize("change", [make_strided, make_half, make_bilinear, add_skip, end_doubled])
-def test_what_strips_cannot_take_is_left_alone(nano_bundle, change):
+def test_what_row_tiles_cannot_take_is_left_alone(nano_bundle, change):
     decoder = graph_of(nano_bundle, "vae_decoder")
     assert find_tail(decoder, 8, choose(decoder, 8), block_size()) is not None
     change(decoder)
@@ -220,7 +220,7 @@ def test_what_strips_cannot_take_is_left_alone(nano_bundle, change):
 def test_the_engine_runs_any_pictures(nano_bundle, tmp_path, monkeypatch):
     path = nano_bundle / "vae_decoder" / "model.onnx"
     plain = graph_of(nano_bundle, "vae_decoder")
-    # Several, and with fewer rows than strips; the second time from the stored graph.
+    # Several, and with fewer rows than tiles; the second time from the stored graph.
     for _ in range(2):
         engine = OnnxRuntimeEngine(path, cache=tmp_path, made_for=MadeFor(8))
         for rows in (1, 3, 4, 8):

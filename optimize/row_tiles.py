@@ -1,4 +1,4 @@
-"""Compute the end of a network in row tiles (strips) that fit into a processor's cache.
+"""Compute the end of a network in row tiles that fit into a processor's cache.
 
 A VAE decoder ends with pictures of hundreds of megabytes per tensor: every operator reads them from
 memory and writes them to pages that the system must clear first. From an upsampling on, it
@@ -152,7 +152,7 @@ def _supported(
     return node.op_type in ELEMENTWISE and not any(name in weights for name in node.input)
 
 
-def apply_strips(model: onnx.ModelProto, tail: Tail, block: int) -> None:
+def apply_row_tiles(model: onnx.ModelProto, tail: Tail, block: int) -> None:
     """Rewrite the end of a graph in place.
 
     Parameters
@@ -168,18 +168,18 @@ def apply_strips(model: onnx.ModelProto, tail: Tail, block: int) -> None:
     nodes = list(graph.node)
     start = next(i for i, node in enumerate(nodes) if node.output[0] == tail.first)
     weights = {weight.name: weight for weight in graph.initializer}
-    strips = _Strips(tail.count, block, weights, {choice.output: choice for choice in tail.forms})
-    strips.writer.nodes.extend(nodes[:start])
-    strips.split(nodes[start].input[0])
+    tiles = _RowTiles(tail.count, block, weights, {choice.output: choice for choice in tail.forms})
+    tiles.writer.nodes.extend(nodes[:start])
+    tiles.split(nodes[start].input[0])
     for node in nodes[start:]:
-        strips.add(node)
-    strips.join(graph.output[0].name)
-    strips.writer.store(graph)
+        tiles.add(node)
+    tiles.join(graph.output[0].name)
+    tiles.writer.store(graph)
     declare_domains(model, DOMAIN, "com.microsoft")
 
 
 @dataclass
-class _Strips:
+class _RowTiles:
     """Write nodes tile by tile, and keep the row tiles of every tensor."""
 
     count: int
@@ -187,7 +187,7 @@ class _Strips:
     weights: Mapping[str, onnx.TensorProto]
     forms: Mapping[str, Choice]
     writer: Writer = field(default_factory=Writer)
-    strips: dict[str, list[str]] = field(default_factory=dict)
+    tiles: dict[str, list[str]] = field(default_factory=dict)
     channels: dict[str, int] = field(default_factory=dict)
     # How often the sides of a tensor were doubled since it was split.
     doubled: dict[str, int] = field(default_factory=dict)
@@ -210,25 +210,25 @@ class _Strips:
         area = w.add("ReduceProd", f"{name}:area", w.add(
             "Shape", f"{name}:sides", name, start=2, end=4
         ), keepdims=1)  # fmt: skip
-        w.add("Cast", "strips:area", area, to=onnx.TensorProto.FLOAT)
-        self.strips[name], self.channels[name], self.doubled[name] = names, channels, 0
+        w.add("Cast", "tiles:area", area, to=onnx.TensorProto.FLOAT)
+        self.tiles[name], self.channels[name], self.doubled[name] = names, channels, 0
 
     def join(self, name: str) -> None:
         """Join the row tiles of the graph's output."""
         w = self.writer
-        joined = w.add("Concat", f"{name}:joined", *self.strips[name], axis=2)
+        joined = w.add("Concat", f"{name}:joined", *self.tiles[name], axis=2)
         left = leave(w, f"{name}:left", joined, self.channels[name], self.block)
         w.add("Identity", name, left)
 
     def add(self, node: onnx.NodeProto) -> None:
         """Write one node per row tile."""
         name = node.output[0]
-        source = next(n for n in node.input if n in self.strips)
+        source = next(n for n in node.input if n in self.tiles)
         self.doubled[name] = self.doubled[source] + (node.op_type == "Resize")
         self.channels[name] = self.channels[source]
         if node.op_type == "Resize":
             # The convolution after it takes the small picture.
-            written = self.strips[source]
+            written = self.tiles[source]
         elif node.op_type == "GroupNormalization":
             written = self._group_norm(node)
         elif node.op_type == "Conv":
@@ -237,19 +237,19 @@ class _Strips:
             written = [convolve(node, i) for i in range(self.count)]
         else:
             written = [self._each(node, i) for i in range(self.count)]
-        self.strips[name] = written
+        self.tiles[name] = written
 
     def _each(self, node: onnx.NodeProto, index: int) -> str:
         """Copy a node that treats each row tile separately."""
-        strips = [self.strips[name][index] for name in node.input]
-        return self.writer.add(node.op_type, f"{node.output[0]}:{index}", *strips)
+        tiles = [self.tiles[name][index] for name in node.input]
+        return self.writer.add(node.op_type, f"{node.output[0]}:{index}", *tiles)
 
     def _pixels(self, node: onnx.NodeProto, index: int) -> str:
         """Write a convolution of single pixels."""
         w, name = self.writer, f"{node.output[0]}:{index}"
         x, weight, bias = node.input
         out, into = self.weights[weight].dims[:2]
-        picture = as_picture(w, f"{name}:picture", self.strips[x][index], into)
+        picture = as_picture(w, f"{name}:picture", self.tiles[x][index], into)
         stored = pixel_filter(w, weight, bias, (out, into), self.block)
         product = convolve(w, f"{name}:product", picture, *stored)
         return from_picture(w, name, product, -(-out // self.block))
@@ -257,16 +257,16 @@ class _Strips:
     def _tiles(self, node: onnx.NodeProto, index: int) -> str:
         """Write a 3×3 convolution of one row tile, with one row of each neighbour."""
         choice = self.forms[node.output[0]]
-        w, strips = self.writer, self.strips[choice.convolution.source]
+        w, tiles = self.writer, self.tiles[choice.convolution.source]
         name = f"{node.output[0]}:{index}"
-        parts = [strips[index]]
+        parts = [tiles[index]]
         first, last = index == 0, index == self.count - 1
         if not first:
-            above = strips[index - 1]
+            above = tiles[index - 1]
             parts.insert(0, w.add("Slice", f"{name}:above", above, w.whole(-1),
                                   w.whole(2**31), w.whole(2)))  # fmt: skip
         if not last:
-            below = strips[index + 1]
+            below = tiles[index + 1]
             parts.append(w.add("Slice", f"{name}:below", below, w.whole(0), w.whole(1),
                                w.whole(2)))  # fmt: skip
         joined = parts[0]
@@ -285,17 +285,17 @@ class _Strips:
         Σ x² and s x + t are convolutions of single channels. The filter of the first is the tile
         itself, so the tail runs one image at a time.
         """
-        w, strips, name = self.writer, self.strips[node.input[0]], node.output[0]
+        w, tiles, name = self.writer, self.tiles[node.input[0]], node.output[0]
         settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         groups = int(settings["num_groups"])
         channels = self.channels[name]
         pictures: list[str] = []
         sums: list[str] = []
         squares: list[str] = []
-        for index, strip in enumerate(strips):
-            picture = as_picture(w, f"{name}:{index}:picture", strip, channels)
+        for index, tile in enumerate(tiles):
+            picture = as_picture(w, f"{name}:{index}:picture", tile, channels)
             itself = w.add("Reshape", f"{name}:{index}:itself", picture, w.whole(-1, 1, 0, 0))
-            lanes = w.add("Reshape", f"{name}:{index}:lanes", strip, w.whole(0, 0, -1, self.block))
+            lanes = w.add("Reshape", f"{name}:{index}:lanes", tile, w.whole(0, 0, -1, self.block))
             pictures.append(picture)
             sums.append(w.add("ReduceSum", f"{name}:{index}:sum", lanes, w.whole(2)))
             squares.append(convolve(w, f"{name}:{index}:squares", picture, itself, group=channels))
@@ -307,8 +307,8 @@ class _Strips:
             for kind, found in (("sum", sums), ("squares", squares))
         )  # fmt: skip
         pixels = np.float64(channels // groups * 4 ** self.doubled[node.input[0]])
-        count = w.add("Mul", f"{name}:count", "strips:area",
-                      w.constant(f"strips:{pixels:g}", pixels))  # fmt: skip
+        count = w.add("Mul", f"{name}:count", "tiles:area",
+                      w.constant(f"tiles:{pixels:g}", pixels))  # fmt: skip
         mean = w.add("Div", f"{name}:mean", total, count)
         square = w.add("Mul", f"{name}:square", mean, mean)
         # Rounding may leave a group of equal values a variance below zero.
@@ -317,7 +317,7 @@ class _Strips:
         ))  # fmt: skip
         epsilon = np.float64(settings.get("epsilon", 1e-5))
         shifted = w.add("Add", f"{name}:shifted", variance,
-                        w.constant(f"strips:{epsilon:g}", epsilon))  # fmt: skip
+                        w.constant(f"tiles:{epsilon:g}", epsilon))  # fmt: skip
         inverse = w.add("Reciprocal", f"{name}:inverse", w.add("Sqrt", f"{name}:root", shifted))
         rows = w.whole(groups, -1)
         gamma, beta = (
