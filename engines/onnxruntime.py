@@ -25,6 +25,7 @@ from bksdm.optimize.choice import CostModel
 from bksdm.optimize.compose import LEAST_ROWS, REWRITE, USUAL, MadeFor, Rules, compose
 from bksdm.optimize.saved_graph import DATA, NotSaved, SavedGraph
 from bksdm.storage.digest import graph_files
+from bksdm.storage.places import written_in
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -216,7 +217,7 @@ def _open(
             session = open_graph(composed())
             warnings.warn(
                 f"{name}: every start takes as long, for the optimised graph cannot be stored in "
-                f"{cache} ({reason_of(error)})",
+                f"{written_in(cache, model.parents[1])} ({reason_of(error)})",
                 stacklevel=2,
             )
             return session

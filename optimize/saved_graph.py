@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,9 @@ from bksdm.engines.protocol import Array
 from bksdm.storage.digest import model_digest, sha256_of, write_sealed
 from bksdm.storage.files import alone, clear_abandoned, in_use, remove_unused, staged
 from bksdm.storage.graph import load_graph
+from bksdm.storage.places import written_in
 from bksdm.storage.processor import vector_extensions
+from bksdm.storage.stored_graphs import prune
 from bksdm.storage.weights import find_files, read_weights
 
 GRAPH, DATA, RECORD = "model.onnx", "model.onnx.data", "engine.json"
@@ -36,6 +38,7 @@ GRAPH, DATA, RECORD = "model.onnx", "model.onnx.data", "engine.json"
 BUNDLE = "bundle:"
 # Where a weight begins: what the widest vector registers load at once.
 ALIGNMENT = 64
+LOG = logging.getLogger("bksdm")
 UNUSED_SECONDS = 14 * 24 * 3600
 
 
@@ -84,9 +87,13 @@ class SavedGraph:
         """
         record = self._record()
         key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
-        folder = self.cache / _machine() / f"{self.name}-{key}"
+        name = f"{_machine()}/{self.name}-{key}"
+        folder = self._written / name
         try:
             session = self._open(folder, open_session)
+            if session is None and self._written != self.cache:
+                # It may have come with the bundle, in which nothing can be written.
+                session = self._open(self.cache / name, open_session)
             if session is None:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with alone(folder.parent):
@@ -94,6 +101,10 @@ class SavedGraph:
                     # Another may have made it while this one waited.
                     session = self._open(folder, open_session)
                     if session is None:
+                        LOG.info(
+                            "optimising the graphs once, so that later starts are fast; they are "
+                            "stored in %s", self._written,
+                        )  # fmt: skip
                         remove_unused(folder)
                         self._save(folder, record)
                         self._prune(folder)
@@ -113,8 +124,12 @@ class SavedGraph:
             "provider": "cpu",
             "network": self.name,
             **self.fields,
-            "source": model_digest(self.model, self.cache),
+            "source": model_digest(self.model, self._written),
         }
+
+    @property
+    def _written(self) -> Path:
+        return written_in(self.cache, self.model.parents[1])
 
     def _open(
         self, folder: Path, open_session: Callable[[Graph], ort.InferenceSession]
@@ -150,11 +165,9 @@ class SavedGraph:
 
     def _prune(self, kept: Path) -> None:
         """Remove graphs that have not been used for weeks: of old versions and old weights."""
-        oldest = time.time() - UNUSED_SECONDS
-        for folder in self.cache.glob("onnxruntime-*/*"):
-            with contextlib.suppress(FileNotFoundError):
-                if folder != kept and folder.stat().st_mtime < oldest:
-                    remove_unused(folder)
+        folder = self._written
+        # In the user's cache lie those of other bundles too, some of which may be gone.
+        prune(folder if folder == self.cache else folder.parent, UNUSED_SECONDS, kept)
 
 
 def _machine() -> str:
