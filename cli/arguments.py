@@ -154,6 +154,14 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="access token, for a hub model that is not public")
 
 
+def add_engine_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for where optimised graphs are stored."""
+    parser.add_argument("--engine-cache", type=named_path, metavar="DIR",
+                        help="where the graphs that the first start optimises are stored (default: "
+                             "in the bundle, or in the user's cache if the bundle cannot be "
+                             "written)")  # fmt: skip
+
+
 def add_part_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is given beside a checkpoint."""
     parser.add_argument("--vae", type=named_path, metavar="FILE|FOLDER",

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from bksdm.cli.arguments import (
+    add_engine_cache_option,
     add_hub_options,
     add_part_options,
     checkpoint,
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=lora_file, action="append", default=[],
                         metavar="FILE[:SCALE]",
                         help="LoRA that the bundle was exported with; may be repeated")  # fmt: skip
+    add_engine_cache_option(parser)
     add_part_options(parser)
     parser.add_argument("--integrity", action="store_true",
                         help="compare every file of the bundle with the checksums of the export; "
@@ -91,6 +93,7 @@ def run(options: argparse.Namespace) -> int:
         [split_scale(text) for text in options.lora], options.variant, options.token,
         Parts(options.config, options.tokenizer, options.ema, options.vae,
               [split_token(text) for text in options.embedding]),
+        options.engine_cache,
     )  # fmt: skip
     print(printable(report, kept="\n"))
     return 0 if passed else 1

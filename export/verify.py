@@ -41,6 +41,7 @@ def verify(
     variant: str | None = None,
     token: str | None = None,
     parts: Parts = NOTHING,
+    engine_cache: Path | None = None,
 ) -> tuple[str, bool]:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -62,6 +63,8 @@ def verify(
         As of :func:`bksdm.export.source.resolve`.
     parts : Parts
         What the bundle was exported with beside the source.
+    engine_cache : Path, optional
+        As of ``TextToImage.load``.
 
     Returns
     -------
@@ -85,7 +88,7 @@ def verify(
             source, parts, revision, variant=variant, token=token, beside=Path(folder)
         ) as checkpoint,
     ):
-        return _compare(opened, checkpoint, steps, sampler, read, variant)
+        return _compare(opened, checkpoint, steps, sampler, read, variant, engine_cache)
 
 
 def _compare(
@@ -95,6 +98,7 @@ def _compare(
     sampler: str | None,
     loras: Sequence[Lora],
     variant: str | None,
+    engine_cache: Path | None,
 ) -> tuple[str, bool]:
     _require_same_tokens(opened, checkpoint)
     inputs = graph_inputs(opened.model("unet"))
@@ -121,7 +125,7 @@ def _compare(
         del network
         _require_fit(opened.model(kind.component), truth[0], checkpoint)
         rows.append(compare(opened.model(kind.component), kind.component, precision, truth))
-    model = TextToImage.load(opened, safety_checker=False)
+    model = TextToImage.load(opened, engine_cache=engine_cache, safety_checker=False)
     ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
     pipeline = open_pipeline(checkpoint, variant)
     for lora in loras:
