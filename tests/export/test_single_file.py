@@ -440,3 +440,15 @@ def test_a_vae_folder_with_damaged_weights_is_named(nano_checkpoint, tmp_path):
         prepared(nano_checkpoint, Parts(vae=vae), beside=tmp_path),
     ):
         pass
+
+
+@pytest.mark.slow
+def test_pictures_of_the_bundle_are_those_of_the_file(nano_checkpoint, tmp_path, capsys):
+    with quiet():
+        pipeline = StableDiffusionPipeline.from_pretrained(nano_checkpoint)
+    path = write(tmp_path / "model.safetensors", compvis.whole(pipeline))
+    given = ["--config", str(nano_checkpoint), "--vae", str(nano_checkpoint)]
+    bundle = str(tmp_path / "bundle")
+    assert main(["export", str(path), *given, "-o", bundle]) == 0
+    assert main(["verify", bundle, "--against", str(path), *given]) == 0
+    assert "vae_decoder" in capsys.readouterr().out
