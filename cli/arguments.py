@@ -154,6 +154,34 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="access token, for a hub model that is not public")
 
 
+def add_engine_cache_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option for where optimised graphs are stored."""
+    parser.add_argument("--engine-cache", type=named_path, metavar="DIR",
+                        help="where the graphs that the first start optimises are stored (default: "
+                             "in the bundle, or in the user's cache if the bundle cannot be "
+                             "written)")  # fmt: skip
+
+
+def add_part_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what is given beside a checkpoint."""
+    parser.add_argument("--vae", type=named_path, metavar="FILE|FOLDER",
+                        help="VAE in place of the checkpoint's: a single file, or a diffusers "
+                             "folder")  # fmt: skip
+    parser.add_argument("--embedding", type=checkpoint, action="append", default=[],
+                        metavar="FILE[:TOKEN]",
+                        help="textual inversion, and what stands for it in prompts where the file "
+                             "does not say; may be repeated")  # fmt: skip
+    one_file = parser.add_argument_group("for a checkpoint in one file")
+    one_file.add_argument("--config", type=named_path, metavar="FOLDER",
+                          help="diffusers folder whose configurations and tokenizer are used "
+                               "(default: read off the tensors)")  # fmt: skip
+    one_file.add_argument("--tokenizer", type=named_path, metavar="FOLDER",
+                          help="folder with vocab.json and merges.txt (default: CLIP's, from the "
+                               "hub's cache)")  # fmt: skip
+    one_file.add_argument("--ema", action="store_true",
+                          help="take the averaged weights of the UNet")  # fmt: skip
+
+
 @contextmanager
 def options_named(**others: str) -> Iterator[None]:
     """Put the option's flag before a message that begins with the name of its argument.

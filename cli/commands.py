@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 import traceback
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TextIO
 
@@ -24,6 +26,7 @@ COMMANDS = {
     "info": "describe a bundle, or how a picture was made",
     "verify": "compare a bundle with diffusers, or with its checksums",
     "samplers": "list the samplers",
+    "cache": "list or remove what was stored to start faster",
     "bench": "measure speed, compare measurements and other programs",
     "calibrate": "check whether a model fits into float16",
     "dummy": "write a checkpoint with random weights, for tests",
@@ -36,7 +39,7 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; errors are printed as one line."""
     try:
         open_streams()
-        with stop_signals(), warnings.catch_warnings():
+        with stop_signals(), warnings.catch_warnings(), _hints():
             warnings.showwarning = _warn
             # An error follows that says so.
             warnings.filterwarnings("ignore", ".*decompression bomb")
@@ -129,6 +132,33 @@ def _flush() -> None:
 def _say(line: str) -> None:
     with suppress(OSError, ValueError):  # nobody reads standard error
         print(line, file=sys.stderr, flush=True)
+
+
+class _Hints(logging.Handler):
+    """Prints what the package logs, each line once: it is the same for several networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = one_line(record.getMessage())
+        if line not in self._said:
+            self._said.add(line)
+            _say(f"bksdm: {line}")
+
+
+@contextmanager
+def _hints() -> Iterator[None]:
+    logger, handler = logging.getLogger("bksdm"), _Hints()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _warn(

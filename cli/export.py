@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bksdm.cli.arguments import add_hub_options, checkpoint, lora_file, named_path
+from bksdm.cli.arguments import add_hub_options, add_part_options, checkpoint, lora_file, named_path
 from bksdm.cli.text import printable
 from bksdm.storage.precision import PRECISIONS
 
@@ -13,6 +13,7 @@ EXAMPLES = """examples:
   bksdm export nota-ai/bk-sdm-small-2m -o small/
   bksdm export ./checkpoint -o small-fp16/ --dtype float16
   bksdm export nota-ai/bk-sdm-small-2m -o styled/ --lora style.safetensors:0.8
+  bksdm export model.safetensors -o bundle/ --vae vae.safetensors --embedding cat.pt:my-cat
 """
 
 
@@ -23,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "source",
         type=checkpoint,
         metavar="SOURCE",
-        help="diffusers folder, or model id of the Hugging Face hub",
+        help="diffusers folder, checkpoint in one file (.safetensors, .ckpt), or model id of the "
+        "Hugging Face hub",
     )
     parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE",
                         help="folder to write, which must not exist yet")  # fmt: skip
@@ -34,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--lora", type=lora_file, action="append", default=[], metavar="FILE[:SCALE]",
         help="LoRA file, or folder that peft wrote, to merge into the weights; may be repeated",
     )  # fmt: skip
+    add_part_options(parser)
     parser.add_argument("--no-safety-checker", action="store_true",
                         help="do not export the checkpoint's safety checker")  # fmt: skip
 
@@ -43,9 +46,11 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
 
     require("torch", "export")
+    from bksdm.export.embedding import split_token
     from bksdm.export.exporter import export
     from bksdm.export.lora import split_scale
     from bksdm.export.parity import format_table
+    from bksdm.export.prepared import Parts
 
     report = export(
         options.source,
@@ -57,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
         safety_checker=not options.no_safety_checker,
         variant=options.variant,
         token=options.token,
-    )
+        parts=Parts(options.config, options.tokenizer, options.ema, options.vae,
+                    [split_token(text) for text in options.embedding]),
+    )  # fmt: skip
     print(printable(format_table(report), kept="\n"))
     return 0

@@ -10,7 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import SIZE, named_path, options_named, output_file, threads
+from bksdm.cli.arguments import (
+    SIZE,
+    add_engine_cache_option,
+    named_path,
+    options_named,
+    output_file,
+    threads,
+)
 from bksdm.cli.outputs import check_numbered, check_outputs, numbered, print_path, results
 from bksdm.cli.picture_options import add_picture_options, picture_options, recorded
 from bksdm.models import EMOJI
@@ -64,6 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
                              "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
                              "tensorrt after `bksdm build` (default: onnxruntime)")  # fmt: skip
+    add_engine_cache_option(parser)
     parser.add_argument("--threads", type=threads, metavar="N",
                         help="CPU threads (default: physical cores)")  # fmt: skip
 
@@ -98,7 +106,11 @@ def run(options: argparse.Namespace) -> int:
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     with options_named():
         model = TextToImage.load(
-            bundle, options.engine, options.threads, safety_checker=not options.no_safety_checker
+            bundle,
+            options.engine,
+            options.threads,
+            engine_cache=options.engine_cache,
+            safety_checker=not options.no_safety_checker,
         )
     if steps.wanted and not options.decode_steps:
         _ = model.preview

@@ -7,7 +7,9 @@ import tempfile
 from pathlib import Path
 
 from bksdm.cli.arguments import (
+    add_engine_cache_option,
     add_hub_options,
+    add_part_options,
     checkpoint,
     integer,
     lora_file,
@@ -32,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?",
                         help="folder of a bundle; not with --all")  # fmt: skip
     parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
-                        help="diffusers folder, or model id of the hub, from which the bundle was "
-                             "exported")  # fmt: skip
+                        help="diffusers folder, checkpoint in one file, or model id of the hub, "
+                             "from which the bundle was exported")  # fmt: skip
     add_hub_options(parser)
     parser.add_argument("--steps", type=integer, default=2, metavar="N",
                         help="denoising steps of the picture to compare (default: 2)")  # fmt: skip
@@ -42,6 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=lora_file, action="append", default=[],
                         metavar="FILE[:SCALE]",
                         help="LoRA that the bundle was exported with; may be repeated")  # fmt: skip
+    add_engine_cache_option(parser)
+    add_part_options(parser)
     parser.add_argument("--integrity", action="store_true",
                         help="compare every file of the bundle with the checksums of the export; "
                              "needs no --against")  # fmt: skip
@@ -79,12 +83,17 @@ def run(options: argparse.Namespace) -> int:
         config = GenerationConfig("", num_inference_steps=options.steps, sampler=options.sampler)
         Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
+    from bksdm.export.embedding import split_token
     from bksdm.export.lora import split_scale
+    from bksdm.export.prepared import Parts
     from bksdm.export.verify import verify
 
     report, passed = verify(
         options.bundle, options.against, options.revision, options.steps, options.sampler,
         [split_scale(text) for text in options.lora], options.variant, options.token,
+        Parts(options.config, options.tokenizer, options.ema, options.vae,
+              [split_token(text) for text in options.embedding]),
+        options.engine_cache,
     )  # fmt: skip
     print(printable(report, kept="\n"))
     return 0 if passed else 1

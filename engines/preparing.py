@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from bksdm.engines.variants import DEEP
 from bksdm.optimize.rules import REWRITE, MadeFor, Rules
 from bksdm.storage.digest import graph_files
 from bksdm.storage.files import read_regular
+from bksdm.storage.places import written_in
 from bksdm.storage.stored_graph import Prepared, StoredGraph
 
 Opened = TypeVar("Opened")
@@ -59,10 +60,19 @@ class Preparation:
     version: str = ""
     as_inputs: bool = False
 
-    def stored(self, cache: Path) -> StoredGraph:
-        """Return its place in a folder of engines."""
-        fields = {"rewrite": REWRITE, "made_for": self.made_for.fields()}
-        return StoredGraph(self.model, self.variant, cache, self.backend, self.version, fields)
+    def stored(self, cache: Path) -> list[StoredGraph]:
+        """Return its places: the one to write first, and a bundle's own if that is another."""
+        written = written_in(cache, self.model.parents[1])
+        first = StoredGraph(
+            model=self.model,
+            variant=self.variant,
+            cache=written,
+            backend=self.backend,
+            version=self.version,
+            fields={"rewrite": REWRITE, "made_for": self.made_for.fields()},
+            digests=written,
+        )
+        return [first] if written == cache else [first, replace(first, cache=cache)]
 
 
 def open_prepared(
@@ -85,8 +95,8 @@ def open_prepared(
         The graph is damaged, or the engine cannot open it; or it has to be prepared first, and
         ``onnx`` is not installed.
     """
-    stored = None if cache is None else preparation.stored(cache)
-    if stored is not None:
+    places = [] if cache is None else preparation.stored(cache)
+    for stored in places:
         opened = stored.open(stored.folder(stored.record()), open_graph)
         if opened is not None:
             return opened
@@ -96,7 +106,7 @@ def open_prepared(
         if error.name != "onnx":
             raise
         return open_graph(_as_exported(preparation))
-    return prepare(preparation, stored, open_graph)
+    return prepare(preparation, places[0] if places else None, open_graph)
 
 
 def _as_exported(preparation: Preparation) -> Prepared:

@@ -14,6 +14,7 @@ from bksdm.engines.fixed_batch import with_any_batch
 from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor
 from bksdm.optimize.tuned import Tuned, read_tuned
+from bksdm.storage.places import written_in
 
 DEFAULT = "onnxruntime"
 AUTO = "auto"
@@ -122,7 +123,10 @@ def version_of(name: str) -> str | None:
 
 
 def _tuned(cache: Path, model: Path) -> dict[str, Tuned]:
-    return read_tuned(cache, model, version_of)
+    written = written_in(cache, model.parents[1])
+    return read_tuned(cache, model, version_of) or (
+        {} if written == cache else read_tuned(written, model, version_of)
+    )
 
 
 def _fastest(tuned: dict[str, Tuned]) -> str:

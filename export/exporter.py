@@ -17,10 +17,11 @@ from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
 from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
+from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.preview import write_preview
 from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
-from bksdm.export.source import has_safety_checker, read_json, resolve
+from bksdm.export.source import has_safety_checker, read_json
 from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
 from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
@@ -39,13 +40,14 @@ def export(
     safety_checker: bool = True,
     variant: str | None = None,
     token: str | None = None,
+    parts: Parts = NOTHING,
 ) -> list[ComponentParity]:
     """Write the bundle of a checkpoint, each network checked against torch.
 
     Parameters
     ----------
     source
-        A local diffusers folder or a hub id.
+        A local diffusers folder, a hub id, or a checkpoint in one file.
     bundle
         Where the bundle goes; must not exist. It appears under this name only when it is complete
         and has passed; an error or an interrupt leaves nothing.
@@ -63,6 +65,8 @@ def export(
         Whether the checkpoint's safety checker, if it has one, goes into the bundle.
     variant, token
         As of `bksdm.export.source.resolve`.
+    parts
+        What else goes into the bundle, or replaces something of the source.
 
     Returns
     -------
@@ -83,21 +87,35 @@ def export(
         raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(PRECISIONS)}")
     refuse_existing(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
-    checkpoint = resolve(source, revision, safety_checker, variant, token, report)
+    with prepared(
+        source, parts, revision, safety_checker, variant, token, report, bundle.parent
+    ) as checkpoint:
+        return _export(checkpoint, bundle, PRECISIONS[dtype], read, safety_checker, variant, report)
+
+
+def _export(
+    checkpoint: Path,
+    bundle: Path,
+    precision: Precision,
+    loras: Sequence[Lora],
+    safety_checker: bool,
+    variant: str | None,
+    report: Callable[[str], None],
+) -> list[ComponentParity]:
     kinds: list[type[Network]] = list(NETWORKS)
     if safety_checker and has_safety_checker(checkpoint, variant):
         kinds.append(SafetyChecker)
     networks = networks_of(checkpoint, SafetyChecker in kinds)
-    for lora in read:
+    for lora in loras:
         check(lora, {name: network.model for name, network in networks.items()})
     inspect(networks, checkpoint, variant)
     with publishing(bundle) as staging:
-        _write_small_files(checkpoint, networks, staging, read)
+        _write_small_files(checkpoint, networks, staging, loras)
         inspect_configurations(staging, checkpoint, networks, report)
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
         rows = [
-            _export_network(kind, checkpoint, variant, read, staging, PRECISIONS[dtype], report)
+            _export_network(kind, checkpoint, variant, loras, staging, precision, report)
             for kind in kinds
         ]
         if not all(row.passed for row in rows):

@@ -14,7 +14,10 @@ from bksdm.export.json_files import is_lfs_pointer
 from bksdm.export.json_files import read_json as read_json
 from bksdm.export.weights import HALF, choose, files_of, listing, variants
 
-_SUPPORTED = "supported: a diffusers StableDiffusionPipeline folder (SD 1.x, SD 2.x, BK-SDM)"
+_SUPPORTED = (
+    "supported: a diffusers StableDiffusionPipeline folder, or a checkpoint in one file (SD 1.x, "
+    "SD 2.x, BK-SDM)"
+)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What is written like a place on disk cannot be meant as an id of the hub.
 _PLACE = re.compile(r"[.~/\\]|.*[\\/]$|.*/.*/|\w:")
@@ -25,6 +28,8 @@ _CLASSES = {
     "tokenizer": "CLIPTokenizer",
 }
 _WEIGHTED = ("unet", "vae", "text_encoder")
+FILES = ("model_index.json", "scheduler", *_CLASSES, "safety_checker", "feature_extractor")
+"""Everything in a checkpoint's folder that an export reads."""
 # UNet options that ask for inputs which the exported graph does not have.
 _UNET_EXTRAS = (
     "addition_embed_type",
@@ -79,7 +84,7 @@ def resolve(
             raise ExportError(f"{name} is a local folder; a revision ({revision}) is for hub ids")
         folder = Path(name)
     elif os.path.lexists(name):
-        raise ExportError(f"{name} is {_describe_file(Path(name))}; {_SUPPORTED}")
+        raise ExportError(f"{name} is no folder; {_SUPPORTED}")
     elif _HUB_ID.fullmatch(name) and not _PLACE.match(name):
         folder = fetch(
             name, revision, token, partial(_wanted, name, safety_checker, variant),
@@ -117,6 +122,11 @@ def validate(folder: Path, variant: str | None = None) -> None:
     if not os.path.lexists(index_path):
         raise ExportError(f"{folder} {_describe_folder(folder)}; {_SUPPORTED}")
     _validate_fetched(folder)
+    if is_bundle(folder, variant):
+        raise ExportError(
+            f"{folder} is a bundle already, without weights for torch; `bksdm generate --model` "
+            "runs it"
+        )
     index = read_json(index_path)
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise ExportError(
@@ -133,6 +143,14 @@ def validate(folder: Path, variant: str | None = None) -> None:
     _validate_variant(folder, listing(folder), variant)
     for name in _WEIGHTED:
         files_of(folder, name, variant)
+
+
+def is_bundle(folder: Path, variant: str | None = None) -> bool:
+    """Return whether a folder contains graphs and lacks weights, which torch would need."""
+    if not (folder / "unet" / "model.onnx").is_file():
+        return False
+    files = listing(folder)
+    return not all(choose(files, name, variant) for name in _WEIGHTED)
 
 
 def has_safety_checker(folder: Path, variant: str | None = None) -> bool:
@@ -241,24 +259,6 @@ def _validate_rest(folder: Path) -> None:
     pair = (tokenizer / "vocab.json", tokenizer / "merges.txt")
     if not (tokenizer / "tokenizer.json").exists() and not all(file.exists() for file in pair):
         raise ExportError(f"{tokenizer}: needs vocab.json and merges.txt, or tokenizer.json")
-
-
-def _describe_file(path: Path) -> str:
-    """Describe the kind of a single file by the names of its tensors."""
-    if not path.is_file():
-        return "no folder"
-    if path.suffix != ".safetensors":
-        return f"a single {path.suffix or 'unnamed'} file"
-    try:
-        from safetensors import safe_open
-
-        with safe_open(str(path), framework="numpy") as file:
-            keys = list(file.keys())
-    except Exception:  # safetensors raises its own type, not an OSError, on a damaged file
-        return "a damaged .safetensors file"
-    return (
-        "a LoRA file" if any("lora" in key.lower() for key in keys) else "a single-file checkpoint"
-    )
 
 
 def _describe_folder(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import ExportError
-from bksdm.export.lora import read_lora
+from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
 from bksdm.export.parity import CASES, Reference, compare, format_table, references
+from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
-from bksdm.export.source import resolve
-from bksdm.export.weights import choose, listing
+from bksdm.export.source import is_bundle
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
@@ -39,6 +40,8 @@ def verify(
     loras: Sequence[tuple[Path, float]] = (),
     variant: str | None = None,
     token: str | None = None,
+    parts: Parts = NOTHING,
+    engine_cache: Path | None = None,
 ) -> tuple[str, bool]:
     """Compare a bundle with the checkpoint it was made from.
 
@@ -47,7 +50,7 @@ def verify(
     bundle : Path
         The bundle.
     source : str or Path
-        A diffusers folder or hub id.
+        A diffusers folder, a hub id or a checkpoint in one file.
     revision : str, optional
         Of a hub id.
     steps : int
@@ -58,6 +61,10 @@ def verify(
         Files and scales that the bundle was exported with.
     variant, token : str, optional
         As of :func:`bksdm.export.source.resolve`.
+    parts : Parts
+        What the bundle was exported with beside the source.
+    engine_cache : Path, optional
+        As of ``TextToImage.load``.
 
     Returns
     -------
@@ -73,8 +80,26 @@ def verify(
     """
     opened = Bundle.open(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
-    _refuse_bundle(Path(source), variant)
-    checkpoint = resolve(source, revision, variant=variant, token=token)
+    if is_bundle(Path(source), variant):
+        raise ExportError(f"{source} is a bundle, without weights for torch; {_TAKE_ITS_OWN}")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        prepared(
+            source, parts, revision, variant=variant, token=token, beside=Path(folder)
+        ) as checkpoint,
+    ):
+        return _compare(opened, checkpoint, steps, sampler, read, variant, engine_cache)
+
+
+def _compare(
+    opened: Bundle,
+    checkpoint: Path,
+    steps: int,
+    sampler: str | None,
+    loras: Sequence[Lora],
+    variant: str | None,
+    engine_cache: Path | None,
+) -> tuple[str, bool]:
     _require_same_tokens(opened, checkpoint)
     inputs = GraphFile.read(opened.model("unet")).inputs
     tokens = inputs["encoder_hidden_states"].shape[1]
@@ -93,17 +118,17 @@ def verify(
             continue
         with quiet():
             network = load_network(kind, checkpoint, variant)
-            for lora in read:
+            for lora in loras:
                 if lora.of(kind.component):
                     merge(lora, kind.component, network.model)
             truth = references(network, precision, cases)
         del network
         _require_fit(opened.model(kind.component), truth[0], checkpoint)
         rows.append(compare(opened.model(kind.component), kind.component, precision, truth))
-    model = TextToImage.load(bundle, safety_checker=False)
+    model = TextToImage.load(opened, engine_cache=engine_cache, safety_checker=False)
     ours = model(PROMPT, num_inference_steps=steps, seed=SEED, sampler=sampler).pixels
     pipeline = open_pipeline(checkpoint, variant)
-    for lora in read:
+    for lora in loras:
         merge(lora, "unet", pipeline.unet)
         merge(lora, "text_encoder", pipeline.text_encoder)
     if sampler is not None:
@@ -119,15 +144,6 @@ def verify(
         f"{near:.4%} of the values within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
-
-
-def _refuse_bundle(source: Path, variant: str | None) -> None:
-    """Refuse a folder that contains only graphs, which torch cannot run."""
-    if not (source / "unet" / "model.onnx").is_file():
-        return
-    files = listing(source)
-    if not all(choose(files, name, variant) for name in ("text_encoder", "unet", "vae")):
-        raise ExportError(f"{source} is a bundle, without weights for torch; {_TAKE_ITS_OWN}")
 
 
 def _require_same_tokens(bundle: Bundle, checkpoint: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from bksdm.engines.errors import ExportError
 from bksdm.export.json_files import is_lfs_pointer, read_json
 from bksdm.export.library_errors import reason
+from bksdm.storage.files import open_regular
 
 HALF = "fp16"
 """The hub's name for weights in float16, also part of their file names."""
@@ -245,18 +248,39 @@ def _shards(index: Path) -> list[str]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    with readable(path):
+        return read_safetensors(path) if path.suffix == _FORMATS[0] else read_pickle(path)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Refuse a file that is empty or a pointer, and name it if the block cannot read it.
+
+    Raises
+    ------
+    ExportError
+        In one of these cases.
+    """
     try:
         if path.stat().st_size == 0:
             raise ExportError(f"{path}: is empty")
         if is_lfs_pointer(path):
             raise ExportError(f"{path}: a pointer of Git LFS, not the file; run `git lfs pull`")
-        tensors = _read_safetensors(path) if path.suffix == _FORMATS[0] else read_pickle(path)
+        yield
     except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return tensors
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, mapped from the disk.
+
+    Raises
+    ------
+    ExportError
+        It is damaged; names it.
+    OSError
+        It cannot be opened.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -277,18 +301,36 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     OSError
         It cannot be opened.
     """
+    content = load_pickle(path)
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise ExportError(f"{path}: contains something other than named tensors")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def load_pickle(path: Path) -> Any:
+    """Return what a pickle of torch holds: tensors, numbers, text and containers of these.
+
+    Code in it is never run.
+
+    Raises
+    ------
+    ExportError
+        It is damaged, or holds something else; names it.
+    OSError
+        It cannot be opened.
+    """
     import zipfile
 
+    # What cannot be opened is no damage; where a damaged file breaks off, torch may raise the same.
+    open_regular(path).close()
     try:
-        content: Any = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except OSError:
-        raise
+        with warnings.catch_warnings():
+            # torch warns of what it then refuses.
+            warnings.simplefilter("ignore")
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
     except Exception as error:  # of many types, depending on where a damaged file breaks off
         raise ExportError(
             f"{path}: damaged, or a pickle of more than tensors; convert it to safetensors"
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise ExportError(f"{path}: contains something other than named tensors")
-    return {str(name): tensor for name, tensor in content.items()}

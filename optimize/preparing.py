@@ -7,6 +7,7 @@ From then on :mod:`bksdm.storage.stored_graph` only opens a file.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from bksdm.optimize.graph import load_graph
 from bksdm.optimize.weights import external_place, find_files, move_locations, read_weights
 from bksdm.storage.digest import sha256_of, write_sealed
 from bksdm.storage.files import alone, clear_abandoned, remove_unused, staged
+from bksdm.storage.graph_cache import prune
+from bksdm.storage.places import ENGINES, user_cache
 from bksdm.storage.stored_graph import (
     DATA,
     FILESYSTEM,
@@ -33,9 +36,10 @@ from bksdm.storage.stored_graph import (
     RECORD,
     Prepared,
     StoredGraph,
-    prune,
 )
 
+LOG = logging.getLogger("bksdm")
+UNUSED_SECONDS = 14 * 24 * 3600
 # Where a weight begins: what the widest vector registers load at once.
 ALIGNMENT = 64
 
@@ -144,9 +148,16 @@ def _store(
             # Another may have made it while this one waited.
             opened = stored.open(folder, open_graph)
             if opened is None:
+                LOG.info(
+                    "rewriting the graphs once, so that later starts are fast; they are stored "
+                    "in %s",
+                    stored.cache,
+                )
                 remove_unused(folder)
                 _save(preparation, stored, folder, record)
-                prune(stored.cache, folder)
+                # In the user's cache lie those of other bundles too, some of which may be gone.
+                shared = stored.cache.parent == user_cache() / ENGINES
+                prune(stored.cache.parent if shared else stored.cache, UNUSED_SECONDS, folder)
                 opened = stored.open(folder, open_graph)
     except BksdmError:
         raise

@@ -15,6 +15,7 @@ from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.validation import MAX_THREADS, folder, whole
 from bksdm.storage.graph_file import GraphFile
+from bksdm.storage.places import engines_folder
 
 Measured = Mapping[str, Mapping[str, Tuned]]
 """By network and engine."""
@@ -83,5 +84,5 @@ def tune_bundle(
         found[network] = tune(model, names, side, threads, feeds, told)
         measured(network, found[network])
     settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
-    stored = write_tuned(bundle.path / "engines", models, found, settings, version_of)
+    stored = write_tuned(engines_folder(bundle.path), models, found, settings, version_of)
     return stored, found

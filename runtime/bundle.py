@@ -17,6 +17,7 @@ from bksdm.runtime.loaded_configuration import (
 from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
+from bksdm.storage.places import engines_folder
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -189,7 +190,7 @@ class Bundle:
 
     def digest(self) -> str:
         """Return the SHA-256 of every graph, weight file and configuration, hexadecimal."""
-        digests = file_digests(self.files(), self.path / "engines" / DIGESTS)
+        digests = file_digests(self.files(), engines_folder(self.path) / DIGESTS)
         return joined_digest({f.relative_to(self.path): d for f, d in digests.items()})
 
     def files(self) -> list[Path]:

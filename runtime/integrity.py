@@ -16,8 +16,8 @@ from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
 from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.storage.files import PARTIAL, read_regular, write_file
+from bksdm.storage.graph_cache import stored_graphs
 from bksdm.storage.plans import RECORD
-from bksdm.storage.stored_graph import stored_folders
 
 SUMS = "SHA256SUMS"
 FOLDERS = (*COMPONENTS, *OPTIONAL_COMPONENTS, "safety_checker", "scheduler", "tokenizer")
@@ -112,7 +112,7 @@ def _damage_of_engines(engines: Path, progress: Progress) -> Iterator[str]:
 
 def _records(engines: Path) -> list[Path]:
     """Return the records in a folder of engines, those included that should be there."""
-    found = {folder / RECORD for folder in stored_folders(engines)}
+    found = {graph.path / RECORD for graph in stored_graphs(engines)}
     for folder, folders, files in os.walk(engines):
         found |= {Path(folder) / name for name in (*folders, *files) if name in (RECORD, DIGESTS)}
     return sorted(record for record in found if not record.parent.name.startswith(PARTIAL))

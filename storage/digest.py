@@ -60,7 +60,7 @@ def file_digests(files: Iterable[Path], record: Path) -> dict[Path, str]:
     if new and size >= RECORD_FROM_BYTES:
         kept = dict(list({**known, **new}.items())[-MOST_REMEMBERED:])
         with contextlib.suppress(OSError):
-            record.parent.mkdir(exist_ok=True)
+            record.parent.mkdir(parents=True, exist_ok=True)
             write_file(record, write_sealed({"files": kept}))
     return found
 

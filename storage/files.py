@@ -132,6 +132,26 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
         _release(lock)
 
 
+@contextmanager
+def scratch(parent: Path) -> Iterator[Path]:
+    """Yield a new hidden folder that is gone after the block.
+
+    What processes that were killed have left beside it is removed first.
+
+    Raises
+    ------
+    OSError
+        It cannot be made.
+    """
+    clear_abandoned(parent)
+    folder, lock = _create(parent, Path.mkdir)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _release(lock)
+
+
 def clear_abandoned(folder: Path) -> None:
     """Remove remains of killed processes in a folder; those that cannot be removed stay."""
     for path in folder.glob(f"{PARTIAL}*"):

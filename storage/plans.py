@@ -14,7 +14,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.storage import files
 from bksdm.storage.digest import model_digest, write_sealed
-from bksdm.storage.stored_graph import stored_folders
+from bksdm.storage.graph_cache import stored_graphs
 
 RECORD = "engine.json"
 # Names of folders that hold measurements, not plans, begin so.
@@ -170,7 +170,7 @@ def list_plans(engines: Path) -> list[str]:
 
 def list_built(engines: Path) -> list[str]:
     """Return the names of plans, measurements and prepared graphs."""
-    graphs = (folder.relative_to(engines).as_posix() for folder in stored_folders(engines))
+    graphs = (graph.path.relative_to(engines).as_posix() for graph in stored_graphs(engines))
     return [*_recorded(engines), *graphs]
 
 

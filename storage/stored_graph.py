@@ -15,22 +15,20 @@ import contextlib
 import hashlib
 import json
 import os
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from bksdm.storage.digest import graph_files, model_digest, read_sealed
-from bksdm.storage.files import in_use, read_regular, remove_unused
+from bksdm.storage.files import in_use, read_regular
 from bksdm.storage.processor import vector_extensions
 
 GRAPH, DATA, INPUTS, RECORD = "model.onnx", "model.onnx.data", "inputs.json", "engine.json"
 # In a folder of engines, the folders of graphs are called so.
 FOLDERS = "graphs-"
 FILESYSTEM = Path(os.path.abspath(os.sep))
-UNUSED_SECONDS = 14 * 24 * 3600
 
 Opened = TypeVar("Opened")
 
@@ -76,6 +74,8 @@ class StoredGraph:
         Of the engine, if the graph depends on it and on the processor; otherwise empty.
     fields : mapping
         What else it depends on, as JSON.
+    digests : Path
+        The folder of engines in which digests of the bundle's files are remembered.
     """
 
     model: Path
@@ -84,6 +84,7 @@ class StoredGraph:
     backend: str
     version: str
     fields: Mapping[str, Any]
+    digests: Path
 
     @property
     def name(self) -> str:
@@ -116,7 +117,7 @@ class StoredGraph:
             "version": self.version,
             "network": self.name,
             **self.fields,
-            "source": model_digest(self.model, self.cache),
+            "source": model_digest(self.model, self.digests),
             "weights": [self.named(file) for file in graph_files(self.model)[1:]],
         }
 
@@ -167,17 +168,3 @@ def read_prepared(folder: Path, root: Path, optimised: bool) -> Prepared:
             for name, (dtype, shape, file, offset) in sealed["inputs"].items()
         }
     return Prepared(read_regular(folder / GRAPH), root, optimised, inputs)
-
-
-def stored_folders(cache: Path) -> Iterable[Path]:
-    """Return the folders of all graphs that are stored in a folder of engines."""
-    return sorted(cache.glob(f"{FOLDERS}*/*"))
-
-
-def prune(cache: Path, kept: Path) -> None:
-    """Remove graphs that have not been used for weeks: of old versions and old weights."""
-    oldest = time.time() - UNUSED_SECONDS
-    for folder in stored_folders(cache):
-        with contextlib.suppress(FileNotFoundError):
-            if folder != kept and folder.stat().st_mtime < oldest:
-                remove_unused(folder)

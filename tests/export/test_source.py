@@ -1,11 +1,10 @@
 """What is not a supported pipeline is refused in one line that says what was found."""
 
 import json
+import os
 import shutil
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.source import resolve, weight_files
@@ -112,17 +111,10 @@ def test_component_classes(checkpoint):
     assert "unet is 'UNet3DConditionModel'" in _refusal(checkpoint)
 
 
-def test_single_files_and_empty_folders(tmp_path):
+def test_empty_folders_and_devices(tmp_path):
     assert "has no model_index.json" in _refusal(tmp_path)
-    lora, single = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    save_file({"unet.down.lora_A.weight": np.zeros(1, np.float32)}, lora)
-    save_file({"model.diffusion_model.weight": np.zeros(1, np.float32)}, single)
-    assert "is a LoRA file" in _refusal(lora)
-    assert "is a single-file checkpoint" in _refusal(single)
-    (tmp_path / "c.ckpt").write_bytes(b"x")
-    assert "is a single .ckpt file" in _refusal(tmp_path / "c.ckpt")
-    (tmp_path / "d.safetensors").write_bytes(b"x")
-    assert "is a damaged .safetensors file" in _refusal(tmp_path / "d.safetensors")
+    os.mkfifo(tmp_path / "pipe")
+    assert "is no folder" in _refusal(tmp_path / "pipe")
 
 
 def test_neither_folder_nor_hub_id(tmp_path):

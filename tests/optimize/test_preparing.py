@@ -349,3 +349,71 @@ def test_what_nobody_has_used_for_weeks_is_pruned(model, cache, tmp_path):
     save_model(model, seed=1)
     run(model, cache)
     assert new.stat().st_mtime > recent
+
+
+@pytest.fixture
+def in_site_packages(tmp_path, monkeypatch):
+    """A network that nothing may be written beside, and the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    path = tmp_path / "site-packages" / "bundle" / "unet" / "model.onnx"
+    save_model(path)
+    return path, path.parents[1] / "engines", tmp_path / "home" / "bksdm" / "engines"
+
+
+def test_installed_bundles_are_stored_in_the_user_s_cache(in_site_packages, caplog):
+    model, engines, home = in_site_packages
+    expected = run(model)
+    with caplog.at_level("INFO", "bksdm"):
+        np.testing.assert_array_equal(run(model, engines), expected)
+    (folder,) = saved(next(home.iterdir()))
+    assert not engines.exists()
+    assert str(folder.parents[1]) in caplog.text
+    assert "rewriting the graphs once" in caplog.text
+    caplog.clear()
+    stamp = (folder / "model.onnx").stat().st_mtime_ns
+    with caplog.at_level("INFO", "bksdm"):
+        np.testing.assert_array_equal(run(model, engines), expected)
+    assert (folder / "model.onnx").stat().st_mtime_ns == stamp
+    assert caplog.text == ""
+
+
+def test_a_graph_that_came_with_the_bundle_is_read(in_site_packages, tmp_path):
+    model, engines, home = in_site_packages
+    made = shutil.copytree(model.parents[1], tmp_path / "made")
+    expected = run(made / "unet" / "model.onnx", made / "engines")
+    shutil.copytree(made / "engines", engines)
+    before = {path: path.stat().st_mtime_ns for path in engines.rglob("*.onnx*")}
+    np.testing.assert_array_equal(run(model, engines), expected)
+    assert not list(home.glob("*/graphs-*/*"))
+    assert {path: path.stat().st_mtime_ns for path in engines.rglob("*.onnx*")} == before
+
+
+def test_processes_share_the_user_s_cache(in_site_packages, tmp_path):
+    model, engines, home = in_site_packages
+    processes = [start(model, engines, tmp_path) for _ in range(2)]
+    for process in processes:
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+    assert len(saved(next(home.iterdir()))) == 1
+    assert not engines.exists()
+
+
+def test_a_home_that_cannot_be_written_costs_time_only(in_site_packages, tmp_path):
+    model, engines, home = in_site_packages
+    (tmp_path / "home").touch()
+    expected = run(model)
+    with pytest.warns(UserWarning, match=f"cannot be stored in {home}"):
+        np.testing.assert_array_equal(run(model, engines), expected)
+    assert not engines.exists()
+
+
+def test_what_other_bundles_left_in_the_user_s_cache_is_pruned(in_site_packages, tmp_path):
+    model, engines, home = in_site_packages
+    run(model, engines)
+    (old,) = saved(next(home.iterdir()))
+    long_ago = time.time() - 15 * 24 * 3600
+    os.utime(old, (long_ago, long_ago))
+    other = tmp_path / "site-packages" / "other" / "unet" / "model.onnx"
+    save_model(other, seed=1)
+    run(other, other.parents[1] / "engines")
+    assert not old.exists()
