@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import integer, named_path, options_named
+from bksdm.cli.arguments import bundle_path, integer, options_named
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -27,8 +27,9 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
-                        help="folder of a bundle: float16, or float32 with --tune")  # fmt: skip
+    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE",
+                        help="folder of a bundle: float16, or float32 or emoji with --tune"
+                        )  # fmt: skip
     parser.add_argument("--engine",
                         help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
                              "default) or tensorrt (for the GPU in this machine); with --tune, "

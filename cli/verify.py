@@ -8,10 +8,10 @@ from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_hub_options,
+    bundle_path,
     checkpoint,
     integer,
     lora_file,
-    named_path,
     options_named,
     output_file,
 )
@@ -29,8 +29,8 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?",
-                        help="folder of a bundle; not with --all")  # fmt: skip
+    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE", nargs="?",
+                        help="folder of a bundle, or emoji; not with --all")  # fmt: skip
     parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
                         help="diffusers folder, or model id of the hub, from which the bundle was "
                              "exported")  # fmt: skip
@@ -110,8 +110,7 @@ def _check_integrity(bundle: Path) -> int:
 
 
 def _run_all(output: Path | None) -> int:
-    from tqdm import tqdm
-
+    from bksdm.cli.progress import progress
     from bksdm.export.dummy import create_dummy
     from bksdm.export.exporter import export
     from bksdm.export.verify_all import measure, passed, render, total
@@ -126,7 +125,11 @@ def _run_all(output: Path | None) -> int:
         create_dummy("nano", checkpoint)
         export(checkpoint, bundle)
         models = {"nano": (checkpoint, bundle), "emoji": (EMOJI, EMOJI)}
-        cells = list(tqdm(measure(models), total=total(len(models)), unit="picture", leave=False))
+        with progress("", "picture", total(len(models))) as bar:
+            cells = []
+            for cell in measure(models):
+                cells.append(cell)
+                bar.update()
     page = render(cells)
     if output is None:
         print(page, end="")
