@@ -79,9 +79,8 @@ class Recorder:
         batch = {"batch": json.dumps(config.prompts)} if len(config.prompts) > 1 else {}
         drawn = {} if result is None else self._drawn(result)
         own = {**recorded(config, index), **batch, **self._stated, **drawn, "index": str(index)}
-        text = a1111_text(
-            config, index, self._bundle.scheduler, self._stated["model"], self._stated["version"]
-        )
+        model, program = self._stated["model"], self._stated["version"]
+        text = a1111_text(config, index, self._bundle.scheduler, model, program)
         return PictureRecord(own, text)
 
     def _drawn(self, result: Result) -> dict[str, str]:
