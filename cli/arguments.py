@@ -105,6 +105,28 @@ class Parser(argparse.ArgumentParser):
         raise RequestError(f"{told} (see `{self.prog} --help`)")
 
 
+def refuse_beside(options: argparse.Namespace, main: str, names: Iterable[str]) -> None:
+    """Check that no option is given that does nothing beside another.
+
+    Parameters
+    ----------
+    options : Namespace
+        Whose options are None, False or empty where they are not given.
+    main : str
+        The flag that leaves no use for them.
+    names : iterable of str
+        Of the options, as their flags without dashes.
+
+    Raises
+    ------
+    RequestError
+        One of them is given.
+    """
+    for name in names:
+        if getattr(options, name.replace("-", "_")) not in (None, False, []):
+            raise RequestError(f"--{name} does nothing with {main}; leave one of them out")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the end of a message that suggests the known word closest to a mistyped one."""
     found = difflib.get_close_matches(word, known, n=1)

@@ -19,6 +19,7 @@ from bksdm.cli.arguments import (
     options_named,
     output_file,
     real,
+    refuse_beside,
     threads,
 )
 from bksdm.cli.outputs import check_folder, check_outputs, print_path, results
@@ -298,6 +299,8 @@ def _roofline(options: argparse.Namespace) -> int:
 
     if options.gpu is not None and options.gpu not in GPUS:
         raise RequestError(f"--gpu: unknown {shown(options.gpu)}; known: {', '.join(GPUS)}")
+    if options.gpu is not None:
+        refuse_beside(options, "--gpu", ("threads",))
     width, height = _size(options)
     record = measure_roofline(options.bundle, height, width, _threads(options.threads), options.gpu)
     for table in tables(record):
@@ -335,6 +338,8 @@ def _report(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
 
     require("diffusers", "export")
+    if options.render:
+        refuse_beside(options, "--render", ("only", "threads"))
     names = tuple(SET) if options.only is None else tuple(options.only.split(","))
     _check_names("--only", names, SET)
     if not options.output.is_dir():

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, integer, options_named
+from bksdm.cli.arguments import bundle_path, integer, options_named, refuse_beside
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -60,6 +60,10 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.plans import list_built, remove_built
 
+    for flag, given in (("--list", options.list), ("--remove", options.remove is not None)):
+        if given:
+            others = ("list", "remove", "tune", "engine", "target", "batch", "size", "threads")
+            refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:

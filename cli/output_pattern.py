@@ -43,9 +43,7 @@ class OutputPattern:
         if text == "-":
             raise RequestError("-o: pictures of --prompts go to a folder, not to standard output")
         if "{" in str(path.parent):
-            raise RequestError(
-                f"-o: {{line}} belongs into the name of the file, not of {path.parent}"
-            )
+            raise RequestError(f"-o: {{line}} belongs to the file's name, not to {path.parent}")
         if "{" not in path.name or path.is_dir():
             if path.suffix.lower() in FORMATS and not path.is_dir():
                 raise RequestError(
@@ -54,9 +52,7 @@ class OutputPattern:
                 )
             return cls(path)
         if not _LINE.search(path.name) or re.search("[{}]", _LINE.sub("", path.name)):
-            raise RequestError(
-                f"-o: the only word in braces is {{line}}, or {{line:03}}; not {path}"
-            )
+            raise RequestError(f"-o: only {{line}} or {{line:03}} may be in braces, not {path}")
         return cls(path.parent, path.name)
 
     def path(self, line: int) -> Path:

@@ -169,6 +169,8 @@ def draw_prompts(options: argparse.Namespace) -> int:
                 bar.clear()
                 for file in files:
                     print_path(file, sys.stdout)
+                # For whoever follows a pipe.
+                sys.stdout.flush()
     print(f"{drawn} drawn, {len(kept)} already there", file=sys.stderr)
     return 0 if drawn or not missing else 1
 

@@ -14,6 +14,7 @@ from bksdm.cli.arguments import (
     lora_file,
     options_named,
     output_file,
+    refuse_beside,
 )
 from bksdm.cli.outputs import check_outputs, print_path, results
 from bksdm.cli.text import printable
@@ -26,6 +27,12 @@ EXAMPLES = """examples:
 """
 
 
+STEPS = 2
+"""Denoising steps of the picture that is compared."""
+COMPARED = ("revision", "variant", "token", "steps", "sampler", "lora")
+"""Options of the comparison with a checkpoint."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
@@ -35,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
                         help="diffusers folder, or model id of the hub, from which the bundle was "
                              "exported")  # fmt: skip
     add_hub_options(parser)
-    parser.add_argument("--steps", type=integer, default=2, metavar="N",
+    parser.add_argument("--steps", type=integer, metavar="N",
                         help="denoising steps of the picture to compare (default: 2)")  # fmt: skip
     parser.add_argument("--sampler", metavar="NAME",
                         help="its sampler (default: the checkpoint's own)")  # fmt: skip
@@ -57,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.integrity:
         if options.bundle is None or options.all or options.against is not None:
             raise RequestError("verify --integrity takes only BUNDLE")
+        refuse_beside(options, "--integrity", (*COMPARED, "output"))
         return _check_integrity(options.bundle)
     from bksdm.cli.extras import require
 
@@ -68,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None and not options.all:
         raise RequestError("-o goes with --all; the comparison of a bundle is printed")
     if options.all:
+        refuse_beside(options, "--all", COMPARED)
         check_outputs([options.output], text=True)
         return _run_all(options.output)
     from bksdm.engines.registry import DEFAULT, capabilities
@@ -75,15 +84,16 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
 
+    steps = STEPS if options.steps is None else options.steps
     with options_named():
-        config = GenerationConfig("", num_inference_steps=options.steps, sampler=options.sampler)
+        config = GenerationConfig("", num_inference_steps=steps, sampler=options.sampler)
         Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
     from bksdm.export.lora import split_scale
     from bksdm.export.verify import verify
 
     report, passed = verify(
-        options.bundle, options.against, options.revision, options.steps, options.sampler,
+        options.bundle, options.against, options.revision, steps, options.sampler,
         [split_scale(text) for text in options.lora], options.variant, options.token,
     )  # fmt: skip
     print(printable(report, kept="\n"))
