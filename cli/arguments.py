@@ -12,11 +12,34 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bksdm.engines.errors import RequestError, SamplerError
+from bksdm.models import bundle_folder
 from bksdm.runtime.user_files import STDIN, STDOUT
 from bksdm.runtime.validation import MAX_THREADS, shown
 
 SIZE = {"height": "--size", "width": "--size"}
 """For :func:`options_named`, in commands that take height and width as ``--size``."""
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Writes every spelling of an option in one line, and its value once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
+class ShowVersion(argparse.Action):
+    """Prints the version and ends the command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> NoReturn:
+        """Print it."""
+        # Not before: it takes a while to look up.
+        from importlib.metadata import version
+
+        print(f"bksdm {version('bksdm-runtime')}")
+        parser.exit()
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,13 +95,36 @@ class Parser(argparse.ArgumentParser):
         RequestError
             Always.
         """
-        told = message.removeprefix("argument ")
+        # Of an option that is spelled in several ways, the first way.
+        told = re.sub(r"^argument (--[\w-]+)(/[\w/-]+)", r"\1", message).removeprefix("argument ")
         option, lacking, _ = told.partition(": expected one argument")
         if lacking:
             long = option.rpartition("/")[2]
             told = f"{option} needs a value; one that begins with a dash is written {long}=VALUE"
         told = told.replace(": ignored explicit argument", " takes no value, such as")
         raise RequestError(f"{told} (see `{self.prog} --help`)")
+
+
+def refuse_beside(options: argparse.Namespace, main: str, names: Iterable[str]) -> None:
+    """Check that no option is given that does nothing beside another.
+
+    Parameters
+    ----------
+    options : Namespace
+        Whose options are None, False or empty where they are not given.
+    main : str
+        The flag that leaves no use for them.
+    names : iterable of str
+        Of the options, as their flags without dashes.
+
+    Raises
+    ------
+    RequestError
+        One of them is given.
+    """
+    for name in names:
+        if getattr(options, name.replace("-", "_")) not in (None, False, []):
+            raise RequestError(f"--{name} does nothing with {main}; leave one of them out")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -117,6 +163,11 @@ def named_path(text: str) -> Path:
     return Path(checkpoint(text))
 
 
+def bundle_path(text: str) -> Path:
+    """Return the folder of a bundle, which may be given by a built-in model's name."""
+    return bundle_folder(checkpoint(text))
+
+
 def checkpoint(text: str) -> str:
     """Return a folder's path or a model id of the hub."""
     if not text:
@@ -145,6 +196,21 @@ def output_file(text: str) -> Path:
     if text.endswith(("/", "/.", "/..")):
         raise argparse.ArgumentTypeError(f"must name a file, not the folder {shown(text)}")
     return STDOUT if text == "-" else named_path(text)
+
+
+def output_target(text: str) -> str:
+    """Return the name of a file, or with ``--prompts`` of a folder or a pattern."""
+    return checkpoint(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Return the two numbers of ``I/N``."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"must look like 3/8, the third of eight parts, not {shown(text)}"
+        )
+    return int(match[1]), int(match[2])
 
 
 def add_hub_options(parser: argparse.ArgumentParser) -> None:

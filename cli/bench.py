@@ -12,15 +12,18 @@ from typing import Any
 
 from bksdm.cli.arguments import (
     SIZE,
+    bundle_path,
     integer,
     named_path,
     nearest,
     options_named,
     output_file,
     real,
+    refuse_beside,
     threads,
 )
 from bksdm.cli.outputs import check_folder, check_outputs, print_path, results
+from bksdm.cli.progress import progress
 from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
@@ -44,8 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     latency = kinds.add_parser("latency", help="time a picture, stage by stage")
-    latency.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                         help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    latency.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                         help="folder of a bundle (default: emoji, built in)")  # fmt: skip
     latency.add_argument("--engine", default="onnxruntime",
                          help="as for `generate` (default: onnxruntime)")  # fmt: skip
     latency.add_argument(
@@ -88,8 +91,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline = kinds.add_parser(
         "roofline", help="count operations, and compute the least time for them"
     )
-    roofline.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    roofline.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
     roofline.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
     roofline.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
@@ -104,8 +107,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rewrite = kinds.add_parser(
         "rewrite", help="measure what rewriting the graphs for the CPU gains"
     )
-    rewrite.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    rewrite.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
     rewrite.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
     rewrite.add_argument(
         "--rounds", type=integer, default=5, metavar="N", help="timed runs (default: 5)"
@@ -124,8 +127,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput = kinds.add_parser(
         "throughput", help="measure batches, and requests that arrive at random"
     )
-    throughput.add_argument("bundle", type=named_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: the built-in model)")  # fmt: skip
+    throughput.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
+                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
     throughput.add_argument("--engine", default="onnxruntime",
                          help="as for `generate` (default: onnxruntime)")  # fmt: skip
     throughput.add_argument("--steps", type=integer, default=25, metavar="N",
@@ -209,8 +212,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _latency(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from bksdm.benchmarks.latency import Settings, measure_latency
     from bksdm.benchmarks.plot import plot_latency
     from bksdm.cli.picture_options import parse_size
@@ -224,7 +225,7 @@ def _latency(options: argparse.Namespace) -> int:
         options.engine, options.steps, height, width, options.batch, options.repeat,
         options.warmup, options.threads, sampler=options.sampler, fast=options.fast,
     )  # fmt: skip
-    with tqdm(total=options.warmup + options.repeat, unit="picture", leave=False, delay=0.5) as bar:
+    with progress("", "picture", options.warmup + options.repeat) as bar:
         record = measure_latency(options.bundle, settings, bar.update)
     _show(options, record, lambda path: plot_latency([record], path))
     return 0
@@ -298,6 +299,8 @@ def _roofline(options: argparse.Namespace) -> int:
 
     if options.gpu is not None and options.gpu not in GPUS:
         raise RequestError(f"--gpu: unknown {shown(options.gpu)}; known: {', '.join(GPUS)}")
+    if options.gpu is not None:
+        refuse_beside(options, "--gpu", ("threads",))
     width, height = _size(options)
     record = measure_roofline(options.bundle, height, width, _threads(options.threads), options.gpu)
     for table in tables(record):
@@ -335,6 +338,8 @@ def _report(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
 
     require("diffusers", "export")
+    if options.render:
+        refuse_beside(options, "--render", ("only", "threads"))
     names = tuple(SET) if options.only is None else tuple(options.only.split(","))
     _check_names("--only", names, SET)
     if not options.output.is_dir():
@@ -385,14 +390,12 @@ def _threads(wanted: int | None) -> int:
 
 
 def _rewrite(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from bksdm.benchmarks.rewrite import measure_rewrite
     from bksdm.benchmarks.tables import tables
 
     _require_at_least(options, rounds=1)
     width, height = _size(options)
-    with tqdm(total=4 * options.rounds + 6, unit="run", leave=False, delay=0.5) as bar:
+    with progress("", "run", 4 * options.rounds + 6) as bar:
         record = measure_rewrite(
             options.bundle, height, width, options.rounds, _threads(options.threads), bar.update
         )
@@ -413,8 +416,6 @@ def _overhead(options: argparse.Namespace) -> int:
 
 
 def _throughput(options: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from bksdm.benchmarks.plot import plot_throughput
     from bksdm.benchmarks.throughput import measure_throughput
 
@@ -427,7 +428,7 @@ def _throughput(options: argparse.Namespace) -> int:
     rates = [] if options.rate is None else _numbers(options.rate, "--rate")
     _check_request(options, "--batches", num_images_per_prompt=max(batches))
     total = (len(loads) + len(rates)) * options.requests
-    with tqdm(total=total, unit="request", leave=False, delay=0.5) as bar:
+    with progress("", "request", total) as bar:
         record = measure_throughput(
             options.bundle, options.engine, options.steps, batches, loads, rates, options.requests,
             options.threads, bar.update, options.sampler,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import integer, named_path, options_named
+from bksdm.cli.arguments import bundle_path, integer, options_named, refuse_beside
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -30,8 +30,9 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
-                        help="folder of a bundle; a float16 one for TensorRT, float32 for --tune"
+    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE",
+                        help="folder of a bundle, or emoji; a float16 one for TensorRT, float32 "
+                             "for --tune"
                         )  # fmt: skip
     parser.add_argument("--engine",
                         help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.plans import list_built, remove_built
 
+    for flag, given in (("--list", options.list), ("--remove", options.remove is not None)):
+        if given:
+            others = ("list", "remove", "tune", "engine", "target", "batch", "size", "threads")
+            refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
     engines = bundle.path / "engines"
     if options.list:

@@ -7,7 +7,7 @@ import math
 from contextlib import redirect_stdout
 from typing import Any
 
-from bksdm.cli.arguments import SIZE, integer, named_path, options_named, output_file
+from bksdm.cli.arguments import SIZE, bundle_path, integer, options_named, output_file
 from bksdm.cli.outputs import check_outputs, results
 from bksdm.cli.text import as_json, printable
 
@@ -26,9 +26,9 @@ SEED = 0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE",
-                        help="folder of a float32 bundle")  # fmt: skip
-    parser.add_argument("--half", type=named_path, metavar="BUNDLE16",
+    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE",
+                        help="folder of a float32 bundle, or emoji")  # fmt: skip
+    parser.add_argument("--half", type=bundle_path, metavar="BUNDLE16",
                         help="float16 bundle of the same checkpoint, to compare with")  # fmt: skip
     parser.add_argument("--prompt", default="a red apple", metavar="TEXT", help="what to draw")
     parser.add_argument("--steps", type=integer, default=10, metavar="N",
@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> int:
 def _run(bundle: Any, request: Any) -> dict[str, Any]:
     """Draw a picture and encode it again; return the engines, which recorded magnitudes."""
     import numpy as np
-    from tqdm import tqdm
 
+    from bksdm.cli.progress import progress
     from bksdm.optimize.ranges import RangeEngine
     from bksdm.runtime.host import HostExecutor
     from bksdm.runtime.network_tensors import require_tensors
@@ -108,7 +108,7 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
     executor = HostExecutor(
         encode, NoisePredictor(engines["unet"]), engines["vae_decoder"], bundle.scaling_factor
     )
-    with tqdm(desc="calibrate", unit="step", leave=False, delay=0.01) as bar:
+    with progress("calibrate", "step", delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total

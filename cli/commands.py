@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import TextIO
 
-from bksdm.cli.arguments import Parser
+from bksdm.cli.arguments import HelpFormatter, Parser, ShowVersion
 from bksdm.cli.process import Stopped, drop_output, open_streams, stop_signals
 from bksdm.cli.text import one_line, printable
 from bksdm.engines.errors import BksdmError, RequestError
@@ -56,6 +55,7 @@ def _run(arguments: list[str]) -> int:
     parser = Parser(
         prog="bksdm", description="Run BK-SDM: export once, then a prompt becomes a picture."
     )
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="print the version")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     known = parser.options
     wanted = next((word for word in arguments if word.partition("=")[0] not in known), None)
@@ -64,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )  # fmt: skip
         if name == wanted:
             module = import_module(f"bksdm.cli.{name}")

@@ -1,55 +1,78 @@
-"""``bksdm generate``: make pictures from a prompt."""
+"""``bksdm generate``: make pictures from prompts."""
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import warnings
 from contextlib import AbstractContextManager, closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bksdm.cli.arguments import (
     SIZE,
     add_engine_cache_option,
+    bundle_path,
+    input_file,
+    integer,
     named_path,
     options_named,
     output_file,
+    output_target,
+    shard,
     threads,
 )
-from bksdm.cli.outputs import check_numbered, check_outputs, numbered, print_path, results
-from bksdm.cli.picture_options import add_picture_options, picture_options, recorded
+from bksdm.cli.idle_options import refuse_idle, warn_of_idle
+from bksdm.cli.outputs import check_numbered, check_outputs, print_path, results
+from bksdm.cli.picture_options import add_picture_options, picture_options
 from bksdm.models import EMOJI
-from bksdm.runtime.generation_config import OPTIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from PIL import Image
+
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.pipeline import Result
+    from bksdm.runtime.pipeline import TextToImage
 
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
   bksdm generate "a lighthouse at dusk" --model bundle/ --steps 25 --seed 7 --size 512x512
-  bksdm generate "a green apple" --image apple.png --strength 0.6 -o green.png
-  bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.png
+  bksdm generate "a green apple" --image apple.png --strength 0.6 -o green.jpg --quality 90
+  bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.webp
   bksdm generate "a dog" "a fox" --seed 1,2 -o animals.png
+  bksdm generate --prompts prompts.txt --seed 7 -o pictures/
 """
+DEFAULT_OUTPUT = "image.png"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help=OPTIONS["prompt"].help)
-    parser.add_argument("--model", type=named_path, default=EMOJI, metavar="BUNDLE",
-                        help="folder of a bundle (default: the built-in model, which knows three "
-                             "dozen objects)"
+    parser.add_argument("--model", type=bundle_path, default=EMOJI, metavar="BUNDLE",
+                        help="folder of a bundle, or emoji, the built-in model, which knows three "
+                             "dozen objects (default: emoji; a folder of that name comes first)"
                         )  # fmt: skip
-    parser.add_argument("-o", "--output", type=output_file, default=Path("image.png"),
-                        metavar="FILE",
-                        help="PNG to write, - for standard output; further images get -2, -3 … "
-                             "before the extension (default: image.png)"
+    parser.add_argument("-o", "--output", type=output_target, metavar="FILE",
+                        help="picture to write, as PNG, JPEG or WebP by its extension; - for a PNG "
+                             "on standard output; further images get -2, -3 … before the extension "
+                             f"(default: {DEFAULT_OUTPUT})")  # fmt: skip
+    parser.add_argument("--quality", type=integer, metavar="N",
+                        help="of a JPEG or WebP, 1 to 100 (default: Pillow's, 75 and 80)"
                         )  # fmt: skip
+    parser.add_argument("--lossless", action="store_true",
+                        help="write a WebP that keeps every pixel")  # fmt: skip
     add_picture_options(parser)
+    parser.add_argument("--prompts", type=input_file, metavar="FILE",
+                        help="draw every line of a file, a prompt each, or a JSON object of "
+                             'options, as {"prompt": "a cat", "seed": 3, "steps": 20}; - for '
+                             "standard input. Line k without a seed gets --seed (default: 0) + "
+                             "k - 1. -o is a folder, or a pattern as pictures/{line}.jpg. Pictures "
+                             "that are already there are kept; manifest.jsonl beside them lists "
+                             "all")  # fmt: skip
+    parser.add_argument("--shard", type=shard, metavar="I/N",
+                        help="with --prompts: draw only the I-th of N equal parts of the lines"
+                        )  # fmt: skip
     parser.add_argument("--preview", action="store_true",
                         help="show the picture after every step in the terminal"
                         )  # fmt: skip
@@ -78,44 +101,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the pictures and print their paths."""
-    check_outputs([options.output, options.animate])
+    refuse_idle(options)
+    if options.prompts is None:
+        return _draw(options)
+    from bksdm.cli.prompt_run import draw_prompts
 
-    from tqdm import tqdm
+    return draw_prompts(options)
 
+
+def _draw(options: argparse.Namespace) -> int:
+    """Draw one batch."""
+    output = named_output(options.output or DEFAULT_OUTPUT)
+    check_outputs([output, options.animate])
+
+    from bksdm.cli.progress import progress
+    from bksdm.cli.recorded import Recorder, spelled
     from bksdm.cli.step_pictures import StepPictures
+    from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.images import open_picture, save_png
     from bksdm.runtime.memory import require_memory
-    from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.request import Request
     from bksdm.runtime.sampling import Step
 
+    chosen = chosen_format(output, options.quality, options.lossless)
     bundle, engine = Bundle.open(options.model), capabilities(options.engine)
     # A mistake is refused here rather than after gigabytes are loaded.
-    with _flags_named(options):
+    with flags_named(options):
         config = picture_options(options)
-        inputs = {
-            name: None if path is None else open_picture(path)
-            for name, path in (("image", options.image), ("mask", options.mask))
-        }
+        inputs = open_inputs(options)
         request = Request.resolve(bundle, engine, config, **inputs)
         if not (options.force or engine.on_device):
             require_memory(bundle, request.shape, request.guidance is not None, options.engine)
-    check_numbered([options.output, options.animate], request.shape[0])
+    check_numbered([output, options.animate], request.shape[0])
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
-    with options_named():
-        model = TextToImage.load(
-            bundle,
-            options.engine,
-            options.threads,
-            engine_cache=options.engine_cache,
-            safety_checker=not options.no_safety_checker,
-        )
+    recorder = Recorder(bundle, input_paths(options), inputs, chosen)
+    check_record(recorder, request.config, chosen)
+    warn_of_idle(config, bundle.scheduler)
+    warn_of_unknown(bundle, config.prompts)
+    model = load_model(options, bundle)
     if steps.wanted and not options.decode_steps:
         _ = model.preview
     # The delay keeps the bar away from a request that is refused before its first step.
-    with closing(steps), tqdm(desc="denoise", unit="step", leave=False, delay=0.01) as bar:
+    with closing(steps), progress("denoise", "step", delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total
@@ -127,51 +155,78 @@ def run(options: argparse.Namespace) -> int:
         images = result.images
         unfit = result.nsfw_content_detected or [False] * len(images)
         steps.finish(images, unfit)
-    told = results([options.output, options.animate])
-    beside = _recorded_beside(options, bundle, result)
-    for index, image in enumerate(images):
-        path = numbered(options.output, index)
-        if unfit[index]:
-            warnings.warn(
-                f"{path} is not written: the safety checker found the picture unfit; take another "
-                "seed or prompt, or --no-safety-checker",
-                stacklevel=1,
-            )
-            continue
-        save_png(image, path, {**recorded(result.config, index), **beside, "index": str(index)})
+    print(f"seed: {spelled('seed', result.config.seed)}", file=sys.stderr)
+    told = results([output, options.animate])
+    for path in write_pictures(result, recorder, output, chosen):
         print_path(path, told)
     for path in steps.animate(images, unfit):
         print_path(path, told)
     return 1 if all(unfit) else 0
 
 
-def _flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:
+def named_output(text: str) -> Path:
+    """Return the file that ``-o`` names.
+
+    Raises
+    ------
+    RequestError
+        It names a folder.
+    """
+    from bksdm.engines.errors import RequestError
+
+    try:
+        return output_file(text)
+    except argparse.ArgumentTypeError as error:
+        raise RequestError(f"-o/--output: {error}") from error
+
+
+def input_paths(options: argparse.Namespace) -> dict[str, Path | None]:
+    """Return the files of the pictures to start from."""
+    return {"image": options.image, "mask": options.mask}
+
+
+def open_inputs(options: argparse.Namespace) -> dict[str, Image.Image | None]:
+    """Return the pictures to start from."""
+    from bksdm.runtime.images import open_picture
+
+    return {
+        name: None if path is None else open_picture(path)
+        for name, path in input_paths(options).items()
+    }
+
+
+def load_model(options: argparse.Namespace, bundle: Bundle) -> TextToImage:
+    """Load the networks as the flags ask for."""
+    from bksdm.runtime.pipeline import TextToImage
+
+    with options_named():
+        return TextToImage.load(
+            bundle,
+            options.engine,
+            options.threads,
+            engine_cache=options.engine_cache,
+            safety_checker=not options.no_safety_checker,
+        )
+
+
+def flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:
+    """Return what puts the flags that were given into messages, see :func:`options_named`."""
     return options_named(**({} if options.size is None else SIZE))
 
 
-def _recorded_beside(options: argparse.Namespace, bundle: Bundle, result: Result) -> dict[str, str]:
-    """Return the other values that a picture carries, so that it can be made again."""
-    prompts = result.config.prompts
-    engines = dict.fromkeys(result.engines.values())
-    stated = {
-        # Which noise an image has depends on those beside it.
-        "batch": json.dumps(prompts) if len(prompts) > 1 else None,
-        "scheduler": bundle.scheduler.get("_class_name"),
-        "image": options.image and options.image.name,
-        "mask": options.mask and options.mask.name,
-        "safety_checker": _checked(bundle, result),
-        "engine": ", ".join(engines) if len(engines) == 1 else ", ".join(
-            f"{network}: {engine}" for network, engine in result.engines.items()
-        ),
-        "model": bundle.path.resolve().name,
-        "model_digest": bundle.digest(),
-        "version": version("bksdm-runtime"),
-    }  # fmt: skip
-    return {name: str(value) for name, value in stated.items() if value is not None}
+def warn_of_unknown(bundle: Bundle, prompts: Iterable[str]) -> None:
+    """Warn of prompts that name nothing the built-in model knows."""
+    from bksdm.models.objects import known_objects, names_an_object
+    from bksdm.runtime.validation import shown
 
-
-def _checked(bundle: Bundle, result: Result) -> str:
-    """Return whether pictures were checked, and if not, why."""
-    if result.nsfw_content_detected is not None:
-        return "passed"
-    return "off" if bundle.has_safety_checker else "the model has none"
+    if bundle.path.resolve() != EMOJI.resolve():
+        return
+    unknown = [prompt for prompt in prompts if not names_an_object(prompt)]
+    if unknown:
+        some = list(known_objects())[::4]
+        more = f" and {len(unknown) - 1} more prompts name" if len(unknown) > 1 else " names"
+        warnings.warn(
+            f"{shown(unknown[0])}{more} nothing that the built-in model can draw; it knows "
+            f"{len(known_objects())} objects, such as {', '.join(some)}; --model takes another",
+            stacklevel=1,
+        )

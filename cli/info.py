@@ -1,4 +1,4 @@
-"""``bksdm info``: describe a bundle, or how a picture was made."""
+"""``bksdm info``: describe a bundle, or how a picture was made and how to make it again."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from bksdm.cli.arguments import input_file
 from bksdm.cli.text import as_json, printable
 from bksdm.engines.errors import BundleError, RequestError
+from bksdm.models import bundle_folder
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
 
 EXAMPLES = """examples:
   bksdm info bundle/
+  bksdm info emoji
   bksdm info apple.png --json
 """
 WEIGHTS = (".safetensors", ".ckpt")
@@ -23,36 +25,64 @@ WEIGHTS = (".safetensors", ".ckpt")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("path", type=input_file, metavar="BUNDLE_OR_PNG",
-                        help="folder of a bundle, or a PNG that `bksdm generate` made; - for "
-                             "standard input")  # fmt: skip
+    parser.add_argument("path", type=input_file, metavar="BUNDLE_OR_PICTURE",
+                        help="folder of a bundle, or emoji; or a picture that `bksdm generate` or "
+                             "A1111's WebUI made, of which the command to draw it again is printed "
+                             "too; - for standard input")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the description."""
-    if options.path.suffix.lower() in WEIGHTS and options.path.is_file():
+    path = bundle_folder(options.path)
+    if path.suffix.lower() in WEIGHTS and path.is_file():
         raise RequestError(
-            f"{options.path}: a file of weights, neither a bundle nor a picture; a bundle is a "
-            "folder, which `bksdm export` makes"
+            f"{path}: a file of weights, neither a bundle nor a picture; a bundle is a folder, "
+            "which `bksdm export` makes"
         )
-    if not options.path.exists():
-        raise BundleError(f"{options.path}: no such folder or picture")
-    if options.path.is_dir():
-        described = describe_bundle(options.path)
-    else:
-        from bksdm.runtime.images import read_parameters
-
-        described = dict(read_parameters(options.path))
-        if not described:
-            raise RequestError(
-                f"{options.path}: holds no record of how it was made; `bksdm generate` writes one"
-            )
+    if not path.exists():
+        raise BundleError(f"{path}: no such folder or picture")
+    described = describe_bundle(path) if path.is_dir() else describe_picture(path)
     if options.json:
         print(as_json(described))
     else:
         _print(described, "")
     return 0
+
+
+def describe_picture(path: Path) -> dict[str, Any]:
+    """Return how a picture was made, the command that draws it again, and notes on that.
+
+    Raises
+    ------
+    RequestError
+        It does not say.
+    """
+    from bksdm.cli.reproduce import command_for, nearest_command
+    from bksdm.runtime.a1111 import A1111Text
+    from bksdm.runtime.images import read_record
+
+    record = read_record(path)
+    if record.own:
+        said, command = record.own, command_for(record.own, path)
+    elif record.a1111:
+        text = A1111Text.read(record.a1111)
+        said = {"prompt": text.prompt, "negative_prompt": text.negative_prompt, **text.settings}
+        command = nearest_command(text)
+    else:
+        raise RequestError(
+            f"{path}: holds no record of how it was made; `bksdm generate` and A1111's WebUI write "
+            "one"
+        )
+    # What we say here is ours, never the picture's.
+    described: dict[str, Any] = {
+        key: value for key, value in said.items() if key not in ("command", "notes")
+    }
+    if command is not None:
+        described["command"] = str(command)
+        if command.notes:
+            described["notes"] = list(command.notes)
+    return described
 
 
 def describe_bundle(path: Path) -> dict[str, Any]:
@@ -103,6 +133,9 @@ def _print(value: dict[str, Any], indent: str) -> None:
         if isinstance(entry, dict):
             print(f"{indent}{name}:")
             _print(entry, indent + "  ")
+        elif key == "notes":
+            for note in entry:
+                print(f"{indent}note: {_line(note)}")
         elif isinstance(entry, list):
             print(f"{indent}{name}: {', '.join(map(_line, entry)) or 'none'}")
         else:

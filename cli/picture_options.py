@@ -1,4 +1,4 @@
-"""Make the flags of a picture's options, and their text in a PNG, from the list of options."""
+"""Make the flags of a picture's options, and their reference page, from the list of options."""
 
 from __future__ import annotations
 
@@ -18,20 +18,36 @@ METAVARS = {"height": "PIXELS", "width": "PIXELS", "seed": "N[,N…]", "fast": "
 BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
 
 
+def flags(name: str) -> tuple[str, ...]:
+    """Return every flag of an option, the one that it is called by first."""
+    option = OPTIONS[name]
+    own = f"--{name.replace('_', '-')}"
+    return tuple(dict.fromkeys(filter(None, (option.flag, *option.also, own))))
+
+
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every option of a picture, and for the pictures it starts from."""
+    """Add the prompt, a flag for every option of a picture, and the pictures it starts from."""
     hints = get_type_hints(GenerationConfig)
+    positional = parser.add_argument(
+        "prompt", nargs="+", default=[], metavar="PROMPT", help=OPTIONS["prompt"].help
+    )
+    # With "*", one that stands behind an option is not found.
+    positional.required = False
+    parser.add_argument(
+        *flags("prompt"), dest="more_prompts", action="append", default=[], metavar="PROMPT",
+        help="the same as a flag, for a prompt that begins with a dash; may be repeated",
+    )  # fmt: skip
     for name, option in OPTIONS.items():
         if not option.flag:
             continue
         kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
         default = DEFAULTS[name]
         if kind is bool:
-            parser.add_argument(option.flag, dest=name, action="store_true", help=option.help)
+            parser.add_argument(*flags(name), dest=name, action="store_true", help=option.help)
             continue
         parse = {"seed": str, "guidance_interval": str}.get(name, BY_TYPE.get(kind, str))
         parser.add_argument(
-            option.flag, dest=name, type=parse, default=default,
+            *flags(name), dest=name, type=parse, default=default,
             metavar=METAVARS.get(name, "N" if kind is int else "X"),
             help=f"{option.help} ({option.values}"
                  f"{'' if default is None else f'; default: {default:g}'})",
@@ -49,45 +65,34 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
     Raises
     ------
     RequestError, SamplerError
-        An option has another form or a wrong value.
+        There is no prompt, or an option has another form or a wrong value.
     """
-    given = {name: getattr(options, name) for name in OPTIONS}
+    prompts = [*options.prompt, *options.more_prompts]
+    if not prompts:
+        raise RequestError('a prompt is needed, as in: bksdm generate "a red apple"')
+    return GenerationConfig(
+        prompts[0] if len(prompts) == 1 else tuple(prompts), **shared_options(options)
+    )
+
+
+def shared_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return all parsed options of :func:`add_picture_options` but the prompts, by name.
+
+    Raises
+    ------
+    RequestError
+        An option has another form.
+    """
+    given = {name: getattr(options, name) for name in OPTIONS if name != "prompt"}
     if options.size is not None:
         if options.width is not None or options.height is not None:
             raise RequestError("--size sets width and height; do not give --width or --height too")
         given["width"], given["height"] = parse_size(options.size)
-    if len(options.prompt) == 1:
-        given["prompt"] = options.prompt[0]
     if options.seed is not None:
         given["seed"] = parse_seed(options.seed)
     if options.guidance_interval is not None:
         given["guidance_interval"] = parse_interval(options.guidance_interval)
-    return GenerationConfig(**given)
-
-
-def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
-    """Return the options of an image of a batch as text for a PNG, as the flags accept them.
-
-    Parameters
-    ----------
-    config : GenerationConfig
-        As it was carried out.
-    index : int
-        Of the image in the batch.
-    """
-    which = index // config.num_images_per_prompt
-    values: dict[str, Any] = {
-        **{name: getattr(config, name) for name in OPTIONS},
-        "prompt": config.prompts[which],
-        "negative_prompt": config.negative_prompts[which],
-    }
-    return {name: _spelled(name, value) for name, value in values.items() if value is not None}
-
-
-def _spelled(name: str, value: Any) -> str:
-    if isinstance(value, tuple):
-        return (":" if name == "guidance_interval" else ",").join(map(str, value))
-    return str(value)
+    return given
 
 
 def options_page() -> str:
@@ -97,14 +102,18 @@ def options_page() -> str:
         "# Options of a picture",
         "",
         "The same options are arguments of `TextToImage.__call__`, fields of `GenerationConfig`,",
-        "flags of `bksdm generate`, and text entries of a PNG (`bksdm:` and the option's name). In",
-        "Python, `callback_on_step_end` is called after every step; returning False stops the run.",
+        "flags of `bksdm generate`, entries of the record in a picture, and keys in a line of",
+        "`--prompts FILE.jsonl`, which also takes the flags' names, as `cfg_scale`. In Python,",
+        "`callback_on_step_end` is called after every step; returning False stops the run.",
         "",
         "| option | flag | values | default | what it does |",
         "|---|---|---|---|---|",
     ]
     for name, option in {**OPTIONS, **INPUTS}.items():
-        flag = f"`{option.flag}`" if option.flag else "positional" if name == "prompt" else "–"
+        spelled = flags(name) if name in OPTIONS else filter(None, (option.flag,))
+        flag = ", ".join(f"`{flag}`" for flag in spelled) or "–"
+        if name == "prompt":
+            flag = f"positional, {flag}"
         if name in ("height", "width"):
             flag += ", `--size WxH`"
         default = DEFAULTS.get(name)

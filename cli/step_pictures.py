@@ -12,7 +12,9 @@ from PIL import Image, features
 from bksdm.cli.outputs import check_folder, is_replaced, numbered
 from bksdm.cli.terminal import TerminalPicture
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.images import read_parameters, save_png, to_pil
+from bksdm.runtime.images import read_parameters, to_pil
+from bksdm.runtime.picture_formats import save_picture
+from bksdm.runtime.picture_record import PictureRecord
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.sampling import Step
 from bksdm.runtime.user_files import write_output
@@ -82,7 +84,7 @@ class StepPictures:
             for index, picture in enumerate(pictures):
                 name = numbered(Path(f"step-{step.index + 1:0{digits}}.png"), index)
                 told = {"step": f"{step.index + 1} of {step.total}", "exact": str(self._exact)}
-                save_png(picture, self._folder / name, told)
+                save_picture(picture, self._folder / name, PictureRecord(told))
                 self._saved[index].append(self._folder / name)
         if self._animation is not None:
             self._frames.append(pictures)

@@ -9,8 +9,8 @@ from typing import Any
 
 ESCAPED = "bksdm.escaped"
 """Name of an error handler for streams; see :func:`_escape`."""
-# Control characters, lone surrogates, line separators, and what turns the direction of text.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, lone surrogates, line separators, and what turns the direction of text."""
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -23,7 +23,7 @@ def printable(text: str, kept: str = "") -> str:
     kept : str
         Characters that are not escaped, such as the line ends of a report.
     """
-    return _UNSEEN.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
+    return UNSEEN.sub(lambda found: found[0] if found[0] in kept else ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:

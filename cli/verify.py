@@ -10,12 +10,13 @@ from bksdm.cli.arguments import (
     add_engine_cache_option,
     add_hub_options,
     add_part_options,
+    bundle_path,
     checkpoint,
     integer,
     lora_file,
-    named_path,
     options_named,
     output_file,
+    refuse_beside,
 )
 from bksdm.cli.outputs import check_outputs, print_path, results
 from bksdm.cli.text import printable
@@ -28,16 +29,22 @@ EXAMPLES = """examples:
 """
 
 
+STEPS = 2
+"""Denoising steps of the picture that is compared."""
+COMPARED = ("revision", "variant", "token", "steps", "sampler", "lora")
+"""Options of the comparison with a checkpoint."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=named_path, metavar="BUNDLE", nargs="?",
-                        help="folder of a bundle; not with --all")  # fmt: skip
+    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE", nargs="?",
+                        help="folder of a bundle, or emoji; not with --all")  # fmt: skip
     parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
                         help="diffusers folder, checkpoint in one file, or model id of the hub, "
                              "from which the bundle was exported")  # fmt: skip
     add_hub_options(parser)
-    parser.add_argument("--steps", type=integer, default=2, metavar="N",
+    parser.add_argument("--steps", type=integer, metavar="N",
                         help="denoising steps of the picture to compare (default: 2)")  # fmt: skip
     parser.add_argument("--sampler", metavar="NAME",
                         help="its sampler (default: the checkpoint's own)")  # fmt: skip
@@ -61,6 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if options.integrity:
         if options.bundle is None or options.all or options.against is not None:
             raise RequestError("verify --integrity takes only BUNDLE")
+        refuse_beside(options, "--integrity", (*COMPARED, "output"))
         return _check_integrity(options.bundle)
     from bksdm.cli.extras import require
 
@@ -72,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
     if options.output is not None and not options.all:
         raise RequestError("-o goes with --all; the comparison of a bundle is printed")
     if options.all:
+        refuse_beside(options, "--all", COMPARED)
         check_outputs([options.output], text=True)
         return _run_all(options.output)
     from bksdm.engines.registry import DEFAULT, capabilities
@@ -79,8 +88,9 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.generation_config import GenerationConfig
     from bksdm.runtime.request import Request
 
+    steps = STEPS if options.steps is None else options.steps
     with options_named():
-        config = GenerationConfig("", num_inference_steps=options.steps, sampler=options.sampler)
+        config = GenerationConfig("", num_inference_steps=steps, sampler=options.sampler)
         Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
     from bksdm.export.embedding import split_token
@@ -89,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.export.verify import verify
 
     report, passed = verify(
-        options.bundle, options.against, options.revision, options.steps, options.sampler,
+        options.bundle, options.against, options.revision, steps, options.sampler,
         [split_scale(text) for text in options.lora], options.variant, options.token,
         Parts(options.config, options.tokenizer, options.ema, options.vae,
               [split_token(text) for text in options.embedding]),
@@ -119,8 +129,7 @@ def _check_integrity(bundle: Path) -> int:
 
 
 def _run_all(output: Path | None) -> int:
-    from tqdm import tqdm
-
+    from bksdm.cli.progress import progress
     from bksdm.export.dummy import create_dummy
     from bksdm.export.exporter import export
     from bksdm.export.verify_all import measure, passed, render, total
@@ -135,7 +144,11 @@ def _run_all(output: Path | None) -> int:
         create_dummy("nano", checkpoint)
         export(checkpoint, bundle)
         models = {"nano": (checkpoint, bundle), "emoji": (EMOJI, EMOJI)}
-        cells = list(tqdm(measure(models), total=total(len(models)), unit="picture", leave=False))
+        with progress("", "picture", total(len(models))) as bar:
+            cells = []
+            for cell in measure(models):
+                cells.append(cell)
+                bar.update()
     page = render(cells)
     if output is None:
         print(page, end="")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import BundleError
+from bksdm.models import BUILT_IN, bundle_folder
 from bksdm.runtime.loaded_configuration import (
     loaded_sample_size,
     loaded_scheduler,
@@ -56,13 +57,13 @@ class Bundle:
     sample_sides: tuple[int, int] | None = None
 
     @classmethod
-    def open(cls, path: Path, graphs: bool = True) -> Bundle:
+    def open(cls, path: str | Path, graphs: bool = True) -> Bundle:
         """Read and check a bundle.
 
         Parameters
         ----------
-        path : Path
-            The folder.
+        path : str or Path
+            The folder, or ``emoji`` for the model that comes with the package.
         graphs : bool
             Whether the networks' graphs have to be there; ``bksdm export`` checks all else first.
 
@@ -71,8 +72,12 @@ class Bundle:
         BundleError
             Names the file, and the field where one is wrong.
         """
+        path = bundle_folder(path)
         if not path.is_dir():
-            raise BundleError(f"{path}: {no_folder(path)}; make a bundle with `bksdm export`")
+            raise BundleError(
+                f"{path}: {no_folder(path)}; make a bundle with `bksdm export`, or take the "
+                f"built-in {', '.join(BUILT_IN)}"
+            )
         if not (path / "model_index.json").exists():
             raise BundleError(f"{path}: not a bundle; model_index.json is missing")
         index = read_json(path / "model_index.json")

@@ -67,23 +67,28 @@ class Option:
     Attributes
     ----------
     flag : str
-        On the command line; empty for what has no flag.
+        On the command line; empty for what has no flag. The field's own name is a flag too.
     values : str
         Its range, in words.
     help : str
         One line.
     validate : callable
         Not asked about None where that is the default.
+    also : tuple of str
+        Further flags, as other programs spell it.
     """
 
     flag: str
     values: str
     help: str
     validate: Validate
+    also: tuple[str, ...] = ()
 
 
-def _option(default: Any, flag: str, values: str, help: str, validate: Validate) -> Any:
-    return field(default=default, metadata={"option": Option(flag, values, help, validate)})
+def _option(
+    default: Any, flag: str, values: str, help: str, validate: Validate, also: tuple[str, ...] = ()
+) -> Any:
+    return field(default=default, metadata={"option": Option(flag, values, help, validate, also)})
 
 
 def _one_or_several(name: str, value: Any) -> str | tuple[str, ...]:
@@ -124,7 +129,7 @@ def _as_float(strength: float, steps: int) -> float:
 
 
 _SIDES = f"8 to {MAX_SIDE}, a multiple of 8; default: the model's, or the image's"
-_side = partial(whole, lowest=1, highest=MAX_SIDE)
+_side = partial(whole, lowest=8, highest=MAX_SIDE)
 _fast = partial(whole, lowest=0, highest=len(FAST_LEVELS) - 1)
 
 
@@ -142,7 +147,7 @@ class GenerationConfig:
 
     prompt: str | tuple[str, ...] = _option(
         MISSING, "", "text, or several", "what to draw; several prompts are drawn in one batch",
-        _one_or_several,
+        _one_or_several, ("-p", "--prompt"),
     )  # fmt: skip
     negative_prompt: str | tuple[str, ...] | None = _option(
         None, "--negative", "one text, or in Python one per prompt",
@@ -150,23 +155,23 @@ class GenerationConfig:
     )  # fmt: skip
     height: int | None = _option(
         None, "--height", _SIDES,
-        "height in pixels", _side,
+        "height in pixels", _side, ("-H",),
     )  # fmt: skip
     width: int | None = _option(
         None, "--width", _SIDES,
-        "width in pixels", _side,
+        "width in pixels", _side, ("-W",),
     )  # fmt: skip
     num_inference_steps: int = _option(
         50, "--steps", f"1 to {MAX_TRAIN_TIMESTEPS}", "denoising steps",
-        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
+        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS), ("-s",),
     )  # fmt: skip
     guidance_scale: float = _option(
         7.5, "--guidance", "a number; 1 or less turns guidance off",
-        "how closely to follow the prompt", number,
+        "how closely to follow the prompt", number, ("--cfg-scale",),
     )  # fmt: skip
     num_images_per_prompt: int = _option(
         1, "--count", f"1 to {MAX_IMAGES}", "images per prompt",
-        partial(whole, lowest=1, highest=MAX_IMAGES),
+        partial(whole, lowest=1, highest=MAX_IMAGES), ("-n",),
     )  # fmt: skip
     seed: int | tuple[int, ...] | None = _option(
         None, "--seed", "-2^63 to 2^64-1, one for the batch or one per image; default: random",
@@ -190,7 +195,7 @@ class GenerationConfig:
     )  # fmt: skip
     strength: float | None = _option(
         None, "--strength", "0 to 1; default: 0.8, or 1 with a mask",
-        "how much of the image to change", _strength,
+        "how much of the image to change", _strength, ("--denoising-strength",),
     )  # fmt: skip
     prompt_weights: bool = _option(
         False, "--prompt-weights", "True or False",

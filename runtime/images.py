@@ -1,19 +1,20 @@
-"""VAE output to 8-bit pixels, and PNG files that carry the parameters they were made with."""
+"""VAE output to 8-bit pixels, and pictures of every format read from files."""
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.user_files import read_input, write_output
+from bksdm.runtime.picture_record import PictureRecord, record_of
+from bksdm.runtime.user_files import read_input
 
 # What Pillow raises for files of every kind of damage.
 UNREADABLE = (
@@ -52,30 +53,6 @@ def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in pixels]
 
 
-def encode_png(image: Image.Image, parameters: Mapping[str, str]) -> bytes:
-    """Return a PNG file with ``parameters`` as text chunks.
-
-    Bytes of a file's name that are no text are written as an escape.
-    """
-    chunks = PngImagePlugin.PngInfo()
-    for key, value in parameters.items():
-        chunks.add_itxt(f"bksdm:{key}", value.encode(errors="backslashreplace").decode())
-    written = io.BytesIO()
-    image.save(written, format="PNG", pnginfo=chunks)
-    return written.getvalue()
-
-
-def save_png(image: Image.Image, path: Path, parameters: Mapping[str, str]) -> None:
-    """Write ``image`` with ``parameters`` as text chunks, at once.
-
-    Raises
-    ------
-    RequestError
-        The file cannot be written.
-    """
-    write_output(path, encode_png(image, parameters))
-
-
 def open_picture(path: Path) -> Image.Image:
     """Read a picture, turned upright and in RGB, as diffusers' ``load_image`` does.
 
@@ -94,8 +71,8 @@ def open_picture(path: Path) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def read_parameters(path: Path) -> dict[str, str]:
-    """Return the parameters that :func:`save_png` wrote; empty for any other picture.
+def read_record(path: Path) -> PictureRecord:
+    """Return what a picture says of how it was made, by this program or by A1111's.
 
     Parameters
     ----------
@@ -108,8 +85,12 @@ def read_parameters(path: Path) -> dict[str, str]:
         There is no such file, or it is no picture.
     """
     with _opened(path) as image:
-        text = {str(k): str(v) for k, v in image.info.items() if str(k).startswith("bksdm:")}
-    return {key.removeprefix("bksdm:"): value for key, value in text.items()}
+        return record_of(image)
+
+
+def read_parameters(path: Path) -> dict[str, str]:
+    """Return our own entries of :func:`read_record`; empty for any other picture."""
+    return dict(read_record(path).own)
 
 
 @contextmanager

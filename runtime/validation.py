@@ -186,7 +186,7 @@ def side(name: str, value: Any, multiple: int) -> int:
     RequestError
         It is no whole number, too large, or no multiple of ``multiple``.
     """
-    found = whole(name, value, 1, MAX_SIDE)
+    found = whole(name, value, multiple, MAX_SIDE)
     if found % multiple:
         raise RequestError(f"{name} must be a multiple of {multiple}, not {found}")
     return found

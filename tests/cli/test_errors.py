@@ -43,9 +43,9 @@ def refuse(run):
 
 REFUSED = [
     (["--size", "60x64"], "--size: width must be a multiple of 8, not 60"),
-    (["--size", "0x64"], "--size: width must be a whole number from 1 to 8192, not 0"),
-    (["--size", "100000x100000"], "--size: height must be a whole number from 1 to 8192, not 1000"),
-    (["--size", "9" * 30 + "x64"], "--size: width must be a whole number from 1 to 8192"),
+    (["--size", "0x64"], "--size: width must be a whole number from 8 to 8192, not 0"),
+    (["--size", "100000x100000"], "--size: height must be a whole number from 8 to 8192, not 1000"),
+    (["--size", "9" * 30 + "x64"], "--size: width must be a whole number from 8 to 8192"),
     (["--size", "64"], "--size must look like 512x512"),
     (["--size", "64×64"], "--size must look like 512x512"),
     (["--size", ""], "--size must look like 512x512, not ''"),
@@ -163,7 +163,7 @@ def test_a_picture_that_would_fill_memory(refuse, tiny_bundle, pictures, tmp_pat
 
 OTHERS = [
     (["info", "nowhere.png"], "nowhere.png: no such folder or picture"),
-    (["info", ""], "BUNDLE_OR_PNG: must not be empty"),
+    (["info", ""], "BUNDLE_OR_PICTURE: must not be empty"),
     (["info", "in.png"], "in.png: holds no record of how it was made"),
     (["info", "text.png"], "text.png: not a readable picture"),
     (["info", "pipe"], "pipe: a device or a named pipe, not a regular file"),
@@ -194,9 +194,9 @@ OTHERS = [
     (["bench", "latency", "--json", "x", "--plot", "x"], "x is named for two files"),
     (["bench", "latency", "nowhere"], "nowhere: no such folder"),
     (["bench", "roofline", "--gpu", "abacus"], "--gpu: unknown 'abacus'; known: a100, h100"),
-    (["bench", "roofline", "--size", "1x1"], "--size: width must be a multiple of 8, not 1"),
+    (["bench", "roofline", "--size", "1x1"], "--size: width must be a whole number from 8 to"),
     (["bench", "rewrite", "--rounds", "0"], "--rounds must be at least 1, not 0"),
-    (["bench", "rewrite", "--size", "0x8"], "--size: width must be a whole number from 1 to 8192"),
+    (["bench", "rewrite", "--size", "0x8"], "--size: width must be a whole number from 8 to 8192"),
     (["bench", "overhead", "--rounds", "0"], "--rounds must be at least 1, not 0"),
     (["bench", "throughput", "--batches", "1.5"], "--batches must be whole numbers, not '1.5'"),
     (["bench", "throughput", "--batches", ""], "--batches must be numbers with commas, not ''"),
@@ -237,9 +237,24 @@ OTHERS = [
     (["export", "x", "-o", "y", "--lora", "a.pt:b"], "a.pt:b: no such file, and 'b' is no scale"),
     (["verify", "{bundle}", "--against", "x", "--lora", ":"], "':' has no file before the colon"),
     (["bench", "report", "--only", "x"], "--only: unknown 'x'; known: small-peers"),
+    (
+        ["verify", "--integrity", "{bundle}", "--steps", "3"],
+        "--steps does nothing with --integrity",
+    ),
+    (["verify", "--integrity", "{bundle}", "--lora", "a"], "--lora does nothing with --integrity"),
+    (["verify", "--integrity", "{bundle}", "-o", "x"], "--output does nothing with --integrity"),
+    (["verify", "--all", "--sampler", "ddim"], "--sampler does nothing with --all"),
+    (["build", "{bundle}", "--list", "--tune"], "--tune does nothing with --list"),
+    (
+        ["build", "{bundle}", "--remove", "x", "--engine", "y"],
+        "--engine does nothing with --remove",
+    ),
+    (["build", "{bundle}", "--list", "--remove", "x"], "--remove does nothing with --list"),
+    (["bench", "roofline", "--gpu", "h100", "--threads", "2"], "--threads does nothing with --gpu"),
+    (["bench", "report", "--render", "--only", "x"], "--only does nothing with --render"),
     (["calibrate", "nowhere"], "nowhere: no such folder"),
     (["calibrate", "{bundle}", "--steps", "0"], "--steps: num_inference_steps must be a whole"),
-    (["calibrate", "{bundle}", "--size", "3x3"], "--size: height must be a multiple of 8, not 3"),
+    (["calibrate", "{bundle}", "--size", "3x3"], "--size: height must be a whole number from 8 to"),
     (["calibrate", "{bundle}", "--json", "none/x"], "cannot write none/x: no writable folder"),
     (["calibrate", "{bundle}", "--half", "nowhere"], "nowhere: no such folder"),
     (["build", "nowhere", "--tune"], "nowhere: no such folder"),
@@ -273,7 +288,7 @@ def test_other_commands_name_what_is_wrong(
     assert sorted(tmp_path.iterdir()) == before
 
 
-PATHS = {"FILE", "FILE[:SCALE]", "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PNG",
+PATHS = {"FILE", "FILE[:SCALE]", "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PICTURE",
          "SOURCE", "CHECKPOINT", "OLD.json", "NEW.json"}  # fmt: skip
 
 

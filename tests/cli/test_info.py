@@ -39,9 +39,14 @@ def test_nothing_of_a_picture_reaches_the_terminal_as_an_order(run, tmp_path):
     assert (code, out) == (0, (
         r"prompt: a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028" "日本 👩🏽‍🚀\n"
         r"\x1b]0;title\x07: x" "\n"
+        r"command: bksdm generate $'a\x1b[31mred\x07 \u009b2J\x7f\u202ecba\u2066\x0asteps: 9"
+        r"\x0d\x09\u2028" "日本 👩🏽‍🚀' -o again.png\nnote: the picture does not say its seed\n"
     ))  # fmt: skip
     code, out, _ = run("info", path, "--json")
-    assert json.loads(out) == {"prompt": HOSTILE, "\x1b]0;title\x07": "x"}
+    found = json.loads(out)
+    assert found.pop("command").startswith("bksdm generate $'a\\x1b[31mred")
+    assert found.pop("notes") == ["the picture does not say its seed"]
+    assert found == {"prompt": HOSTILE, "\x1b]0;title\x07": "x"}
     # Printable ASCII and line ends.
     assert re.fullmatch(r"[\x20-\x7e\n]*", out)
 

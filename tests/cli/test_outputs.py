@@ -65,7 +65,8 @@ def test_devices_stay_devices(draw, tmp_path):
     os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
     os.mknod(full, stat.S_IFCHR | 0o666, os.makedev(1, 7))
     assert draw("-o", null, "--animate", null)[0] == 0
-    assert draw("-o", full)[2] == f"bksdm: error: cannot write {full}: No space left on device\n"
+    said = f"seed: 0\nbksdm: error: cannot write {full}: No space left on device\n"
+    assert draw("-o", full)[2] == said
     assert all(stat.S_ISCHR(path.stat().st_mode) for path in (null, full))
     assert draw("-o", null, "--count", 2)[2].startswith("bksdm: error: cannot write 2 pictures to")
     assert names(tmp_path) == ["full", "null"]

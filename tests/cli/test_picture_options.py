@@ -29,7 +29,6 @@ OTHERS = {
 
 def parsed(*words):
     parser = argparse.ArgumentParser()
-    parser.add_argument("prompt", nargs="+")
     add_picture_options(parser)
     return picture_options(parser.parse_args(["a dog", *words]))
 

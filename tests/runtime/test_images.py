@@ -1,4 +1,4 @@
-"""Pixels as diffusers rounds them, and PNG files that say how they were made."""
+"""Pixels as diffusers rounds them, and pictures that are read from files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.images import (
-    encode_png,
-    open_picture,
-    read_parameters,
-    save_png,
-    to_pil,
-    to_uint8,
-)
+from bksdm.runtime.images import open_picture, read_parameters, to_uint8
+from bksdm.runtime.picture_formats import encode_picture, save_picture
+from bksdm.runtime.picture_record import PictureRecord
 
 
 def test_every_rounding_equals_diffusers():
@@ -35,34 +30,11 @@ def test_every_rounding_equals_diffusers():
     np.testing.assert_array_equal(pixels, np.stack([np.asarray(image) for image in expected]))
 
 
-def test_parameters_come_back_and_nothing_else_is_left(tmp_path):
-    image = to_pil(np.zeros((1, 8, 8, 3), np.uint8))[0]
-    parameters = {"prompt": "naïve 日本 🍎\nline", "seed": "0", "empty": ""}
-    save_png(image, tmp_path / "x.png", parameters)
-    assert read_parameters(tmp_path / "x.png") == parameters
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
-
-
-def test_bytes_of_a_name_that_are_no_text_are_escaped(tmp_path):
-    save_png(Image.new("RGB", (4, 4)), tmp_path / "x.png", {"image": "in\udcff.png"})
-    assert read_parameters(tmp_path / "x.png") == {"image": "in\\udcff.png"}
-
-
-def test_pictures_of_others_carry_no_parameters(tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    assert read_parameters(tmp_path / "x.png") == {}
-
-
-def test_unwritable_files_are_errors(tmp_path):
-    with pytest.raises(RequestError, match="cannot write"):
-        save_png(Image.new("RGB", (4, 4)), tmp_path / "no" / "x.png", {})
-
-
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
     """Files that hold no picture, by what is said of them."""
     folder = tmp_path_factory.mktemp("broken")
-    whole = encode_png(Image.effect_noise((64, 64), 50), {"prompt": "x"})
+    whole = encode_picture(Image.effect_noise((64, 64), 50), PictureRecord({"prompt": "x"}))
     (folder / "text").write_bytes(b"no picture")
     (folder / "cut").write_bytes(whole[:2000])
     (folder / "changed").write_bytes(whole.replace(b"IDAT", b"IDAX"))
@@ -93,7 +65,7 @@ def test_pictures_are_opened_by_threads_side_by_side(broken, tmp_path, monkeypat
             raise AssertionError("swaps the process's filters")
 
     good, large = tmp_path / "good.png", tmp_path / "large.png"
-    save_png(Image.new("RGB", (30, 20), (1, 2, 3)), good, {"prompt": "x"})
+    save_picture(Image.new("RGB", (30, 20), (1, 2, 3)), good, PictureRecord({"prompt": "x"}))
     Image.new("RGB", (80, 80)).save(large)
 
     def work(number):

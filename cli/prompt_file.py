@@ -1,0 +1,146 @@
+"""Files of prompts: one in each line, as plain text or as a JSON object of options."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bksdm.cli.arguments import nearest
+from bksdm.cli.picture_options import flags, parse_size
+from bksdm.engines.errors import RequestError, SamplerError
+from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
+from bksdm.runtime.user_files import read_input
+from bksdm.runtime.validation import shown
+
+JSON_LINES = (".jsonl", ".ndjson")
+KEYS = {
+    spelling.lstrip("-").replace("-", "_"): name
+    for name in OPTIONS
+    for spelling in (name, *flags(name))
+    if not re.fullmatch("-[a-zA-Z]", spelling)
+}
+"""Options by every key that a line may call them by."""
+MOST_ERRORS = 5
+"""That are told in full."""
+
+
+@dataclass(frozen=True)
+class PromptLine:
+    """A line, and what it asks for."""
+
+    number: int
+    config: GenerationConfig
+
+
+@dataclass
+class LineErrors:
+    """What is wrong with the lines of a file, to be refused all at once."""
+
+    path: Path
+    found: dict[int, str] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, number: int) -> Iterator[None]:
+        """Note an error in the block as one of a line."""
+        try:
+            yield
+        except (RequestError, SamplerError) as error:
+            self.found[number] = str(error)
+
+    def refuse(self) -> None:
+        """Raise the errors, if there are any.
+
+        Raises
+        ------
+        RequestError
+            Names the lines.
+        """
+        if not self.found:
+            return
+        told = [f"line {number}: {error}" for number, error in sorted(self.found.items())]
+        if (more := len(told) - MOST_ERRORS) > 0:
+            told[MOST_ERRORS:] = [f"and {more} more lines"]
+        raise RequestError(f"{self.path}: {'; '.join(told)}")
+
+
+def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> list[PromptLine]:
+    """Return the lines that are not empty.
+
+    Line k takes from the command what it does not say, and its seed, if that is not said, is the
+    command's, or 0, plus k - 1: so it is the same in every run and every part of the file.
+
+    Parameters
+    ----------
+    path : Path
+        In UTF-8. Lines are JSON objects if the name ends in one of :data:`JSON_LINES` or the first
+        line is one.
+    shared : mapping
+        The command's options by name.
+    errors : LineErrors
+        Takes what is wrong with lines, which are left out.
+
+    Raises
+    ------
+    RequestError
+        The file cannot be read or has no prompts, or the command's seed is not one number.
+    """
+    first_seed = 0 if shared.get("seed") is None else shared["seed"]
+    if not isinstance(first_seed, int):
+        raise RequestError("--seed takes one number with --prompts; lists can be in the file")
+    rows = {
+        number: row.strip() for number, row in enumerate(_text(path).split("\n"), 1) if row.strip()
+    }
+    if not rows:
+        raise RequestError(f"{path}: holds no prompts")
+    as_json = path.suffix.lower() in JSON_LINES or re.match(r'\{\s*"', next(iter(rows.values())))
+    lines = []
+    for number, row in rows.items():
+        with errors.of(number):
+            said: dict[str, Any] = _options(row) if as_json else {"prompt": row}
+            if said.get("seed") is None:
+                said["seed"] = first_seed + number - 1
+            config = GenerationConfig.from_dict({**shared, **said})
+            lines.append(PromptLine(number, config))
+    return lines
+
+
+def _text(path: Path) -> str:
+    content = read_input(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise RequestError(f"{path}: line {number}: not UTF-8") from error
+
+
+def _options(row: str) -> dict[str, Any]:
+    """Return the options of a line of JSON by their names."""
+    try:
+        found = json.loads(row)
+    except json.JSONDecodeError as error:
+        raise RequestError(f"not valid JSON ({error.msg} at column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # a number too long, or too deep
+        raise RequestError(f"not valid JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise RequestError('must be a JSON object, as {"prompt": "a cat", "seed": 3}')
+    options: dict[str, Any] = {}
+    for key, value in found.items():
+        if key == "size":
+            width, height = parse_size(value if isinstance(value, str) else shown(value))
+            said: dict[str, Any] = {"width": width, "height": height}
+        elif key in KEYS:
+            said = {KEYS[key]: value}
+        else:
+            hint = nearest(key, KEYS) or f"; known: {', '.join(OPTIONS)}"
+            raise RequestError(f"unknown option {shown(key)}{hint}")
+        if twice := [name for name in said if name in options]:
+            raise RequestError(f"{twice[0]} is given twice")
+        options |= said
+    if "prompt" not in options:
+        raise RequestError("has no prompt")
+    return options
