@@ -21,6 +21,9 @@ ROOMS = {
     "cli": {"runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
 }
 SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
+# What engines and runtime may know of optimize/: its values, and what they ask it to do.
+ASKED = ("rules", "tuned", "preparing", "compose")
+WITHOUT_ONNX = ("models", "storage", "engines", "runtime")
 WHOLE_BUNDLES = ("building.py", "tuning.py", "prepare_bundle.py")
 
 
@@ -40,11 +43,15 @@ def test_a_room_imports_what_it_may(room):
     for path in files:
         for module in imports(path):
             top, *parts = module.split(".")
+            if room in WITHOUT_ONNX:
+                assert top != "onnx", path.name
             if top != "bksdm" or parts[:1] == [room]:
                 continue
             assert parts[0] in ROOMS[room], (path.name, module)
             if room == "storage":
                 assert module in SHARED, (path.name, module)
+            if parts[0] == "optimize" and room in WITHOUT_ONNX:
+                assert parts[1] in ASKED, (path.name, module)
             if (room, parts[0]) == ("optimize", "runtime"):
                 assert path.name in WHOLE_BUNDLES, (path.name, module)
 
