@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bksdm.cli.arguments import (
-    SIZE,
     add_engine_cache_option,
     bundle_path,
     input_file,
     integer,
     named_path,
-    options_named,
     output_file,
     output_target,
     shard,
@@ -25,15 +21,8 @@ from bksdm.cli.arguments import (
 from bksdm.cli.idle_options import refuse_idle, warn_of_idle
 from bksdm.cli.outputs import check_numbered, check_outputs, print_path, results
 from bksdm.cli.picture_options import add_picture_options, picture_options
+from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from PIL import Image
-
-    from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.pipeline import TextToImage
 
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
@@ -114,6 +103,13 @@ def _draw(options: argparse.Namespace) -> int:
     output = named_output(options.output or DEFAULT_OUTPUT)
     check_outputs([output, options.animate])
 
+    from bksdm.cli.drawing import (
+        flags_named,
+        input_paths,
+        load_model,
+        open_inputs,
+        warn_of_unknown,
+    )
     from bksdm.cli.progress import progress
     from bksdm.cli.recorded import Recorder, spelled
     from bksdm.cli.step_pictures import StepPictures
@@ -172,61 +168,7 @@ def named_output(text: str) -> Path:
     RequestError
         It names a folder.
     """
-    from bksdm.engines.errors import RequestError
-
     try:
         return output_file(text)
     except argparse.ArgumentTypeError as error:
         raise RequestError(f"-o/--output: {error}") from error
-
-
-def input_paths(options: argparse.Namespace) -> dict[str, Path | None]:
-    """Return the files of the pictures to start from."""
-    return {"image": options.image, "mask": options.mask}
-
-
-def open_inputs(options: argparse.Namespace) -> dict[str, Image.Image | None]:
-    """Return the pictures to start from."""
-    from bksdm.runtime.images import open_picture
-
-    return {
-        name: None if path is None else open_picture(path)
-        for name, path in input_paths(options).items()
-    }
-
-
-def load_model(options: argparse.Namespace, bundle: Bundle) -> TextToImage:
-    """Load the networks as the flags ask for."""
-    from bksdm.runtime.pipeline import TextToImage
-
-    with options_named():
-        return TextToImage.load(
-            bundle,
-            options.engine,
-            options.threads,
-            engine_cache=options.engine_cache,
-            safety_checker=not options.no_safety_checker,
-        )
-
-
-def flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:
-    """Return what puts the flags that were given into messages, see :func:`options_named`."""
-    return options_named(**({} if options.size is None else SIZE))
-
-
-def warn_of_unknown(bundle: Bundle, prompts: Iterable[str]) -> None:
-    """Warn of prompts that name nothing the built-in model knows."""
-    from bksdm.models.objects import known_objects, names_an_object
-    from bksdm.runtime.validation import shown
-
-    if bundle.path.resolve() != EMOJI.resolve():
-        return
-    unknown = [prompt for prompt in prompts if not names_an_object(prompt)]
-    if unknown:
-        some = list(known_objects())[::4]
-        more = f" and {len(unknown) - 1} more prompts name" if len(unknown) > 1 else " names"
-        warnings.warn(
-            f"{shown(unknown[0])}{more} nothing that the built-in model can draw; it knows "
-            f"{len(known_objects())} objects, such as {', '.join(some)}; --model takes another",
-            stacklevel=1,
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,8 @@ class Manifest:
     """A folder's list, which several processes may add to at the same time."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        # A link to it has no lock.
+        self._folder = Path(os.path.realpath(folder))
         self.path = folder / NAME
 
     def entries(self) -> dict[str, Entry]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bksdm.cli.generate import flags_named, input_paths, load_model, open_inputs, warn_of_unknown
+from bksdm.cli.drawing import flags_named, input_paths, load_model, open_inputs, warn_of_unknown
+from bksdm.cli.idle_options import warn_of_idle
 from bksdm.cli.manifest import Entry, Manifest
 from bksdm.cli.output_pattern import OutputPattern
 from bksdm.cli.outputs import check_folder, check_outputs, numbered, print_path
@@ -92,6 +93,8 @@ class PromptRun:
                 jobs.append(self._job(line))
         errors.refuse()
         self.manifest.entries()
+        for line in lines:
+            warn_of_idle(line.config, self.bundle.scheduler)
         part, parts = options.shard or (1, 1)
         self.jobs = jobs[part - 1 :: parts]
 

@@ -122,6 +122,9 @@ def test_parts_make_the_same_files(draw_lines, lines, tmp_path):
     printed = [draw_lines(lines, parts, "-n", 2, "--shard", f"{n}/3")[1] for n in (3, 1, 2)]
     assert [len(out.split()) for out in printed] == [4, 6, 4]
     assert contents(parts) == contents(whole)
+    link = tmp_path / "link"
+    link.symlink_to(parts)
+    assert draw_lines(lines, link, "-n", 2)[2] == "0 drawn, 14 already there\n"
     assert draw_lines(lines, parts, "-n", 2, "--shard", "9/9")[2] == "0 drawn, 0 already there\n"
 
 
@@ -134,7 +137,8 @@ def test_options_of_a_line(draw_lines, tmp_path):
     ]
     path = tmp_path / "x.jsonl"
     path.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
-    assert draw_lines(path, tmp_path / "out", "--seed", 100, "--eta", 0.25)[0] == 0
+    code, _, err = draw_lines(path, tmp_path / "out", "--seed", 100, "--eta", 0.25)
+    assert code == 0
     found = {entry["file"]: entry["options"] for entry in manifest(tmp_path / "out")}
     assert list(found) == [
         "00001.png", *(f"00002{n}.png" for n in ("", "-2", "-3", "-4")), "00003.png",
@@ -143,6 +147,8 @@ def test_options_of_a_line(draw_lines, tmp_path):
     first, second, third, last = (found[f"0000{n}.png"] for n in (1, 2, 3, 4))
     assert (first["num_inference_steps"], first["seed"], first["guidance_scale"]) == (2, 9, 2.0)
     assert (first["negative_prompt"], first["eta"]) == ("fog", 0.25)
+    # Once, however many lines it is so of.
+    assert err.count("--eta does nothing with this sampler") == 1
     assert (second["prompt"], second["seed"]) == (["a cat", "a fox"], 101)
     assert (second["width"], second["height"], second["num_inference_steps"]) == (72, 64, 3)
     assert (third["sampler"], third["seed"]) == ("euler-a", [3, 4])
@@ -184,7 +190,7 @@ def test_bad_lines_are_refused_all_at_once(draw_lines, tmp_path, monkeypatch):
     path = tmp_path / "x.jsonl"
     path.write_text(BAD)
     monkeypatch.delattr(TextToImage, "load")
-    code, out, err = draw_lines(path, tmp_path / "out")
+    code, out, err = draw_lines(path, tmp_path / "out", "--eta", 0.5)
     assert (code, out) == (2, "")
     assert err == (
         f"bksdm: error: {path}: line 1: unknown option 'stepps'; did you mean steps?; "
