@@ -182,6 +182,18 @@ def test_averages_are_found_by_the_names_before_gaps_are_closed(pipelines, tmp_p
         assert torch.equal(found[name], tensor + 1)
 
 
+def test_half_precision(pipelines, tmp_path):
+    pipeline, folder = pipelines("small")
+    tensors = {name: tensor.half() for name, tensor in compvis.whole(pipeline).items()}
+    path = write(tmp_path / "model.safetensors", tensors)
+    with quiet():
+        expected = UNet2DConditionModel.from_single_file(
+            str(path), config=str(folder), subfolder="unet"
+        )
+    with prepared(path, Parts(tokenizer=folder), beside=tmp_path) as checkpoint:
+        same(load("unet", checkpoint), expected.float())
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_pickles_of_tensors(pipelines, tmp_path, nested):
     pipeline, folder = pipelines("small")
