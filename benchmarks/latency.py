@@ -60,7 +60,10 @@ class Settings:
 
 
 def measure_latency(
-    bundle: Path, settings: Settings, progress: Callable[[], object] = lambda: None
+    bundle: Path,
+    settings: Settings,
+    progress: Callable[[], object] = lambda: None,
+    engine_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Time requests one after another in this process, which should do nothing else before.
 
@@ -74,6 +77,8 @@ def measure_latency(
         The work.
     progress : callable
         Called after every request.
+    engine_cache : Path, optional
+        As in ``TextToImage.load``.
 
     Returns
     -------
@@ -87,7 +92,7 @@ def measure_latency(
     stores = not capabilities(settings.engine).on_device
     loads = measure_loads(bundle, settings.engine, settings.threads) if stores else {}
     began = time.perf_counter()
-    model = TextToImage.load(bundle, settings.engine, settings.threads)
+    model = TextToImage.load(bundle, settings.engine, settings.threads, engine_cache)
     load = time.perf_counter() - began
     samples: dict[str, list[float]] = {}
     first = 0.0

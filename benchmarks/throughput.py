@@ -76,6 +76,7 @@ def measure_throughput(
     threads: int | None = None,
     progress: Callable[[], object] = lambda: None,
     sampler: str | None = None,
+    engine_cache: Path | None = None,
 ) -> dict[str, Any]:
     """Measure batches one after another, then single requests at several arrival rates.
 
@@ -102,8 +103,10 @@ def measure_throughput(
         Called after every request.
     sampler : str, optional
         By default the bundle's own.
+    engine_cache : Path, optional
+        As in ``TextToImage.load``.
     """
-    model = TextToImage.load(bundle, engine, threads)
+    model = TextToImage.load(bundle, engine, threads, engine_cache)
 
     def make(number: int, batch: int = 1) -> None:
         model(

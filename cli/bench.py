@@ -12,6 +12,7 @@ from typing import Any
 
 from bksdm.cli.arguments import (
     SIZE,
+    add_engine_cache_option,
     bundle_path,
     integer,
     named_path,
@@ -74,6 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     latency.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
     )
+    add_engine_cache_option(latency)
     _add_files(latency, "the stages")
     latency.set_defaults(measure=_latency)
     compare = kinds.add_parser(
@@ -149,6 +151,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
     )
+    add_engine_cache_option(throughput)
     _add_files(throughput, "latency by rate")
     throughput.set_defaults(measure=_throughput)
 
@@ -226,7 +229,7 @@ def _latency(options: argparse.Namespace) -> int:
         options.warmup, options.threads, sampler=options.sampler, fast=options.fast,
     )  # fmt: skip
     with progress("", "picture", options.warmup + options.repeat) as bar:
-        record = measure_latency(options.bundle, settings, bar.update)
+        record = measure_latency(options.bundle, settings, bar.update, options.engine_cache)
     _show(options, record, lambda path: plot_latency([record], path))
     return 0
 
@@ -431,7 +434,7 @@ def _throughput(options: argparse.Namespace) -> int:
     with progress("", "request", total) as bar:
         record = measure_throughput(
             options.bundle, options.engine, options.steps, batches, loads, rates, options.requests,
-            options.threads, bar.update, options.sampler,
+            options.threads, bar.update, options.sampler, options.engine_cache,
         )  # fmt: skip
     _show(options, record, lambda path: plot_throughput(record, path))
     return 0

@@ -85,6 +85,8 @@ def resolve(
         folder = Path(name)
     elif os.path.lexists(name):
         raise ExportError(f"{name} is no folder; {_SUPPORTED}")
+    elif Path(name).suffix in (".safetensors", ".ckpt"):
+        raise ExportError(f"{name}: no such file")
     elif _HUB_ID.fullmatch(name) and not _PLACE.match(name):
         folder = fetch(
             name, revision, token, partial(_wanted, name, safety_checker, variant),

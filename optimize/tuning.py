@@ -13,6 +13,7 @@ from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.network_tensors import require_names
 from bksdm.runtime.validation import MAX_THREADS, folder, whole
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
@@ -67,7 +68,10 @@ def tune_bundle(
     else:
         raise EngineError(f"tuning is for {' and '.join(cpu_engines())}, not {engine}")
     models = {name: bundle.model(name) for name in bundle.components}
-    inputs = {name: GraphFile.read(model).inputs for name, model in models.items()}
+    graphs = {name: GraphFile.read(model) for name, model in models.items()}
+    inputs = {name: graph.inputs for name, graph in graphs.items()}
+    for name, graph in graphs.items():
+        require_names(models[name], graph.inputs, graph.outputs)
     if inputs["unet"]["sample"].dtype != np.float32:
         raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
     found: dict[str, Mapping[str, Tuned]] = {}

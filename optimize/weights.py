@@ -41,7 +41,7 @@ def find_files(proto: onnx.ModelProto, folder: Path, network: str) -> dict[str, 
     Raises
     ------
     EngineError
-        A file is missing or outside its folder.
+        A file is missing, outside its folder or too short.
     """
     _hoist(proto.graph, proto.graph)
     files = {}
@@ -57,7 +57,30 @@ def find_files(proto: onnx.ModelProto, folder: Path, network: str) -> dict[str, 
             raise EngineError(f"{network}: {file} is missing") from error
         if not regular:
             raise EngineError(f"{network}: {file} is no regular file")
+    _require_whole(proto, files, network)
     return files
+
+
+def _require_whole(proto: onnx.ModelProto, files: Mapping[str, Path], network: str) -> None:
+    """Refuse a file that ends before its weights do, of which backends tell in a page or never."""
+    sizes = {location: file.stat().st_size for location, file in files.items()}
+    for tensor in _external(proto.graph):
+        place = external_place(tensor)
+        location = place.get("location", "")
+        # Not every exporter states the length.
+        end = _offset(tensor, network) + int(place.get("length", 0))
+        if end > sizes[location]:
+            raise EngineError(
+                f"{network}: the file of weights is too short for {tensor.name}: "
+                f"{files[location]} has {sizes[location]} bytes of {end}; copy or export it anew"
+            )
+
+
+def _offset(tensor: TensorProto, network: str) -> int:
+    try:
+        return int(external_place(tensor).get("offset", 0))
+    except ValueError as error:
+        raise EngineError(f"{network}: {tensor.name} has a damaged offset") from error
 
 
 def read_weights(
@@ -75,14 +98,10 @@ def read_weights(
     mapped = {location: _map(file, network) for location, file in files.items()}
     weights: dict[str, Array] = {}
     for tensor in _external(proto.graph):
-        place = external_place(tensor)
-        file = mapped[place.get("location", "")]
+        file = mapped[external_place(tensor).get("location", "")]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
         size = math.prod(tensor.dims)
-        try:
-            offset = int(place.get("offset", 0))
-        except ValueError as error:
-            raise EngineError(f"{network}: {tensor.name} has a damaged offset") from error
+        offset = _offset(tensor, network)
         if not 0 <= offset <= offset + size * dtype.itemsize <= len(file):
             raise EngineError(f"{network}: the file of weights is too short for {tensor.name}")
         flat = np.frombuffer(file, dtype, size, offset) if size else np.empty(0, dtype)

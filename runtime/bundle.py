@@ -99,6 +99,12 @@ class Bundle:
         blocks = vae.get("block_out_channels")
         if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
             raise BundleError(f"{vae_file}: block_out_channels must be a list of 1 to 8 widths")
+        kinds = vae.get("up_block_types", blocks)
+        if not isinstance(kinds, list) or len(kinds) != len(blocks):
+            raise BundleError(
+                f"{vae_file}: block_out_channels has {len(blocks)} widths, but up_block_types is "
+                f"{kinds!r}; it must be as the export wrote it"
+            )
         latent_channels = _integer(unet_file, unet, "in_channels", 64)
         if latent_channels != _integer(vae_file, vae, "latent_channels", 64):
             raise BundleError(f"{unet_file}: in_channels differs from the VAE's latent_channels")

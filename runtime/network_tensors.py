@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,17 +35,32 @@ def require_tensors(engine: Opened, model: Path) -> Opened:
     Raises
     ------
     BundleError
+        As of :func:`require_names`.
+    """
+    require_names(model, engine.inputs, engine.outputs)
+    return engine
+
+
+def require_names(model: Path, inputs: Collection[str], outputs: Collection[str]) -> None:
+    """Check that a graph is the network that its folder says.
+
+    Parameters
+    ----------
+    model : Path
+        ``model.onnx`` in the network's folder.
+    inputs, outputs : collection of str
+        The graph's.
+
+    Raises
+    ------
+    BundleError
         The graph lacks an input or output; it may be another network's.
     """
     network = model.parent.name
-    inputs, outputs = TENSORS[network]
-    for kind, wanted, found in (
-        ("input", inputs, engine.inputs),
-        ("output", outputs, engine.outputs),
-    ):
+    needed = TENSORS[network]
+    for kind, wanted, found in (("input", needed[0], inputs), ("output", needed[1], outputs)):
         if missing := [name for name in wanted if name not in found]:
             raise BundleError(
                 f"{model}: no {network}, for it has no {kind} {missing[0]} (its {kind}s: "
                 f"{', '.join(found)}); export the bundle anew"
             )
-    return engine

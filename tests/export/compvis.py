@@ -117,7 +117,11 @@ def whole(pipeline, second=False, per_block=None):
         **{f"model.diffusion_model.{k}": t for k, t in unet(pipeline.unet, per_block).items()},
         **{f"first_stage_model.{k}": t for k, t in vae(pipeline.vae).items()},
         **texts,
-        # Of the trainer's own.
+        # Of the trainer and of other versions of the libraries; merges make floats of it.
         "betas": torch.ones(1000),
-    }
+        "model_ema.decay": torch.tensor(0.9999),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids" if not second
+        else "cond_stage_model.model.logit_scale": torch.arange(77.0)[None],
+        "first_stage_model.loss.logvar": torch.zeros(1),
+    }  # fmt: skip
     return {name: tensor.clone().contiguous() for name, tensor in found.items()}

@@ -23,7 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.cli import main
 from bksdm.engines.errors import ExportError
-from bksdm.export.dummy import text_config, unet_config, vae_config
+from bksdm.export import ldm_configs
+from bksdm.export.dummy import CARD_MODELS, text_config, unet_config, vae_config
 from bksdm.export.prepared import Parts, prepared
 from bksdm.export.pretrained import config_of, load
 from bksdm.export.quiet import quiet
@@ -180,6 +181,18 @@ def test_averages_are_found_by_the_names_before_gaps_are_closed(pipelines, tmp_p
         found = load("unet", checkpoint).state_dict()
     for name, tensor in pipeline.unet.state_dict().items():
         assert torch.equal(found[name], tensor + 1)
+
+
+def test_half_precision(pipelines, tmp_path):
+    pipeline, folder = pipelines("small")
+    tensors = {name: tensor.half() for name, tensor in compvis.whole(pipeline).items()}
+    path = write(tmp_path / "model.safetensors", tensors)
+    with quiet():
+        expected = UNet2DConditionModel.from_single_file(
+            str(path), config=str(folder), subfolder="unet"
+        )
+    with prepared(path, Parts(tokenizer=folder), beside=tmp_path) as checkpoint:
+        same(load("unet", checkpoint), expected.float())
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -452,3 +465,35 @@ def test_pictures_of_the_bundle_are_those_of_the_file(nano_checkpoint, tmp_path,
     assert main(["export", str(path), *given, "-o", bundle]) == 0
     assert main(["verify", bundle, "--against", str(path), *given]) == 0
     assert "vae_decoder" in capsys.readouterr().out
+
+
+V2_1 = {**unet_config("sd-v1-4"), "cross_attention_dim": 1024, "use_linear_projection": True,
+        "attention_head_dim": [5, 10, 20, 20], "sample_size": 96}  # fmt: skip
+PUBLISHED = {**{name: unet_config(name) for name in CARD_MODELS}, "v2-1": V2_1}
+
+
+@pytest.mark.parametrize("per_block", [None, 2])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configurations_are_read_off(name, per_block):
+    with torch.device("meta"), quiet():
+        model = UNet2DConditionModel(**PUBLISHED[name])
+    found = ldm_configs.unet_config(
+        ldm_configs.close_gaps(compvis.unet(model, per_block)), PUBLISHED[name]["sample_size"]
+    )
+    with torch.device("meta"), quiet():
+        same_config(UNet2DConditionModel.from_config(found), model)
+
+
+def test_published_configurations_of_the_other_networks_are_read_off():
+    with torch.device("meta"), quiet():
+        vae = AutoencoderKL(**vae_config("sd-v1-4"))
+        text = CLIPTextModel(CLIPTextConfig(**text_config("sd-v1-4")))
+        found = ldm_configs.vae_config(compvis.vae(vae), 512)
+        same_config(AutoencoderKL.from_config(found), vae)
+        found = ldm_configs.text_config(text.state_dict(), "quick_gelu")
+    assert (
+        found.items()
+        >= {
+            key: value for key, value in text_config("sd-v1-4").items() if key != "projection_dim"
+        }.items()
+    )

@@ -122,6 +122,11 @@ def test_neither_folder_nor_hub_id(tmp_path):
     assert "neither a folder nor a hub id" in _refusal("")
 
 
+@pytest.mark.parametrize("name", ["models/no.safetensors", "no.ckpt"])
+def test_a_file_that_is_missing_is_no_hub_id(name):
+    assert _refusal(name) == f"{name}: no such file"
+
+
 def test_revision_is_for_hub_ids(checkpoint):
     assert "a revision (main) is for hub ids" in _refusal(checkpoint, "main")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from bksdm.engines.errors import BundleError
+from bksdm.engines.errors import BundleError, EngineError
 from bksdm.models import EMOJI
+from bksdm.optimize.tuning import tune_bundle
 from bksdm.runtime.network_tensors import TENSORS, require_tensors
 from bksdm.runtime.pipeline import TextToImage
 
@@ -55,3 +58,26 @@ def test_an_encoder_that_is_none_is_refused_with_the_first_picture(bundle):
     model = TextToImage.load(bundle)
     with pytest.raises(BundleError, match="no vae_encoder, for it has no input sample"):
         model("a", image=Image.new("RGB", (64, 64)), num_inference_steps=1, strength=1)
+
+
+def test_tuning_refuses_another_networks_graph_before_it_measures(bundle):
+    exchange(bundle, "vae_decoder", "vae_encoder")
+    with pytest.raises(BundleError, match="no vae_decoder, for it has no input latent_sample"):
+        tune_bundle(bundle, "onnxruntime", measured=lambda network, found: pytest.fail(network))
+
+
+def test_weights_that_are_cut_off_are_told_in_one_line(bundle):
+    weights = bundle / "unet" / "diffusion_pytorch_model.safetensors"
+    os.truncate(weights, 1_000_000)
+    said = rf"^unet: the file of weights is too short for \S+: {weights} has 1000000 bytes of \d+; "
+    with pytest.raises(EngineError, match=said + "copy or export it anew$"):
+        TextToImage.load(bundle)
+
+
+@pytest.mark.parametrize("fields", [{"block_out_channels": [16, 32, 64]}, {"up_block_types": 4}])
+def test_a_vae_configuration_that_was_edited_is_refused(bundle, fields):
+    """Pictures would come out twice as large, and images would not fit their latents."""
+    path = bundle / "vae_decoder" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(BundleError, match=r"vae_decoder/config\.json: block_out_channels has \d"):
+        TextToImage.load(bundle)
