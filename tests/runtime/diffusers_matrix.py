@@ -79,7 +79,9 @@ def matrix_of(scheduler, eta=None, first=0):
         scheduler.set_begin_index(begin)
     timesteps = scheduler.timesteps[begin:]
     count = len(timesteps)
-    width = 1 + count * (2 if "generator" in inspect.signature(scheduler.step).parameters else 1)
+    draws = count if "generator" in inspect.signature(scheduler.step).parameters else 0
+    changes = 1 + count + draws
+    width = changes + max(count - 1, 0)
     basis = torch.eye(width, dtype=torch.float64).reshape(width, 1, 1, width)
     picture = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
     one, drawn = torch.ones(1, dtype=torch.float64), []
@@ -99,6 +101,9 @@ def matrix_of(scheduler, eta=None, first=0):
         ):
             for k, t in enumerate(timesteps):
                 rows.append(x.flatten())
+                if k > 0:
+                    # As a callback that changes the latents.
+                    x = x + basis[changes + k - 1]
                 levels.append(scheduler.add_noise(*picture, t[None]).flatten())
                 scales.append(float(scheduler.scale_model_input(one, t)))
                 x = scheduler.step(basis[k + 1], t, x, **extra).prev_sample
@@ -110,6 +115,7 @@ def matrix_of(scheduler, eta=None, first=0):
         timesteps=timesteps.numpy(),
         rows=whole[:, : 1 + count],
         noise=whole[:, 1 + count :][:, : len(drawn)],
+        carried=whole[:, changes:],
         input_scale=np.array(scales),
         levels=np.array([*(level.tolist() for level in levels), (1, 0)]),
         init_noise_sigma=float(scheduler.init_noise_sigma),
@@ -178,6 +184,7 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
     np.testing.assert_allclose(table.rows, expected.rows, rtol=near, atol=near)
     assert table.noise.shape == expected.noise.shape
     np.testing.assert_allclose(table.noise, expected.noise, rtol=near, atol=near)
+    np.testing.assert_allclose(table.carried, expected.carried, rtol=near, atol=near)
     np.testing.assert_allclose(table.input_scale, expected.input_scale, rtol=1e-12)
     np.testing.assert_allclose(table.levels, expected.levels, rtol=1e-12)
     np.testing.assert_allclose(table.init_noise_sigma, expected.init_noise_sigma, rtol=1e-12)
