@@ -18,7 +18,7 @@ from bksdm.runtime.generation_config import OPTIONS
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.pipeline import Result
+    from bksdm.runtime.result import Result
 
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.cli.step_pictures import StepPictures
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
-    from bksdm.runtime.images import open_picture, save_png
+    from bksdm.runtime.images import open_picture, save_png, to_pil
     from bksdm.runtime.memory import require_memory
     from bksdm.runtime.pipeline import TextToImage
     from bksdm.runtime.request import Request
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
                 steps.add(model, step)
 
         result = model.generate(request, show)
-        images = result.images
+        images = to_pil(result.pixels)
         unfit = result.nsfw_content_detected or [False] * len(images)
         steps.finish(images, unfit)
     told = results([options.output, options.animate])
