@@ -117,6 +117,9 @@ class DiffusersNames:
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Do nothing: the graph's attention is already of the form that its engine runs best."""
 
+    def disable_attention_slicing(self) -> None:
+        """Do nothing, for the same reason."""
+
     def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
         """Do nothing, for the same reason."""
 

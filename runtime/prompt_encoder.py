@@ -128,9 +128,11 @@ class PromptEncoder:
         longest = max(map(len, encoded.values()), default=0)
         rows: list[NDArray[np.float32]] = []
         for texts, options, given in halves:
-            rows += given if given is not None else (
-                _continued(encoded, Prompt(text, options), longest) for text in texts
-            )  # fmt: skip
+            rows.extend(
+                (_continued(encoded, Prompt(text, options), longest) for text in texts)
+                if given is None
+                else given
+            )
         lengths = sorted({len(row) for row in rows})
         if len(lengths) > 1:
             raise RequestError(
