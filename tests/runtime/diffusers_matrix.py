@@ -49,7 +49,7 @@ def same_levels():
         yield
 
 
-def scheduler_of(class_name, config, steps, **stated):
+def scheduler_of(class_name, config, steps, custom=None, **stated):
     """Make a scheduler as ``from_config`` does, with its timesteps."""
     kind = getattr(diffusers, class_name)
     set_timesteps = kind.set_timesteps
@@ -61,7 +61,7 @@ def scheduler_of(class_name, config, steps, **stated):
                 mock.patch.object(kind, "set_timesteps", lambda self, *_: short(self))
             )
         scheduler = kind.from_config(config, **stated)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(**(custom or {"num_inference_steps": steps}))
     return scheduler
 
 
@@ -146,9 +146,13 @@ def _double_levels(scheduler):
     scheduler.sigmas_up, scheduler.sigmas_down = spread(up), spread(down)
 
 
-def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=0):
-    """Compare one table; return None, or why there is nothing to compare."""
-    fields = {"_class_name": class_name, **config, **({} if eta is None else {"eta": eta})}
+def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=0, custom=None):
+    """Compare one table; return None, or why there is nothing to compare.
+
+    ``custom`` is ``timesteps`` or ``sigmas`` of ``set_timesteps``.
+    """
+    fields = {"_class_name": class_name, **config, **({} if eta is None else {"eta": eta}),
+              **(custom or {})}  # fmt: skip
     table, refusal = None, ""
     try:
         table = step_table(fields, steps, sampler, first)
@@ -156,7 +160,7 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
         refusal = str(error)
     with same_levels():
         try:
-            scheduler = scheduler_of(class_name, config, steps, **dict(stated))
+            scheduler = scheduler_of(class_name, config, steps, custom, **dict(stated))
         except ValueError:
             assert refusal
             return refusal

@@ -290,6 +290,12 @@ WRONG = [
         LATENTS.tolist(), LATENTS[0], LATENTS.astype(int), LATENTS * np.nan, LATENTS[..., :4],
         LATENTS.astype(np.float64) + 1e300, "x")),
     *({"image": value} for value in ("apple.png", [], b"x", np.zeros((8, 8, 3), np.uint8), [None])),
+    *({"timesteps": value} for value in (
+        [], 5, "9,1", [1, 9], [9, 9], [9.5, 1], [9, -1], [10**9], [1000, 1], [True])),
+    *({"sigmas": value} for value in ([], 5.0, [5.0], [1.0, 5.0], [5.0, -1.0], [5.0, "0"])),
+    *({"generator": value} for value in (5, "x", [], [None])),
+    *({"negative_prompt_embeds": value} for value in (
+        LATENTS, "x", [], np.zeros((2, 77, WIDTH), F), np.zeros((1, 0, WIDTH), F))),
     {"mask": picture(64, 64)},
     {"strength": 0.5},
     *({"on_step": value} for value in (5, "x", [])),
