@@ -31,7 +31,7 @@ from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
-from bksdm.runtime.sampling import Denoising
+from bksdm.runtime.sampling import Denoising, Watch
 from bksdm.runtime.tokenizer import Tokens
 
 STEPS = 25
@@ -114,7 +114,7 @@ def numpy_loop() -> Callable[[int], object]:
     )
     vae_decoder = engine("sample", (1, 3, 8, 8), latent_sample=sample)
     executor = HostExecutor(encode, NoisePredictor(unet), vae_decoder, 0.18215)
-    return lambda steps: executor(job_of(steps), None, {})
+    return lambda steps: executor(job_of(steps), Watch(), {})
 
 
 def cuda_loop() -> Callable[[int], object]:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
         SamplerError,
     )
     from bksdm.runtime.generation_config import GenerationConfig
-    from bksdm.runtime.pipeline import Result, TextToImage
+    from bksdm.runtime.generator import Generator
+    from bksdm.runtime.pipeline import TextToImage
+    from bksdm.runtime.result import Result
     from bksdm.runtime.sampling import Cancelled, Step
 
 __version__ = "0.1.0"
@@ -29,9 +31,10 @@ _MODULES = {
     "EngineError": _ERRORS,
     "ExportError": _ERRORS,
     "GenerationConfig": "bksdm.runtime.generation_config",
+    "Generator": "bksdm.runtime.generator",
     "NonFiniteError": _ERRORS,
     "RequestError": _ERRORS,
-    "Result": "bksdm.runtime.pipeline",
+    "Result": "bksdm.runtime.result",
     "SamplerError": _ERRORS,
     "Step": "bksdm.runtime.sampling",
     "TextToImage": "bksdm.runtime.pipeline",
@@ -44,6 +47,7 @@ __all__ = [
     "EngineError",
     "ExportError",
     "GenerationConfig",
+    "Generator",
     "NonFiniteError",
     "RequestError",
     "Result",

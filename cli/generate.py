@@ -116,6 +116,7 @@ def _draw(options: argparse.Namespace) -> int:
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.images import to_pil
     from bksdm.runtime.memory import require_memory
     from bksdm.runtime.request import Request
     from bksdm.runtime.sampling import Step
@@ -148,7 +149,7 @@ def _draw(options: argparse.Namespace) -> int:
                 steps.add(model, step)
 
         result = model.generate(request, show)
-        images = result.images
+        images = to_pil(result.pixels)
         unfit = result.nsfw_content_detected or [False] * len(images)
         steps.finish(images, unfit)
     print(f"seed: {spelled('seed', result.config.seed)}", file=sys.stderr)

@@ -12,10 +12,16 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.validation import shown
 
-METAVARS = {"height": "PIXELS", "width": "PIXELS", "seed": "N[,N…]", "fast": "LEVEL",
+METAVARS = {"height": "PIXELS", "width": "PIXELS", "seed": "N[,N…]", "timesteps": "N,N…",
+            "sigmas": "X,X…", "fast": "LEVEL",
             "guidance_interval": "FROM:TO", "sampler": "NAME", "negative_prompt": "TEXT",
             "guidance_scale": "SCALE"}  # fmt: skip
 BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
+BY_NAME: dict[str, Callable[[str], Any]] = {
+    "seed": str, "guidance_interval": str,
+    "timesteps": lambda text: tuple(map(integer, text.split(","))),
+    "sigmas": lambda text: tuple(map(real, text.split(","))),
+}  # fmt: skip
 
 
 def flags(name: str) -> tuple[str, ...]:
@@ -45,7 +51,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             parser.add_argument(*flags(name), dest=name, action="store_true", help=option.help)
             continue
-        parse = {"seed": str, "guidance_interval": str}.get(name, BY_TYPE.get(kind, str))
+        parse = BY_NAME.get(name, BY_TYPE.get(kind, str))
         parser.add_argument(
             *flags(name), dest=name, type=parse, default=default,
             metavar=METAVARS.get(name, "N" if kind is int else "X"),
@@ -104,7 +110,7 @@ def options_page() -> str:
         "The same options are arguments of `TextToImage.__call__`, fields of `GenerationConfig`,",
         "flags of `bksdm generate`, entries of the record in a picture, and keys in a line of",
         "`--prompts FILE.jsonl`, which also takes the flags' names, as `cfg_scale`. In Python,",
-        "`callback_on_step_end` is called after every step; returning False stops the run.",
+        "`on_step` is called after every step; returning False stops the run.",
         "",
         "| option | flag | values | default | what it does |",
         "|---|---|---|---|---|",

@@ -18,7 +18,7 @@ from bksdm.runtime.picture_formats import PictureFormat
 from bksdm.runtime.picture_record import PictureRecord
 
 if TYPE_CHECKING:
-    from bksdm.runtime.pipeline import Result
+    from bksdm.runtime.result import Result
 
 DRAWN = ("engine", "safety_checker", "version")
 """Entries that say what drew a picture, not which picture it is."""

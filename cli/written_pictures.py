@@ -12,6 +12,7 @@ from bksdm.cli.arguments import options_named
 from bksdm.cli.outputs import is_replaced, numbered
 from bksdm.cli.recorded import Recorder
 from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.images import to_pil
 from bksdm.runtime.picture_formats import (
     FORMATS,
     PictureFormat,
@@ -23,7 +24,7 @@ from bksdm.runtime.picture_formats import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bksdm.runtime.pipeline import Result
+    from bksdm.runtime.result import Result
 
 
 def chosen_format(path: Path, quality: int | None, lossless: bool) -> PictureFormat:
@@ -67,7 +68,7 @@ def write_pictures(
         What they are written as.
     """
     unfit = result.nsfw_content_detected or [False] * result.config.images
-    for index, image in enumerate(result.images):
+    for index, image in enumerate(to_pil(result.pixels)):
         file = numbered(path, index)
         if unfit[index]:
             warnings.warn(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.sampling import StepCallback
+from bksdm.runtime.sampling import Watch
 
 
 class Executor(Protocol):
@@ -26,7 +26,7 @@ class Executor(Protocol):
         ...
 
     def __call__(
-        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+        self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Return pixels [images, height, width, 3] and add the wall time of each stage.
 
@@ -39,6 +39,10 @@ class Executor(Protocol):
         """
         ...
 
+    def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
+        """Return x_0, float32, instead of pixels; otherwise the same."""
+        ...
+
     def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Return pixels [images, height, width, 3] of latents, which may be any step's.
 
@@ -47,4 +51,8 @@ class Executor(Protocol):
         NonFiniteError
             The VAE decoder produced NaN or infinity.
         """
+        ...
+
+    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
+        """Return the same in 0 … 1, as exactly as the engine has them."""
         ...

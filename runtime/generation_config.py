@@ -128,6 +128,22 @@ def _as_float(strength: float, steps: int) -> float:
     return math.nextafter(min(int(left), steps) / steps, 1.0)
 
 
+def _timesteps(name: str, value: Any) -> tuple[int, ...]:
+    found = [whole(name, entry, 0, MAX_TRAIN_TIMESTEPS - 1) for entry in several(value) or ()]
+    if not found or found != sorted(set(found), reverse=True):
+        raise RequestError(f"{name} must be descending whole numbers, not {shown(value)}")
+    return tuple(found)
+
+
+def _sigmas(name: str, value: Any) -> tuple[float, ...]:
+    found = [number(name, entry) for entry in several(value) or ()]
+    if len(found) < 2 or found != sorted(set(found), reverse=True) or found[-1] < 0:
+        raise RequestError(
+            f"{name} must be two or more descending numbers, none below 0, not {shown(value)}"
+        )
+    return tuple(found)
+
+
 _SIDES = f"8 to {MAX_SIDE}, a multiple of 8; default: the model's, or the image's"
 _side = partial(whole, lowest=8, highest=MAX_SIDE)
 _fast = partial(whole, lowest=0, highest=len(FAST_LEVELS) - 1)
@@ -164,6 +180,14 @@ class GenerationConfig:
     num_inference_steps: int = _option(
         50, "--steps", f"1 to {MAX_TRAIN_TIMESTEPS}", "denoising steps",
         partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS), ("-s",),
+    )  # fmt: skip
+    timesteps: tuple[int, ...] | None = _option(
+        None, "--timesteps", "whole numbers, descending; default: spaced by the sampler",
+        "timesteps to visit, in place of a number of steps", _timesteps,
+    )  # fmt: skip
+    sigmas: tuple[float, ...] | None = _option(
+        None, "--sigmas", "numbers, descending, the last one where it ends; default: the sampler's",
+        "noise levels to visit, in place of a number of steps; for euler", _sigmas,
     )  # fmt: skip
     guidance_scale: float = _option(
         7.5, "--guidance", "a number; 1 or less turns guidance off",
@@ -222,6 +246,11 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None or DEFAULTS[name] is not None:
                 object.__setattr__(self, name, option.validate(name, value))
+        # Each says how many steps there are.
+        if self.timesteps is not None:
+            object.__setattr__(self, "num_inference_steps", len(self.timesteps))
+        elif self.sigmas is not None:
+            object.__setattr__(self, "num_inference_steps", len(self.sigmas) - 1)
         if self.strength is not None:
             strength = _as_float(self.strength, self.num_inference_steps)
             object.__setattr__(self, "strength", strength)
@@ -282,6 +311,8 @@ class GenerationConfig:
         """
         if self.strength is not None and image_size is None:
             raise RequestError("strength needs an image to start from")
+        if self.timesteps is not None and self.sigmas is not None:
+            raise RequestError("timesteps and sigmas exclude each other; give one of them")
         if self.fast and not engine.feature_reuse:
             raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
         if self.clip_skip and self.clip_skip >= bundle.text_layers:
@@ -323,7 +354,7 @@ class GenerationConfig:
         return cls(**options)
 
 
-def _picture(name: str, value: Any) -> Any:
+def _given(name: str, value: Any) -> Any:
     return value
 
 
@@ -332,13 +363,23 @@ OPTIONS: dict[str, Option] = {f.name: f.metadata["option"] for f in fields(Gener
 DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(GenerationConfig)}
 INPUTS: dict[str, Option] = {
     "image": Option(
-        "--image", "a picture, or several", "picture to start from (image to image)", _picture
+        "--image", "a picture, or several", "picture to start from (image to image)", _given
     ),
     "mask": Option(
         "--mask", "a picture, or one per image",
-        "inpainting mask for the image: white is redrawn, black is kept", _picture
+        "inpainting mask for the image: white is redrawn, black is kept", _given
+    ),
+    "generator": Option(
+        "", "torch.Generator or bksdm.Generator, on the CPU, or one per image",
+        "noise that goes on from call to call, instead of a seed", _given
+    ),
+    "prompt_embeds": Option(
+        "", "floats [prompts, tokens, width]", "embeddings in place of the prompt", _given
+    ),
+    "negative_prompt_embeds": Option(
+        "", "floats, of the same shape", "embeddings in place of the negative prompt", _given
     ),
     "latents": Option("", "float32 [images, channels, height / 8, width / 8]",
-                      "unit noise to start from, instead of drawing it by seed", _picture),
+                      "unit noise to start from, instead of drawing it by seed", _given),
 }  # fmt: skip
-"""Inputs that are neither text nor numbers; None by default."""
+"""Inputs that are neither text nor numbers, and are not recorded; None by default."""

@@ -29,6 +29,10 @@ class Guidance:
     start: float = 0.0
     end: float = 1.0
 
+    def where_on(self) -> Guidance | None:
+        """Return itself, or None where its scale turns guidance off."""
+        return self if self.scale > 1 else None
+
     def at(self, index: int, total: int) -> bool:
         """Return whether evaluation ``index`` of ``total`` has guidance."""
         return self.start <= index / total < self.end

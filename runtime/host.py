@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.finite import require_finite
-from bksdm.runtime.images import to_uint8
+from bksdm.runtime.images import to_levels, to_unit
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
-from bksdm.runtime.sampling import StepCallback
+from bksdm.runtime.sampling import Watch
 
 
 class HostExecutor:
@@ -50,19 +50,29 @@ class HostExecutor:
         """Accept every size."""
 
     def __call__(
-        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+        self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
+        return self.decode(self.denoise(job, watch, seconds), seconds)
+
+    def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
+        """Return x_0; stages: tokenize, text_encoder, unet, loop."""
         embeddings = self._encode(job, seconds)
-        denoising = self._predict.start(job, {"encoder_hidden_states": embeddings}, callback)
+        denoising = self._predict.start(job, {"encoder_hidden_states": embeddings}, watch)
         seconds["unet"] = 0.0
         with _timed(seconds, "loop"):
             while not denoising.done:
                 denoising.advance(*self._predict([denoising], seconds))
         seconds["loop"] -= seconds["unet"]
-        return self.decode(denoising.trajectory.latents, seconds)
+        return denoising.trajectory.latents
 
     def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
+        """Return pixels of 256 levels."""
+        unit = self.decode_exactly(latents, seconds)
+        with _timed(seconds, "to_uint8"):
+            return to_levels(unit)
+
+    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
         """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
         network = self._vae_decoder
         scaled = latents / np.float32(self._scaling_factor)
@@ -73,7 +83,7 @@ class HostExecutor:
             decoded = np.concatenate(one_by_one).astype(np.float32, copy=False)
         require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):
-            return to_uint8(decoded)
+            return to_unit(decoded)
 
 
 @contextmanager

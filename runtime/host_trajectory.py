@@ -23,6 +23,8 @@ class HostMoved(NamedTuple):
 class HostTrajectory:
     """x_k = rows[k] · [x_T, ε_0 … ε_{k-1}] + noise[k] · [z_0, z_1 …], in float32.
 
+    Latents that were changed on the way add carried[k] · [δ_1, δ_2 …].
+
     Parameters
     ----------
     job : DenoisingJob
@@ -37,8 +39,6 @@ class HostTrajectory:
     ----------
     latents : ndarray, float32, shape [batch, channels, height, width]
         x_k.
-    shapes : tuple
-        Of one image's latents, and of one row of each conditioning.
     deep_features : ndarray or None
         Of the last evaluation of the whole UNet, [rows, …], for those that reuse them.
     """
@@ -51,8 +51,7 @@ class HostTrajectory:
         timestep: TensorSpec,
     ) -> None:
         table, start = job.table, job.latents
-        self.conditioning = conditioning
-        self.shapes = start.shape[1:], *(array.shape[1:] for array in conditioning.values())
+        self.conditioning = dict(conditioning)
         self.deep_features: Array | None = None
         self.latents = start
         self._inpainting = job.inpainting
@@ -64,13 +63,20 @@ class HostTrajectory:
         self._predictions = self._history[1:].reshape(len(table), *start.shape)
         self._noises = job.noises.reshape(table.draws, start.size)
         self._written: Latents | None = None
-        halves = 1 if job.guidance is None else 2
-        self._sample = np.empty((halves, *start.shape), sample.dtype)
+        self._carried = table.carried
+        self._changes: dict[int, Latents] = {}
+        # Both halves, for guidance that is turned on on the way.
+        self._sample = np.empty((2, *start.shape), sample.dtype)
         # One timestep per image where its axis is the batch's, else one for all: a scalar, or an
         # axis of its own as Optimum has it.
         self.timestep_per_row = timestep.shape[:1] == sample.shape[:1]
-        rows = halves * len(start) if self.timestep_per_row else 1
+        rows = 2 * len(start) if self.timestep_per_row else 1
         self._timestep = np.empty(rows if timestep.shape else (), timestep.dtype)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of one image's latents, and of one row of each conditioning."""
+        return self.latents.shape[1:], *(array.shape[1:] for array in self.conditioning.values())
 
     def sample(self, index: int, guided: bool) -> Array:
         """Return the UNet's input in an evaluation: x_k, scaled, once or for both halves."""
@@ -98,7 +104,15 @@ class HostTrajectory:
         moved = self._rows[index + 1, : index + 2] @ self._history[: index + 2]
         if len(self._noises):
             moved += self._added[index + 1] @ self._noises
+        for changed, change in self._changes.items():
+            moved += np.float32(self._carried[index + 1, changed]) * change
         self.latents = moved.reshape(shape)
         if self._inpainting is not None:
             self.latents = self._inpainting.restored(self.latents, *self._levels[index + 1])
         return HostMoved(previous, kept, self.latents)
+
+    def change(self, index: int, latents: Latents) -> None:
+        """Go on from other latents than the x_{k+1} that evaluation ``index`` led to."""
+        if index < self._carried.shape[1]:
+            self._changes[index] = (latents - self.latents).reshape(-1)
+        self.latents = latents

@@ -30,10 +30,8 @@ UNREADABLE = (
 )
 
 
-def to_uint8(sample: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Convert VAE output to pixels exactly as diffusers' ``VaeImageProcessor`` does.
-
-    p = round(255 · clip(y / 2 + 0.5, 0, 1)), rounding half to even, in float32.
+def to_unit(sample: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Convert VAE output to values in 0 … 1, clip(y / 2 + 0.5, 0, 1), in float32.
 
     Parameters
     ----------
@@ -42,10 +40,23 @@ def to_uint8(sample: NDArray[np.floating]) -> NDArray[np.uint8]:
 
     Returns
     -------
-    ndarray, uint8, shape [batch, height, width, 3]
+    ndarray, float32, shape [batch, height, width, 3]
     """
     unit = np.clip(sample.astype(np.float32) * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
-    return np.asarray((unit.transpose(0, 2, 3, 1) * np.float32(255)).round(), np.uint8)
+    return np.asarray(unit.transpose(0, 2, 3, 1), np.float32)
+
+
+def to_levels(unit: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round values in 0 … 1 to 256 levels, half to even, as diffusers does."""
+    return np.asarray((unit * np.float32(255)).round(), np.uint8)
+
+
+def to_uint8(sample: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Convert VAE output [batch, 3, h, w] to pixels [batch, h, w, 3].
+
+    Exactly as diffusers' ``VaeImageProcessor`` does.
+    """
+    return to_levels(to_unit(sample))
 
 
 def to_pil(pixels: NDArray[np.uint8]) -> list[Image.Image]:

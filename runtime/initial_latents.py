@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.inpainting import Inpainting
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.noise import BatchNoise, Seeded
+from bksdm.runtime.noise import BatchNoise, RandomSource, Seeded, StreamNoise
 from bksdm.runtime.request import Request
 from bksdm.runtime.vae_encoder import VaeEncoder
 
@@ -32,7 +32,8 @@ def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoi
     config = request.config
     return DenoisingJob(
         config.prompts, config.negative_prompts, request.guidance, request.table, latents, noises,
-        inpainting, request.prompt_options, request.cache_interval,
+        inpainting, request.prompt_options, request.cache_interval, request.prompt_embeds,
+        request.negative_prompt_embeds,
     )  # fmt: skip
 
 
@@ -40,8 +41,8 @@ def _noise(request: Request, seeded: Seeded) -> tuple[NDArray[np.float32], NDArr
     """Return unit noise, drawn or the request's own, scaled as the sampler wants it."""
     table, shape, latents = request.table, request.shape, request.latents
     noises = np.empty((table.draws, *shape), np.float32)
-    if request.config.seed is not None:
-        source = seeded(request.config.seed, shape[0])
+    source = _source(request, seeded)
+    if source is not None:
         latents = source.draw(shape[1:]) if latents is None else latents
         for noise in noises:
             noise[:] = source.draw(shape[1:])
@@ -58,14 +59,13 @@ def _noised_image(
     pipelines do; images repeat until there is one for each of the batch. Inpainting with all steps
     starts from noise alone.
     """
-    table, image, seed = request.table, request.image, request.config.seed
+    table, image, source = request.table, request.image, _source(request, seeded)
     assert image is not None
-    assert seed is not None
+    assert source is not None
     batch, *inner = request.shape
-    source = seeded(seed, batch)
     mean, deviation = encoder.distribution(image.sample)
     # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
-    drawn = batch if image.mask is None and isinstance(seed, tuple) else len(image)
+    drawn = batch if image.mask is None and request.each_draws else len(image)
     unit = source.draw(inner, drawn)
     clean = _tiled(mean, drawn) + _tiled(deviation, drawn) * unit
     clean = _tiled(clean, batch)
@@ -86,6 +86,14 @@ def _noised_image(
         return mixed, noises, None
     repeats = batch // len(image)
     return mixed, noises, Inpainting(clean, noise, np.tile(image.mask, (repeats, 1, 1, 1)))
+
+
+def _source(request: Request, seeded: Seeded) -> RandomSource | None:
+    """Return where the noise of a request comes from; None where none is drawn."""
+    images, seed = request.shape[0], request.config.seed
+    if request.generators:
+        return StreamNoise(request.generators, images, request.each_draws)
+    return None if seed is None else seeded(seed, images)
 
 
 def _tiled(array: NDArray[np.float32], count: int) -> NDArray[np.float32]:

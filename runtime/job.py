@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
@@ -34,6 +37,8 @@ class DenoisingJob:
         How prompts are read.
     cache_interval : int
         The whole UNet runs in every n-th evaluation; its deep features serve those between.
+    prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
+        What stands in for the text encoder's output; None encodes the prompts.
     """
 
     prompts: tuple[str, ...]
@@ -45,6 +50,8 @@ class DenoisingJob:
     inpainting: Inpainting | None = None
     prompt_options: PromptOptions = PLAIN_PROMPT
     cache_interval: int = 1
+    prompt_embeds: NDArray[np.float32] | None = None
+    negative_prompt_embeds: NDArray[np.float32] | None = None
 
     @property
     def images(self) -> int:
@@ -55,6 +62,12 @@ class DenoisingJob:
     def images_per_prompt(self) -> int:
         """Images of each prompt."""
         return len(self.latents) // len(self.prompts)
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether the prompts' tokens say everything about the embeddings."""
+        given = self.prompt_embeds is not None or self.negative_prompt_embeds is not None
+        return self.prompt_options == PLAIN_PROMPT and not given
 
     @cached_property
     def guided(self) -> tuple[bool, ...]:

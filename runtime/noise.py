@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,17 @@ class TorchCpuGenerator:
         self._words = np.random.MT19937()
         np.random.RandomState(self._words).seed(validate_seed(seed) % 2**32)
         self._spare: float | None = None
+
+    @property
+    def state(self) -> tuple[NDArray[np.uint32], int, float | None]:
+        """The 624 words of MT19937, how many of them are used, and a normal value that is kept."""
+        words: Any = self._words.state["state"]
+        return words["key"], words["pos"], self._spare
+
+    @state.setter
+    def state(self, state: tuple[NDArray[np.uint32], int, float | None]) -> None:
+        key, position, self._spare = state
+        self._words.state = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Return standard normal float32 values of ``shape``, as ``torch.randn`` draws them.
@@ -176,8 +187,43 @@ Seeded = Callable[["int | Sequence[int]", int], RandomSource]
 """From one seed for the batch, or one per image, and the number of images to their noise."""
 
 
-class BatchNoise:
+class Drawable(Protocol):
+    """One random stream."""
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return standard normal values, float32."""
+        ...
+
+
+class StreamNoise:
     """Unit noise for a batch of images, draw after draw, as diffusers' ``randn_tensor`` has it.
+
+    Parameters
+    ----------
+    streams : sequence of Drawable
+        One that draws the whole batch, or one for each image.
+    count : int
+        Number of images.
+    each : bool
+        Whether each image has its own.
+    """
+
+    def __init__(self, streams: Sequence[Drawable], count: int, each: bool) -> None:
+        self._streams, self._count, self._each = streams, count, each
+
+    def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
+        """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents.
+
+        By default for every image; fewer are drawn from the first streams.
+        """
+        count = self._count if count is None else count
+        if self._each:
+            return np.stack([stream.randn(shape) for stream in self._streams[:count]])
+        return self._streams[0].randn((count, *shape))
+
+
+class BatchNoise(StreamNoise):
+    """Unit noise by seed.
 
     Parameters
     ----------
@@ -193,21 +239,9 @@ class BatchNoise:
     """
 
     def __init__(self, seeds: int | Sequence[int], count: int) -> None:
-        self._count = count
         checked = validate_seeds(seeds, count)
-        self._each = isinstance(checked, list)
         found = checked if isinstance(checked, list) else [checked]
-        self._generators = [TorchCpuGenerator(seed) for seed in found]
-
-    def draw(self, shape: Sequence[int], count: int | None = None) -> NDArray[np.float32]:
-        """Return float32 ``[count, *shape]``; ``shape`` is that of one image's latents.
-
-        By default for every image; fewer are drawn from the first generators.
-        """
-        count = self._count if count is None else count
-        if self._each:
-            return np.stack([generator.randn(shape) for generator in self._generators[:count]])
-        return self._generators[0].randn((count, *shape))
+        super().__init__([TorchCpuGenerator(s) for s in found], count, isinstance(checked, list))
 
 
 def initial_noise(

@@ -18,7 +18,7 @@ from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.sampling import Denoising, StepCallback
+from bksdm.runtime.sampling import Denoising, Watch
 
 FIXED = ("sample", "timestep")
 """The UNet's inputs that change from step to step; the others are conditionings."""
@@ -54,7 +54,7 @@ class NoisePredictor:
         self,
         job: DenoisingJob,
         conditioning: Mapping[str, NDArray[Any]],
-        callback: StepCallback | None = None,
+        watch: Watch | None = None,
     ) -> HostDenoising:
         """Return a job at its first evaluation.
 
@@ -65,8 +65,8 @@ class NoisePredictor:
         conditioning : mapping
             Arrays [rows, …] by the UNet's names; with guidance the rows of the unconditional half
             come first.
-        callback : callable, optional
-            Called with every step.
+        watch : Watch, optional
+            Who looks on.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class NoisePredictor:
                 "prompt; export it anew with `bksdm export`"
             )
         trajectory = HostTrajectory(job, cast, inputs["sample"], inputs["timestep"])
-        return HostDenoising(job, trajectory, callback)
+        return HostDenoising(job, trajectory, watch)
 
     def __call__(
         self, denoisings: Sequence[HostDenoising], seconds: dict[str, float]
@@ -199,7 +199,7 @@ class _Evaluation:
 
     def guide(self, output: NDArray[np.float32]) -> None:
         """Make the noise prediction from the rows of the UNet's output."""
-        guidance, index = self.job.guidance, self.denoising.index
+        guidance, index = self.denoising.guidance, self.denoising.index
         prediction = self.trajectory.prediction(index)
         # NaN and infinity of either half are in their difference, which is half as much to see.
         with np.errstate(invalid="ignore"):

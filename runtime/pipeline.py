@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +14,23 @@ from numpy.typing import NDArray
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import BundleError, EngineError, RequestError
 from bksdm.engines.protocol import Engine
-from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
+from bksdm.engines.registry import (
+    AUTO,
+    DEFAULT,
+    capabilities,
+    chosen_engine,
+    cpu_engines,
+    open_engine,
+)
 from bksdm.engines.variants import DEEP, SHALLOW, skipping
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
 from bksdm.runtime.executor import Executor
-from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
+from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
+from bksdm.runtime.generator import Generator
 from bksdm.runtime.host import HostExecutor
-from bksdm.runtime.images import to_pil
+from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise import BatchNoise, Seeded
@@ -30,63 +38,23 @@ from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.request import Request
+from bksdm.runtime.result import Result
 from bksdm.runtime.safety_checker import SafetyChecker
-from bksdm.runtime.sampling import Cancelled, StepCallback
+from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
+from bksdm.runtime.step_end import Callback, Run, StepEnd
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
-from bksdm.runtime.validation import MAX_THREADS, flag, folder, shown, whole
+from bksdm.runtime.validation import MAX_THREADS, flag, folder, plain, shown, whole
+from bksdm.storage.graph_file import GraphFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ON_HOST = capabilities(DEFAULT)
+OUTPUT_TYPES = ("pil", "np", "latent")
 
 
-@dataclass
-class Result:
-    """The pictures of one call.
-
-    Attributes
-    ----------
-    pixels : ndarray, uint8, shape [images, height, width, 3]
-        Prompt-major: all images of the first prompt come first.
-    config : GenerationConfig
-        The options as they were carried out: with the size, seed and strength that were chosen.
-    nsfw_content_detected : list of bool or None
-        Of each image, whether the safety checker found it unfit; such an image is black, as in
-        diffusers. None where nothing was checked: the bundle has no checker, or it is off.
-    seconds : dict
-        Wall time by stage that ran: tokenize, text_encoder, unet, loop (between UNet calls),
-        vae_decoder, to_uint8; vae_encoder where a picture is started from, and safety_checker.
-    steps : int
-        Number of UNet evaluations.
-    engines : dict
-        The engine that ran each network.
-    """
-
-    pixels: NDArray[np.uint8]
-    config: GenerationConfig
-    steps: int
-    nsfw_content_detected: list[bool] | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    engines: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def seed(self) -> int | list[int] | None:
-        """The seed of the noise, chosen at random where none was given.
-
-        None where no noise was drawn.
-        """
-        seed = self.config.seed
-        return list(seed) if isinstance(seed, tuple) else seed
-
-    @property
-    def images(self) -> list[Image]:
-        """The images as PIL pictures."""
-        return to_pil(self.pixels)
-
-
-class TextToImage:
+class TextToImage(DiffusersNames):
     """A bundle with its engines loaded; one instance makes any number of images.
 
     Parameters
@@ -103,6 +71,12 @@ class TextToImage:
         What the executor can do.
     engines : mapping, optional
         The engine of each network, where they differ.
+
+    Attributes
+    ----------
+    _interrupt : bool
+        As in diffusers: set to True, it makes the latents so far the result of every call that is
+        under way; the next call begins with False.
     """
 
     def __init__(
@@ -117,7 +91,8 @@ class TextToImage:
         self.bundle = bundle
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
         self._capabilities = engine
-        self._executor = executor
+        self._open: Executor | None = executor
+        self._interrupt = False
         self._encoder = encoder
         self._checker = checker
 
@@ -206,88 +181,220 @@ class TextToImage:
         engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
         return cls(bundle, executor, encoder, checker, able, engines)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        torch_dtype: Any = None,
+        safety_checker: Any = True,
+        engine: str = "onnxruntime",
+        threads: int | None = None,
+        engine_cache: str | Path | None = None,
+        **others: Any,
+    ) -> TextToImage:
+        """Open a bundle as diffusers' pipelines open a checkpoint; see also :meth:`load`.
+
+        Parameters
+        ----------
+        path : str or Path
+            The folder that ``bksdm export`` made of the checkpoint.
+        torch_dtype : optional
+            The type of the bundle, by torch's or numpy's name; another one is refused.
+        safety_checker : optional
+            None leaves it out.
+        engine, threads, engine_cache
+            As of :meth:`load`.
+        others
+            What says how diffusers reads weights has no effect here; the rest is refused.
+
+        Raises
+        ------
+        RequestError
+            An argument has no meaning here; says what to use instead.
+        BundleError, EngineError
+            As of :meth:`load`.
+        """
+        dtype = others.pop("dtype", torch_dtype)
+        refuse_unknown(others)
+        if safety_checker not in (None, True, False):
+            raise RequestError("safety_checker is the bundle's; None leaves it out")
+        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker))
+        return model if dtype is None else model.to(dtype)
+
+    def to(self, *wanted: Any, **named: Any) -> TextToImage:
+        """Return the model, if it has the device and the type that are asked for.
+
+        Raises
+        ------
+        RequestError
+            It has others: an engine is chosen when a model is loaded, a type when it is exported.
+        """
+        device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        for value in (*wanted, *named.values()):
+            name = getattr(value, "__name__", str(value)).removeprefix("torch.")
+            dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
+            if name in ("auto", "None", dtype, device, f"{device}:0"):
+                continue
+            if "float" in name or name == "half":
+                raise RequestError(
+                    f"this bundle is {dtype}, not {name}; export it with `bksdm export --dtype`"
+                )
+            raise RequestError(
+                f"this model runs on {device}, not on {name}; the engine decides when it is "
+                "loaded: from_pretrained(path, engine='onnxruntime:cuda') or 'onnxruntime'"
+            )
+        return self
+
+    def close(self) -> None:
+        """Let go of the networks and their memory; the model makes no more pictures."""
+        self._open = self._encoder = self._checker = None
+
+    def __enter__(self) -> TextToImage:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    @property
+    def _executor(self) -> Executor:
+        if self._open is None:
+            raise EngineError("this model is closed; load it again")
+        return self._open
+
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
+        prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 50,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 7.5,
+        negative_prompt: str | Sequence[str] | None = None,
         num_images_per_prompt: int = 1,
-        seed: int | Sequence[int] | None = None,
-        latents: NDArray[np.float32] | None = None,
-        sampler: str | None = None,
         eta: float = 0.0,
+        generator: Generator | Sequence[Generator] | Any = None,
+        latents: NDArray[np.float32] | None = None,
+        prompt_embeds: NDArray[np.float32] | None = None,
+        negative_prompt_embeds: NDArray[np.float32] | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        cross_attention_kwargs: None = None,
         guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
+        clip_skip: int | None = None,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
         image: Image | Sequence[Image] | None = None,
-        strength: float | None = None,
         mask: Image | Sequence[Image] | None = None,
+        mask_image: Image | Sequence[Image] | None = None,
+        masked_image_latents: None = None,
+        padding_mask_crop: None = None,
+        strength: float | None = None,
+        seed: int | Sequence[int] | None = None,
+        sampler: str | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         prompt_weights: bool = False,
         long_prompt: bool = False,
-        clip_skip: int | None = None,
         fast: int = 0,
-        callback_on_step_end: StepCallback | None = None,
+        on_step: StepCallback | None = None,
     ) -> Result:
-        """Make images; the arguments are those of diffusers' ``StableDiffusionPipeline``.
+        """Make images; the arguments are those of diffusers' three Stable Diffusion pipelines.
 
-        Those that are text and numbers are described by
-        :class:`~bksdm.runtime.generation_config.GenerationConfig` and in ``docs/options.md``. A
-        height or a width that is not given is the model's, or the image's, each for itself:
-        diffusers ignores one alone where a picture is made from noise, has neither for image to
-        image, and takes the model's size in inpainting, whatever the image's is.
+        ``docs/options.md`` describes those that are text and numbers, ``docs/porting.md`` what
+        differs from diffusers.
 
         Parameters
         ----------
         prompt : str or sequence of str
             What to draw; several are drawn in one batch.
-        latents : ndarray, float32, shape [images, channels, height / 8, width / 8], optional
-            Unit noise to start from, in place of a seed; a stochastic sampler takes both.
-        image : PIL image or sequence of such, optional
-            Pictures to start from, as diffusers' image-to-image pipeline does; they repeat until
-            there is one for each of the batch. ``height`` and ``width`` are theirs by default.
-        mask : PIL image or sequence of such, optional
-            White is made anew, black stays, as diffusers' inpainting pipeline does with an
-            ordinary UNet.
+        generator : torch.Generator, bksdm.Generator or sequence of such, optional
+            Draws the noise, from where it stands; ``seed`` begins anew in every call.
+        latents : ndarray, shape [images, channels, height / 8, width / 8], optional
+            Unit noise to start from; a stochastic sampler takes a seed too.
+        prompt_embeds, negative_prompt_embeds : ndarray, shape [prompts, tokens, width], optional
+            In place of the texts. Arrays may be tensors of torch.
+        output_type : str
+            ``pil``, ``np`` (float32 in 0 … 1) or ``latent``, of ``Result.images``.
+        return_dict : bool
+            False returns images and ``nsfw_content_detected`` as a tuple.
         callback_on_step_end : callable, optional
-            Called with each :class:`~bksdm.runtime.sampling.Step`; returning False stops.
+            ``function(run, index, timestep, tensors)`` is called after every step; what it returns
+            of ``latents`` and ``prompt_embeds`` is gone on with.
+        image : PIL image or sequence of such, optional
+            Pictures to start from; they repeat until there is one for each of the batch.
+        mask, mask_image : PIL image or sequence of such, optional
+            White is made anew, black stays. Two names of one argument.
+        on_step : callable, optional
+            Called with each :class:`~bksdm.runtime.sampling.Step`; returning False cancels.
 
         Raises
         ------
         RequestError, SamplerError
-            An argument is invalid, or the bundle has no VAE encoder for an image.
+            An argument is invalid, or this bundle or engine cannot do it.
         NonFiniteError
             A network produced NaN or infinity.
         Cancelled
-            The callback returned False.
+            ``on_step`` returned False.
         """
         # A test proves that the names and defaults above are those of the options.
         given = locals()
+        refuse(given, CALL)
+        if mask is not None and mask_image is not None:
+            raise RequestError("mask and mask_image are one argument; give one of them")
+        if callback_on_step_end is not None and on_step is not None:
+            raise RequestError("on_step and callback_on_step_end exclude each other")
+        given["mask"] = mask_image if mask is None else mask
+        if prompt is None and prompt_embeds is not None:
+            given["prompt"] = [""] * len(prompt_embeds)
+        elif prompt is None or prompt_embeds is not None:
+            raise RequestError("give either prompt or prompt_embeds")
+        if negative_prompt is not None and negative_prompt_embeds is not None:
+            raise RequestError("give either negative_prompt or negative_prompt_embeds")
         config = GenerationConfig(**{name: given[name] for name in OPTIONS})
-        return self.generate(self.request(config, image, mask, latents), callback_on_step_end)
+        request = self.request(config, **{name: given[name] for name in INPUTS})
+        output, as_result = plain(output_type), flag("return_dict", return_dict)
+        if callback_on_step_end is None:
+            result = self.generate(request, on_step, output_type=output)
+        else:
+            if self._capabilities.on_device:
+                raise RequestError(
+                    f"callback_on_step_end may change the latents, which the engine "
+                    f"{self._capabilities.name} cannot; use on_step, which sees every step"
+                )
+            run = Run(self, request)
+            changed = StepEnd(run, callback_on_step_end, callback_on_step_end_tensor_inputs)
+            result = self.generate(request, changed, output_type=output, run=run)
+        # The tuple is diffusers' rarer form, not worth a union that every caller has to take apart.
+        return result if as_result else result.to_tuple()  # type: ignore[return-value]
 
-    def request(
-        self,
-        config: GenerationConfig,
-        image: Image | Sequence[Image] | None = None,
-        mask: Image | Sequence[Image] | None = None,
-        latents: NDArray[np.float32] | None = None,
-    ) -> Request:
+    def request(self, config: GenerationConfig, **inputs: Any) -> Request:
         """Return options and inputs as :meth:`generate` takes them; see :meth:`__call__`.
+
+        Parameters
+        ----------
+        config : GenerationConfig
+            The options.
+        inputs
+            ``image``, ``mask``, ``latents``, ``generator``, ``prompt_embeds`` and
+            ``negative_prompt_embeds``; these two beside a prompt of as many empty texts.
 
         Raises
         ------
         RequestError, SamplerError
             The bundle or the engine cannot do what is asked for.
         """
-        return Request.resolve(self.bundle, self._capabilities, config, image, mask, latents)
+        return Request.resolve(self.bundle, self._capabilities, config, **inputs)
 
     def generate(
         self,
         request: Request,
         callback: StepCallback | None = None,
         noise: Seeded = BatchNoise,
+        output_type: str = "pil",
+        run: Run | None = None,
     ) -> Result:
         """Make the images of a request.
 
@@ -296,9 +403,13 @@ class TextToImage:
         request : Request
             Resolved for this bundle and engine.
         callback : callable, optional
-            As of :meth:`__call__`.
+            ``on_step`` of :meth:`__call__`.
         noise : callable
             Returns the source of noise for a seed; by default torch's on the CPU.
+        output_type : str
+            As of :meth:`__call__`.
+        run : Run, optional
+            Through which the callback may interrupt this call.
 
         Raises
         ------
@@ -306,26 +417,43 @@ class TextToImage:
             As of :meth:`__call__`.
         """
         if callback is not None and not callable(callback):
-            raise RequestError(f"callback_on_step_end must be a function, not {shown(callback)}")
+            raise RequestError(f"on_step must be a function, not {shown(callback)}")
+        if output_type not in OUTPUT_TYPES:
+            raise RequestError(
+                f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {shown(output_type)}"
+                f"{'; torch.from_numpy takes those of np' if output_type == 'pt' else ''}"
+            )
         images, _, *side = request.shape
         height, width = (pixels * self.bundle.vae_scale for pixels in side)
-        self._executor.validate_size(height, width, images)
+        executor = self._executor
+        executor.validate_size(height, width, images)
         if request.image is not None and self._encoder is None:
             raise EngineError("made without a VAE encoder, which an image needs")
+        self._interrupt = False
+        watch = Watch(callback, lambda: self._interrupt or (run is not None and run.interrupt))
         seconds: dict[str, float] = {}
         start = time.perf_counter()
         job = begin(request, self._encoder, noise)
         if request.image is not None:
             seconds["vae_encoder"] = time.perf_counter() - start
-        pixels = self._executor(job, callback, seconds)
-        unfit = None
-        if self._checker is not None:
+        array, unfit = None, None
+        if output_type == "pil":
+            pixels = executor(job, watch, seconds)
+        elif output_type == "np":
+            array = executor.decode_exactly(executor.denoise(job, watch, seconds), seconds)
+            pixels = to_levels(array)
+        else:
+            array = executor.denoise(job, watch, seconds)
+            pixels = np.empty((0, height, width, 3), np.uint8)
+        if self._checker is not None and output_type != "latent":
             start = time.perf_counter()
             unfit = self._checker(pixels)
-            pixels[unfit] = 0
+            for made in (pixels, array):
+                if made is not None:
+                    made[unfit] = 0
             seconds["safety_checker"] = time.perf_counter() - start
         return Result(
-            pixels, request.config, len(request.table), unfit, seconds, dict(self.engines)
+            pixels, request.config, watch.steps, unfit, seconds, dict(self.engines), array
         )
 
     @cached_property

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.errors import RequestError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.finite import require_finite
@@ -62,6 +63,16 @@ class _Parsed(NamedTuple):
     tokens: Tokens
 
 
+def _continued(
+    encoded: Mapping[Prompt, NDArray[np.float32]], prompt: Prompt, length: int
+) -> NDArray[np.float32]:
+    """Return the embedding of a prompt, with those of empty parts until it is long enough."""
+    row = [encoded[prompt]]
+    while sum(map(len, row)) < length:
+        row.append(encoded[prompt._replace(text="")])
+    return np.concatenate(row)
+
+
 class PromptEncoder:
     """A bundle's tokenizer and text encoder; remembers what it has encoded. Threads may share it.
 
@@ -102,19 +113,32 @@ class PromptEncoder:
         ------
         NonFiniteError
             The network produced NaN or infinity.
+        RequestError
+            Embeddings that stand in for a text differ in length from the others.
         """
-        whole = replace(job.prompt_options, clip_skip=0)
-        prompts = [Prompt(text, job.prompt_options) for text in job.prompts]
+        halves = [(job.prompts, job.prompt_options, job.prompt_embeds)]
         if job.guidance is not None:
-            prompts = [*(Prompt(text, whole) for text in job.negative_prompts), *prompts]
-        embeddings = self._embeddings(prompts, seconds)
-        longest = max(map(len, embeddings.values()))
-        rows = []
-        for prompt in prompts:
-            row = [embeddings[prompt]]
-            while sum(map(len, row)) < longest:
-                row.append(embeddings[prompt._replace(text="")])
-            rows.append(np.concatenate(row))
+            whole = replace(job.prompt_options, clip_skip=0)
+            halves.insert(0, (job.negative_prompts, whole, job.negative_prompt_embeds))
+        prompts = [
+            Prompt(text, options)
+            for texts, options, given in halves if given is None for text in texts
+        ]  # fmt: skip
+        encoded = self._embeddings(prompts, seconds) if prompts else {}
+        longest = max(map(len, encoded.values()), default=0)
+        rows: list[NDArray[np.float32]] = []
+        for texts, options, given in halves:
+            rows.extend(
+                (_continued(encoded, Prompt(text, options), longest) for text in texts)
+                if given is None
+                else given
+            )
+        lengths = sorted({len(row) for row in rows})
+        if len(lengths) > 1:
+            raise RequestError(
+                f"prompt_embeds and negative_prompt_embeds must have as many tokens as each other, "
+                f"not {lengths[0]} and {lengths[1]}; text has {self.tokenizer.length}"
+            )
         return np.repeat(np.stack(rows), job.images_per_prompt, axis=0)
 
     def ids(self, job: DenoisingJob) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,12 +13,13 @@ from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
+from bksdm.runtime.generator import Stream, streams
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
 from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
-from bksdm.runtime.validation import shown
+from bksdm.runtime.validation import floats, several
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Request:
     Attributes
     ----------
     config : GenerationConfig
-        Every option as it is carried out; ``seed`` is None where no noise is drawn.
+        Every option as it is carried out; ``seed`` is None where no noise is drawn, and where
+        it is drawn from a generator that has drawn before.
     shape : (int, int, int, int)
         Of the latents: images, channels, height, width.
     table : StepTable
@@ -38,6 +41,12 @@ class Request:
         What is started from; None for noise.
     latents : ndarray, float32, of ``shape``, optional
         Unit noise to start from, in place of what the seed draws.
+    prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
+        Embeddings in place of the prompts' own; optional.
+    generators : tuple of Stream
+        One for the batch, or one per image, in place of the seed; empty without.
+    each_draws : bool
+        Whether each image draws its own noise.
     """
 
     config: GenerationConfig
@@ -46,6 +55,10 @@ class Request:
     first_step: int = 0
     image: InitImage | None = None
     latents: NDArray[np.float32] | None = None
+    prompt_embeds: NDArray[np.float32] | None = None
+    negative_prompt_embeds: NDArray[np.float32] | None = None
+    generators: tuple[Stream, ...] = ()
+    each_draws: bool = False
 
     @classmethod
     def resolve(
@@ -56,6 +69,9 @@ class Request:
         image: Any = None,
         mask: Any = None,
         latents: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        generator: Any = None,
     ) -> Request:
         """Return the request; nothing is loaded for it.
 
@@ -67,7 +83,7 @@ class Request:
             What the engine that it runs on can do.
         config : GenerationConfig
             The options.
-        image, mask, latents
+        image, mask, latents, prompt_embeds, negative_prompt_embeds, generator
             As of :meth:`bksdm.runtime.pipeline.TextToImage.__call__`.
 
         Raises
@@ -83,32 +99,57 @@ class Request:
             size = init.sample.shape[2], init.sample.shape[3]
         elif mask is not None:
             raise RequestError("mask needs an image to start from")
+        if config.seed is not None and generator is not None:
+            raise RequestError("seed and generator exclude each other; give one of them")
         config = config.resolve(bundle, engine, size, mask is not None)
         if init is not None and config.images % len(init):
             raise RequestError(
                 f"image has {len(init)} entries, but {config.images} pictures are asked for"
             )
-        first = 0 if config.strength is None else first_step(config)
-        scheduler = scheduler_fields(bundle.scheduler, start, config.sampler)
-        table = step_table(
-            {**scheduler, "eta": config.eta}, config.num_inference_steps, config.sampler, first
-        )
+        scheduler = {
+            **scheduler_fields(bundle.scheduler, start, config.sampler),
+            "eta": config.eta, "timesteps": config.timesteps, "sigmas": config.sigmas,
+        }  # fmt: skip
+        steps, first = config.num_inference_steps, 0
+        if config.strength is not None:
+            # diffusers takes the evaluations of stated timesteps for the number of steps.
+            stated = config.timesteps or config.sigmas
+            first = first_step(
+                config, len(step_table(scheduler, steps, config.sampler)) if stated else None
+            )
+        table = step_table(scheduler, steps, config.sampler, first)
         assert config.height is not None
         assert config.width is not None
         height, width = config.height // bundle.vae_scale, config.width // bundle.vae_scale
         shape = (config.images, bundle.latent_channels, height, width)
-        noise = None if latents is None else _latents(latents, shape)
+        noise = None if latents is None else floats("latents", latents, shape)
+        drawing: tuple[Stream, ...] = ()
         if noise is not None and init is None and not table.draws:
             config = replace(config, seed=None)
-        return cls(config, shape, table, first, init, noise)
+        elif generator is not None:
+            drawing = streams(generator, config.images)
+            config = replace(config, seed=_seed(drawing, several(generator) is not None))
+        each = isinstance(config.seed, tuple) or several(generator) is not None
+        text = len(config.prompts), None, bundle.cross_attention_dim
+        return cls(
+            config, shape, table, first, init, noise,
+            None if prompt_embeds is None else floats("prompt_embeds", prompt_embeds, text),
+            None if negative_prompt_embeds is None
+            else floats("negative_prompt_embeds", negative_prompt_embeds, text),
+            drawing, each,
+        )  # fmt: skip
+
+    @property
+    def stated_guidance(self) -> Guidance:
+        """How the UNet's halves are combined where its batch has both."""
+        config = self.config
+        assert config.guidance_interval is not None
+        return Guidance(config.guidance_scale, config.guidance_rescale, *config.guidance_interval)
 
     @property
     def guidance(self) -> Guidance | None:
-        """How the UNet's halves are combined; None where it has only one."""
-        config = self.config
-        assert config.guidance_interval is not None
-        guided = Guidance(config.guidance_scale, config.guidance_rescale, *config.guidance_interval)
-        return guided if config.guidance_scale > 1 else None
+        """The same; None where there is only one half."""
+        return self.stated_guidance.where_on()
 
     @property
     def prompt_options(self) -> PromptOptions:
@@ -135,9 +176,9 @@ def _init_image(bundle: Bundle, image: Any, mask: Any, config: GenerationConfig)
     return InitImage.read(image, mask, config.height, config.width, bundle.vae_scale)
 
 
-def first_step(config: GenerationConfig) -> int:
-    """Return how many steps an image to start from leaves out: N − ⌊N · strength⌋."""
-    steps, strength = config.num_inference_steps, config.strength
+def first_step(config: GenerationConfig, steps: int | None = None) -> int:
+    """Return how many of N steps an image to start from leaves out: N − ⌊N · strength⌋."""
+    steps, strength = steps or config.num_inference_steps, config.strength
     assert strength is not None
     left = min(int(steps * strength), steps)
     if left == 0 and strength > 0:
@@ -147,13 +188,9 @@ def first_step(config: GenerationConfig) -> int:
     return steps - left
 
 
-def _latents(latents: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    if not isinstance(latents, np.ndarray) or not np.issubdtype(latents.dtype, np.floating):
-        raise RequestError(f"latents must be a numpy array of floats, not {shown(latents)}")
-    if latents.shape != shape:
-        raise RequestError(f"latents must have shape {shape}, not {latents.shape}")
-    with np.errstate(over="ignore"):
-        single = latents.astype(np.float32)
-    if not np.isfinite(single).all():
-        raise RequestError("latents hold NaN or infinity")
-    return single
+def _seed(drawing: Sequence[Stream], each: bool) -> int | tuple[int, ...] | None:
+    """Return the seed that draws the same noise; None where a generator has drawn before."""
+    if not all(stream.fresh for stream in drawing):
+        return None
+    seeds = tuple(stream.initial_seed() for stream in drawing)
+    return seeds if each else seeds[0]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.samplers import StepTable
 from bksdm.runtime.validation import is_false
 
 Told = TypeVar("Told")
 Told_contra = TypeVar("Told_contra", contravariant=True)
 StepCallback = Callable[["Step"], "bool | None"]
+"""Called after every step; returning False cancels."""
 
 
 class Moved(Protocol):
@@ -63,6 +63,8 @@ class Step:
         Parts of x_k and of ε_k in :attr:`denoised`.
     moved : Moved
         Where the latents are.
+    denoising : Denoising
+        The job that it is a step of.
     """
 
     index: int
@@ -70,12 +72,15 @@ class Step:
     timestep: float
     weights: tuple[float, float]
     moved: Moved
+    denoising: Denoising[Any]
 
     @classmethod
-    def of(cls, table: StepTable, index: int, moved: Moved) -> Step:
-        """Return the step of an evaluation."""
+    def of(cls, denoising: Denoising[Any], moved: Moved) -> Step:
+        """Return the step that a job has just made."""
+        table, index = denoising.job.table, denoising.index - 1
         first, second = map(float, table.denoised[index])
-        return cls(index, len(table), float(table.timesteps[index]), (first, second), moved)
+        timestep = float(table.timesteps[index])
+        return cls(index, len(table), timestep, (first, second), moved, denoising)
 
     @cached_property
     def latents(self) -> Latents:
@@ -98,6 +103,25 @@ class Cancelled(Exception):
         self.step = step
 
 
+@dataclass
+class Watch:
+    """Whoever looks on while pictures are made, and may stop it.
+
+    Attributes
+    ----------
+    callback : callable, optional
+        Called with every :class:`Step`; returning False cancels.
+    interrupted : callable
+        Asked before every evaluation; where it says True, the latents so far are the result.
+    steps : int
+        How many evaluations ran.
+    """
+
+    callback: StepCallback | None = None
+    interrupted: Callable[[], bool] = lambda: False
+    steps: int = 0
+
+
 class Denoising(Generic[Told]):
     """A job on its way through its steps.
 
@@ -114,23 +138,29 @@ class Denoising(Generic[Told]):
         The pictures to make.
     trajectory : Trajectory
         Holds the latents, and decides the type of what :meth:`advance` is told.
-    callback : callable, optional
-        Called with every :class:`Step`; returning False stops.
+    watch : Watch, optional
+        Who looks on.
+
+    Attributes
+    ----------
+    guidance : Guidance or None
+        The job's, which a callback may change for the evaluations to come.
     """
 
     def __init__(
-        self, job: DenoisingJob, trajectory: Trajectory[Told], callback: StepCallback | None = None
+        self, job: DenoisingJob, trajectory: Trajectory[Told], watch: Watch | None = None
     ) -> None:
         self.job = job
         self.trajectory = trajectory
+        self.guidance = job.guidance
         self.index = 0
         self._total = len(job.table)
-        self._callback = callback
+        self._watch = Watch() if watch is None else watch
 
     @property
     def done(self) -> bool:
-        """Whether the latents are x_0."""
-        return self.index == self._total
+        """Whether the latents are the result: x_0, or where it was interrupted."""
+        return self.index == self._total or self._watch.interrupted()
 
     @property
     def timestep(self) -> float:
@@ -140,7 +170,7 @@ class Denoising(Generic[Told]):
     @property
     def guided(self) -> bool:
         """Whether the next evaluation runs both halves of the UNet's batch."""
-        return self.job.guided[self.index]
+        return self.guidance is not None and self.guidance.at(self.index, self._total)
 
     def advance(self, told: Told) -> None:
         """Take the noise prediction that was asked for, and make the step.
@@ -152,7 +182,8 @@ class Denoising(Generic[Told]):
         """
         moved = self.trajectory.advance(self.index, told)
         self.index += 1
-        if self._callback is not None:
-            step = Step.of(self.job.table, self.index - 1, moved)
-            if is_false(self._callback(step)):
+        self._watch.steps = self.index
+        if self._watch.callback is not None:
+            step = Step.of(self, moved)
+            if is_false(self._watch.callback(step)):
                 raise Cancelled(step)

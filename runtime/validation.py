@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
 
@@ -61,6 +62,40 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
     if not found:
         raise RequestError(f"{name} must not be an empty list")
     return tuple(str(text) for text in found)
+
+
+def floats(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
+    """Return an array of numbers that are finite in float32, of torch's or numpy's.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument.
+    value
+        The array.
+    shape : tuple
+        What it must have; None takes any length.
+
+    Raises
+    ------
+    RequestError
+        It is no array of floats, of another shape, or not finite.
+    """
+    # Tensors of torch know these without torch being imported here.
+    found = value.detach().float().cpu().numpy() if hasattr(value, "detach") else value
+    if not isinstance(found, np.ndarray) or not np.issubdtype(found.dtype, np.floating):
+        raise RequestError(f"{name} must be a numpy array of floats, not {shown(value)}")
+    fits = len(found.shape) == len(shape) and all(
+        wanted in (None, length) for wanted, length in zip(shape, found.shape, strict=True)
+    )
+    if not fits or not found.size:
+        wanted = ", ".join("any" if length is None else str(length) for length in shape)
+        raise RequestError(f"{name} must have shape ({wanted}), not {found.shape}")
+    with np.errstate(over="ignore"):
+        single = found.astype(np.float32)
+    if not np.isfinite(single).all():
+        raise RequestError(f"{name} hold NaN or infinity")
+    return single
 
 
 def folder(name: str, value: Any) -> Path:

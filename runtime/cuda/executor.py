@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,17 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.finite import require_finite
+from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptEncoder
-from bksdm.runtime.sampling import Denoising, StepCallback
+from bksdm.runtime.prompt_encoder import PromptEncoder
+from bksdm.runtime.sampling import Denoising, Watch
 from bksdm.storage.files import in_use
 from bksdm.storage.plans import Recipe, list_plans, read_plan, read_record, validate_plans
 from bksdm.storage.precision import FLOAT16
 
 KEPT_SESSIONS = 4
+Made = TypeVar("Made", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -82,39 +86,49 @@ class CudaExecutor:
             )
 
     def __call__(
-        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
+        self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        with self._running:
-            self._device.activate()
-            return self._draw(job, callback, seconds)
+        return self._draw(job, watch, seconds, Session.end)
+
+    def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
+        """Return x_0; the same stages."""
+        latents = self._draw(job, watch, seconds, Session.latents)
+        require_finite(latents, "latents of the last step")
+        return latents
 
     def _draw(
-        self, job: DenoisingJob, callback: StepCallback | None, seconds: dict[str, float]
-    ) -> NDArray[np.uint8]:
-        start = time.perf_counter()
-        if job.prompt_options == PLAIN_PROMPT:
-            text: NDArray[np.generic] = self._encode.ids(job)
-            seconds["tokenize"] = time.perf_counter() - start
-        else:
-            text = self._encode(job, seconds)
-        images, _, *side = job.latents.shape
-        session = self._session(images, job.guidance is not None, side)
-        start = time.perf_counter()
-        try:
-            session.begin(text, job, watched=callback is not None)
-            denoising = Denoising(job, session, callback)
-            while not denoising.done:
-                denoising.advance(None)
-            seconds["enqueue"] = time.perf_counter() - start
-            pixels = session.end()
-        except BaseException:
-            # The next picture may not touch buffers that copies are still under way from.
-            self._device.synchronize()
-            raise
-        seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
-        session.keep_kernels()
-        return pixels
+        self,
+        job: DenoisingJob,
+        watch: Watch,
+        seconds: dict[str, float],
+        finish: Callable[[Session], NDArray[Made]],
+    ) -> NDArray[Made]:
+        with self._running:
+            self._device.activate()
+            start = time.perf_counter()
+            if job.plain_text:
+                text: NDArray[np.generic] = self._encode.ids(job)
+                seconds["tokenize"] = time.perf_counter() - start
+            else:
+                text = self._encode(job, seconds)
+            images, _, *side = job.latents.shape
+            session = self._session(images, job.guidance is not None, side)
+            start = time.perf_counter()
+            try:
+                session.begin(text, job, watched=watch.callback is not None)
+                denoising = Denoising(job, session, watch)
+                while not denoising.done:
+                    denoising.advance(None)
+                seconds["enqueue"] = time.perf_counter() - start
+                made = finish(session)
+            except BaseException:
+                # The next picture may not touch buffers that copies are still under way from.
+                self._device.synchronize()
+                raise
+            seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
+            session.keep_kernels()
+            return made
 
     def decode(self, latents: NDArray[np.float32], seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Return the pixels of latents; a picture that is under way goes on afterwards."""
@@ -128,6 +142,10 @@ class CudaExecutor:
             pixels = self._session(images, guided, side).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
         return pixels
+
+    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
+        """Return them in 0 … 1; the GPU rounds them to 256 levels before they are copied."""
+        return np.asarray(self.decode(latents, seconds) / np.float32(255), np.float32)
 
     def _session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
         scale = self._bundle.vae_scale

@@ -197,6 +197,10 @@ class Session:
         fetched: Latents = as_array(self._latents_host, np.float32, self._start_shape).copy()
         return fetched
 
+    def latents(self) -> Latents:
+        """Wait, and return the latents where the last step left them."""
+        return self._fetched(self._latents, self._last)
+
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Wait, and return pixels [images, height, width, 3] of latents, which may be any step's.
 

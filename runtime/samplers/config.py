@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bksdm.engines.errors import SamplerError
 
@@ -25,6 +26,9 @@ SCHEDULE: dict[str, object] = {
     "prediction_type": "epsilon",
 }
 """Arguments of every scheduler class of diffusers, with the defaults of most."""
+
+CUSTOM = ("timesteps", "sigmas")
+"""Arguments of a call that take the place of a spacing; beside the configuration's own fields."""
 
 OFF = (False, None)
 """Of a flag that is not implemented; null counts as false in diffusers."""
@@ -64,6 +68,8 @@ class SchedulerConfig:
     eta: float = 0.0
     variance_type: str = "fixed_small"
     final_sigmas_type: str = "zero"
+    timesteps: tuple[int, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
 
     @classmethod
     def read(
@@ -71,6 +77,7 @@ class SchedulerConfig:
         fields: Mapping[str, object],
         arguments: Mapping[str, object],
         implemented: Mapping[str, tuple[object, ...]],
+        custom: tuple[str, ...] = (),
     ) -> SchedulerConfig:
         """Read and check the fields of one sampler.
 
@@ -83,6 +90,8 @@ class SchedulerConfig:
             What that class takes and can matter, with its defaults.
         implemented : mapping
             The values that are implemented, of arguments that are not for all values.
+        custom : tuple of str
+            Which of ``timesteps`` and ``sigmas`` its ``set_timesteps`` takes in diffusers.
 
         Raises
         ------
@@ -97,6 +106,9 @@ class SchedulerConfig:
                     f"scheduler config: {name} = {_shown(own[name])} is not implemented "
                     f"(only {', '.join(stated)})"
                 )
+        for name in CUSTOM:
+            if fields.get(name) is not None and name not in custom:
+                raise SamplerError(f"this sampler takes no {name}; `euler` takes both kinds")
         train = _integer(own, "num_train_timesteps", 1000, 1, MAX_TRAIN_TIMESTEPS)
         betas = own.get("trained_betas")
         return cls(
@@ -126,6 +138,8 @@ class SchedulerConfig:
             eta=_number(fields, "eta", 0.0, 0.0, 1.0),
             variance_type=str(own.get("variance_type", "fixed_small")),
             final_sigmas_type=_choice(own, "final_sigmas_type", "zero", FINAL_SIGMAS),
+            timesteps=_timesteps(fields.get("timesteps"), train, _level_spacing(own)),
+            sigmas=_sigmas(fields.get("sigmas")),
         )
 
 
@@ -168,6 +182,20 @@ def _betas(value: object, count: int) -> tuple[float, ...]:
             f"but num_train_timesteps is {count}"
         )
     return tuple(float(beta) for beta in value)
+
+
+def _timesteps(value: Any, train: int, spacing: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if spacing is not None:
+        raise SamplerError(f"timesteps exclude a sampler with {spacing} spacing; take another")
+    if max(value) >= train:
+        raise SamplerError(f"timesteps must be below {train}, not {max(value)}")
+    return tuple(value)
+
+
+def _sigmas(value: Any) -> tuple[float, ...] | None:
+    return None if value is None else tuple(value)
 
 
 def _choice(fields: Mapping[str, object], name: str, default: str, choices: tuple[str, ...]) -> str:

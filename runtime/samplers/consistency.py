@@ -36,7 +36,7 @@ def lcm(fields: Mapping[str, object], steps: int) -> Solver:
         A field is not implemented, or there are more steps than the model was distilled for.
     """
     off = {"clip_sample": OFF, "thresholding": OFF, "rescale_betas_zero_snr": OFF}
-    config = SchedulerConfig.read(fields, LCM, off)
+    config = SchedulerConfig.read(fields, LCM, off, ("timesteps",))
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
@@ -65,7 +65,7 @@ def tcd(fields: Mapping[str, object], steps: int) -> Solver:
         A field is not implemented, or there are more steps than the model was distilled for.
     """
     # diffusers' class takes more, and leaves it alone.
-    config = SchedulerConfig.read(fields, TCD, {"rescale_betas_zero_snr": OFF})
+    config = SchedulerConfig.read(fields, TCD, {"rescale_betas_zero_snr": OFF}, ("timesteps",))
     levels, times = NoiseLevels.of(config), distilled_timesteps(config, steps)
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:
@@ -91,6 +91,8 @@ def distilled_timesteps(config: SchedulerConfig, steps: int) -> list[int]:
     SamplerError
         There are more steps than those.
     """
+    if config.timesteps is not None:
+        return list(config.timesteps)
     most = config.original_inference_steps
     if not 1 <= steps <= most:
         raise SamplerError(

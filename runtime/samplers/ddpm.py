@@ -39,7 +39,7 @@ def ddpm(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    config = SchedulerConfig.read(fields, ARGUMENTS, IMPLEMENTED)
+    config = SchedulerConfig.read(fields, ARGUMENTS, IMPLEMENTED, ("timesteps",))
     levels = NoiseLevels.of(config)
     times = [int(t) for t in spaced_timesteps(config, steps).round()]
 

@@ -57,7 +57,7 @@ def dpm_multistep(fields: Mapping[str, object], steps: int) -> Solver:
         "variance_type": FIXED_VARIANCES,
         "rescale_betas_zero_snr": OFF,
     }
-    config = SchedulerConfig.read(fields, ARGUMENTS, implemented)
+    config = SchedulerConfig.read(fields, ARGUMENTS, implemented, ("timesteps",))
     whole = config.beta_schedule != "squaredcos_cap_v2"
     times, sigmas = visited_levels(config, steps, whole_karras=whole)
     refuse_repeated(sigmas, steps)

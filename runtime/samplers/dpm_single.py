@@ -36,7 +36,7 @@ def dpm_singlestep(fields: Mapping[str, object], steps: int) -> Solver:
         "algorithm_type": ("dpmsolver++", "deis"),
         "variance_type": FIXED_VARIANCES,
     }
-    config = SchedulerConfig.read(fields, SINGLESTEP, implemented)
+    config = SchedulerConfig.read(fields, SINGLESTEP, implemented, ("timesteps",))
     # The class takes no other spacing.
     config = replace(config, timestep_spacing="linspace")
     times, sigmas = visited_levels(config, steps)

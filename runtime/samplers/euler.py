@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bksdm.runtime.samplers.config import OFF, SchedulerConfig
+from bksdm.runtime.samplers.config import CUSTOM, OFF, SchedulerConfig
 from bksdm.runtime.samplers.exploding import ARGUMENTS, SPACED, Levels, ancestral_split
 from bksdm.runtime.samplers.sampler import Sampler, spaced
 from bksdm.runtime.samplers.table import Draw, Predict, Solver, Vector
@@ -35,7 +35,7 @@ def euler(fields: Mapping[str, object], steps: int) -> Solver:
     if fields.get("prediction_type") == "v_prediction":
         # Of no other prediction does diffusers make the timesteps continuous.
         implemented["timestep_type"] = ("discrete",)
-    levels = Levels.of(SchedulerConfig.read(fields, EULER, implemented), steps)
+    levels = Levels.of(SchedulerConfig.read(fields, EULER, implemented, CUSTOM), steps)
     # Its timesteps are float32; those of whole numbers stay what they are.
     times = np.array(levels.times, np.float32)
 

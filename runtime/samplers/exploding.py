@@ -64,12 +64,15 @@ class Levels:
         table = noise_levels(config)
         times = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
         visited = np.interp(times, np.arange(len(table)), table)
-        if config.level_spacing is not None:
+        final = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
+        if config.sigmas is not None:
+            visited, final = np.array(config.sigmas[:-1], np.float32), config.sigmas[-1]
+            times = timesteps_of_levels(visited, table)
+        elif config.level_spacing is not None:
             visited = spaced_levels(config, float(visited[-1]), float(visited[0]), steps)
             times = timesteps_of_levels(visited, table)
             if whole_karras and config.level_spacing == "karras":
                 times = times.round()
-        final = 0.0 if config.final_sigmas_type == "zero" else float(table[0])
         sigmas = np.append(visited, final).astype(np.float32)
         largest = float(sigmas.max())
         leading = config.timestep_spacing == "leading"

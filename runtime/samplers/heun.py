@@ -24,7 +24,8 @@ def heun(fields: Mapping[str, object], steps: int) -> Solver:
     SamplerError
         A field is not implemented.
     """
-    levels = Levels.of(SchedulerConfig.read(fields, ARGUMENTS, {"clip_sample": OFF}), steps)
+    config = SchedulerConfig.read(fields, ARGUMENTS, {"clip_sample": OFF}, ("timesteps",))
+    levels = Levels.of(config, steps)
     times = [float(t) for t in np.array(levels.times, np.float32)]
 
     def solve(x: Vector, predict: Predict, draw: Draw, first: int) -> Vector:

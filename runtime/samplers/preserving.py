@@ -105,6 +105,8 @@ def visited_levels(
 def _spaced(config: SchedulerConfig, steps: int) -> Vector:
     """Return timesteps that leave room for the final level: one more interval than others have."""
     train = config.num_train_timesteps
+    if config.timesteps is not None:
+        return np.array(config.timesteps, np.float64)
     if config.timestep_spacing == "linspace":
         rising: Vector = np.linspace(0, train - 1, steps + 1).round()
         return rising[:0:-1]

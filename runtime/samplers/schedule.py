@@ -62,6 +62,8 @@ def spaced_timesteps(config: SchedulerConfig, steps: int) -> NDArray[np.float64]
         ``steps`` is below 1 or beyond the training timesteps.
     """
     train = config.num_train_timesteps
+    if config.timesteps is not None:
+        return np.array(config.timesteps, np.float64)
     if not 1 <= steps <= train:
         raise SamplerError(f"num_inference_steps must be from 1 to {train}, not {steps}")
     if config.timestep_spacing == "linspace":

@@ -78,6 +78,10 @@ class StepTable:
     denoised : ndarray, shape [N, 2]
         What the model takes the picture for at evaluation k:
         ``x̂_0 = denoised[k, 0] * x_k + denoised[k, 1] * ε_k``.
+    carried : ndarray, shape [N + 1, N - 1]
+        What becomes of latents that somebody changes on the way: where δ is added to x_{j+1} before
+        evaluation j + 1, ``carried[k, j] * δ`` is added to every later x_k. A method's history
+        stays what it was.
     """
 
     timesteps: Vector
@@ -87,6 +91,7 @@ class StepTable:
     noise: Vector
     levels: Vector
     denoised: Vector
+    carried: Vector
 
     @property
     def draws(self) -> int:
@@ -142,30 +147,40 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
 
     solver.solve(np.zeros(0), count, count_draw, first)
     evaluations = len(timesteps)
-    basis = np.eye(1 + evaluations + drawn)
+    changeable = max(evaluations - 1, 0)
+    basis = np.eye(1 + evaluations + drawn + changeable)
     outputs = iter(basis[1 : 1 + evaluations])
-    noises = iter(basis[1 + evaluations :])
+    noises = iter(basis[1 + evaluations : 1 + evaluations + drawn])
+    changes = iter(basis[1 + evaluations + drawn :])
     found: list[Vector] = []
 
     def record(
         x: Vector, timestep: float, level: Level, scale: float = 1.0, known: Level | None = None
     ) -> Vector:
-        found.append(x)
+        found.append(x.copy())
+        if len(found) > 1:
+            # In place, so that a sampler goes on from it exactly where it goes on from what it
+            # showed to the model, and not where it has kept an earlier x.
+            x += next(changes)
         return next(outputs)
 
-    found.append(solver.solve(basis[0], record, lambda: next(noises), first))
-    stacked = np.stack(found)
+    found.append(solver.solve(basis[0].copy(), record, lambda: next(noises), first))
+    rows, noise, carried = np.split(
+        np.stack(found), [1 + evaluations, 1 + evaluations + drawn], axis=1
+    )
     table = StepTable(
         np.array(timesteps, np.float64),
         np.array(scales, np.float64),
-        np.ascontiguousarray(stacked[:, : 1 + evaluations]),
+        np.ascontiguousarray(rows),
         float(solver.init_noise_sigma),
-        np.ascontiguousarray(stacked[:, 1 + evaluations :]),
+        np.ascontiguousarray(noise),
         np.array([*levels, (1.0, 0.0)]),
         denoising(np.array(own_levels, np.float64).reshape(-1, 2), prediction_type),
+        np.ascontiguousarray(carried),
     )
     for array in (
-        table.timesteps, table.input_scale, table.rows, table.noise, table.levels, table.denoised
+        table.timesteps, table.input_scale, table.rows, table.noise, table.levels, table.denoised,
+        table.carried,
     ):  # fmt: skip
         array.flags.writeable = False
     return table

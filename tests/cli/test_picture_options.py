@@ -12,6 +12,7 @@ import pytest
 from bksdm.cli.picture_options import add_picture_options, options_page, picture_options
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
+from bksdm.runtime.diffusers_names import CALL
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.images import read_parameters
 from bksdm.runtime.pipeline import TextToImage
@@ -22,6 +23,7 @@ OTHERS = {
     "negative_prompt": "fog", "height": 64, "width": 72, "num_inference_steps": 3,
     "guidance_scale": 3.0, "num_images_per_prompt": 2, "seed": (3, 4), "sampler": "ddim",
     "eta": 0.5, "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.5), "strength": 0.9,
+    "timesteps": (900, 500, 1), "sigmas": (9.0, 2.5, 0.5, 0.0),
     "prompt_weights": True, "long_prompt": True, "clip_skip": 1, "fast": 2,
 }  # fmt: skip
 """A value of each that is not its default."""
@@ -43,13 +45,17 @@ def spelled(name, value):
 
 def test_python_has_every_option_with_its_default():
     parameters = dict(inspect.signature(TextToImage.__call__).parameters)
-    assert set(parameters) - set(ALL) == {"self", "callback_on_step_end"}
+    assert set(parameters) - set(ALL) - set(CALL) == {
+        "self", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "on_step",
+        "output_type", "return_dict", "mask_image",
+    }  # fmt: skip
     assert set(ALL) <= set(parameters)
     for name, parameter in parameters.items():
         if name in DEFAULTS and name != "prompt":
             assert parameter.default == DEFAULTS[name], name
             assert type(parameter.default) is type(DEFAULTS[name]), name
-    assert parameters["prompt"].default is inspect.Parameter.empty
+    # Embeddings can stand in for it.
+    assert parameters["prompt"].default is None
 
 
 def test_the_command_line_has_every_option_with_its_default():
@@ -74,8 +80,8 @@ def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
     path = tmp_path / "x.png"
     assert run("generate", "a dog", "--steps", 2, "--fast", 3, "-o", path)[0] == 0
     found = read_parameters(path)
-    # The model's own sampler and a strength without an image stay what they are.
-    assert set(OPTIONS) - set(found) == {"sampler", "strength"}
+    # The model's own sampler and timesteps, and a strength without an image, stay what they are.
+    assert set(OPTIONS) - set(found) == {"sampler", "strength", "timesteps", "sigmas"}
     assert found["guidance_interval"] == "0.0:0.6"
     assert (found["height"], found["width"]) == ("128", "128")
     assert found["seed"].isdigit()

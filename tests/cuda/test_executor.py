@@ -124,14 +124,14 @@ def test_old_sessions_free_their_memory(load, built, device):
 def test_a_callback_sees_the_latents_and_stops(load, built, on_host):
     model, seen, expected = load(built), [], []
     arguments = {"num_inference_steps": 4, "seed": 2}
-    on_host("a", callback_on_step_end=lambda step: expected.append(step.latents), **arguments)
+    on_host("a", on_step=lambda step: expected.append(step.latents), **arguments)
 
     def stop(step):
         seen.append(step.latents)
         return len(seen) < 3
 
     with pytest.raises(Cancelled, match="step 3 of 5"):
-        model("a", callback_on_step_end=stop, **arguments)
+        model("a", on_step=stop, **arguments)
     # Noise predictions 2e-3 of their norm apart, the difference of two of them times 7.5.
     np.testing.assert_allclose(seen, expected[:3], atol=0.05)
     assert len(model("a", num_inference_steps=2, seed=2).pixels) == 1

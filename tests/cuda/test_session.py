@@ -45,9 +45,7 @@ COMMON = {"prompt": "a lighthouse", "negative_prompt": "fog", "num_inference_ste
 def drawn(model, **arguments):
     """Return pixels, and latents of every step."""
     latents = []
-    result = model(
-        callback_on_step_end=lambda step: latents.append(step.latents), **{**COMMON, **arguments}
-    )
+    result = model(on_step=lambda step: latents.append(step.latents), **{**COMMON, **arguments})
     return result.pixels.astype(int), np.array(latents)
 
 
@@ -82,8 +80,8 @@ def test_what_the_model_sees_behind_the_noise(load, built, same_on_host):
     def look(step):
         seen.append((step.denoised, model.decode(step.denoised)))
 
-    result = model(callback_on_step_end=look, sampler="euler-a", **COMMON)
-    same_on_host(callback_on_step_end=lambda step: expected.append(step.denoised),
+    result = model(on_step=look, sampler="euler-a", **COMMON)
+    same_on_host(on_step=lambda step: expected.append(step.denoised),
                  sampler="euler-a", **COMMON)  # fmt: skip
     for (latents, shown), wanted in zip(seen, expected, strict=True):
         # As of the steps themselves, times the guidance scale.
@@ -102,7 +100,7 @@ def test_a_step_fetches_its_latents_only_when_asked(load, built, device):
     model(**COMMON)
     quiet = device.counts - counts
     counts = device.counts.copy()
-    model(callback_on_step_end=steps.append, **COMMON)
+    model(on_step=steps.append, **COMMON)
     watched = device.counts - counts
     # What the model sees behind the noise is made of the latents before the step.
     assert watched["copies"] - quiet["copies"] == len(steps)

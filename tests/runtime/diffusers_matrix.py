@@ -49,7 +49,7 @@ def same_levels():
         yield
 
 
-def scheduler_of(class_name, config, steps, **stated):
+def scheduler_of(class_name, config, steps, custom=None, **stated):
     """Make a scheduler as ``from_config`` does, with its timesteps."""
     kind = getattr(diffusers, class_name)
     set_timesteps = kind.set_timesteps
@@ -61,7 +61,7 @@ def scheduler_of(class_name, config, steps, **stated):
                 mock.patch.object(kind, "set_timesteps", lambda self, *_: short(self))
             )
         scheduler = kind.from_config(config, **stated)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(**(custom or {"num_inference_steps": steps}))
     return scheduler
 
 
@@ -79,7 +79,9 @@ def matrix_of(scheduler, eta=None, first=0):
         scheduler.set_begin_index(begin)
     timesteps = scheduler.timesteps[begin:]
     count = len(timesteps)
-    width = 1 + count * (2 if "generator" in inspect.signature(scheduler.step).parameters else 1)
+    draws = count if "generator" in inspect.signature(scheduler.step).parameters else 0
+    changes = 1 + count + draws
+    width = changes + max(count - 1, 0)
     basis = torch.eye(width, dtype=torch.float64).reshape(width, 1, 1, width)
     picture = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
     one, drawn = torch.ones(1, dtype=torch.float64), []
@@ -99,6 +101,9 @@ def matrix_of(scheduler, eta=None, first=0):
         ):
             for k, t in enumerate(timesteps):
                 rows.append(x.flatten())
+                if k > 0:
+                    # As a callback that changes the latents.
+                    x = x + basis[changes + k - 1]
                 levels.append(scheduler.add_noise(*picture, t[None]).flatten())
                 scales.append(float(scheduler.scale_model_input(one, t)))
                 x = scheduler.step(basis[k + 1], t, x, **extra).prev_sample
@@ -110,6 +115,7 @@ def matrix_of(scheduler, eta=None, first=0):
         timesteps=timesteps.numpy(),
         rows=whole[:, : 1 + count],
         noise=whole[:, 1 + count :][:, : len(drawn)],
+        carried=whole[:, changes:],
         input_scale=np.array(scales),
         levels=np.array([*(level.tolist() for level in levels), (1, 0)]),
         init_noise_sigma=float(scheduler.init_noise_sigma),
@@ -140,9 +146,13 @@ def _double_levels(scheduler):
     scheduler.sigmas_up, scheduler.sigmas_down = spread(up), spread(down)
 
 
-def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=0):
-    """Compare one table; return None, or why there is nothing to compare."""
-    fields = {"_class_name": class_name, **config, **({} if eta is None else {"eta": eta})}
+def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=0, custom=None):
+    """Compare one table; return None, or why there is nothing to compare.
+
+    ``custom`` is ``timesteps`` or ``sigmas`` of ``set_timesteps``.
+    """
+    fields = {"_class_name": class_name, **config, **({} if eta is None else {"eta": eta}),
+              **(custom or {})}  # fmt: skip
     table, refusal = None, ""
     try:
         table = step_table(fields, steps, sampler, first)
@@ -150,7 +160,7 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
         refusal = str(error)
     with same_levels():
         try:
-            scheduler = scheduler_of(class_name, config, steps, **dict(stated))
+            scheduler = scheduler_of(class_name, config, steps, custom, **dict(stated))
         except ValueError:
             assert refusal
             return refusal
@@ -178,6 +188,7 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
     np.testing.assert_allclose(table.rows, expected.rows, rtol=near, atol=near)
     assert table.noise.shape == expected.noise.shape
     np.testing.assert_allclose(table.noise, expected.noise, rtol=near, atol=near)
+    np.testing.assert_allclose(table.carried, expected.carried, rtol=near, atol=near)
     np.testing.assert_allclose(table.input_scale, expected.input_scale, rtol=1e-12)
     np.testing.assert_allclose(table.levels, expected.levels, rtol=1e-12)
     np.testing.assert_allclose(table.init_noise_sigma, expected.init_noise_sigma, rtol=1e-12)

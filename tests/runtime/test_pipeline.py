@@ -125,7 +125,7 @@ def test_a_callback_that_returns_false_stops_with_its_step(build):
         return len(seen) < 3
 
     with pytest.raises(Cancelled, match="step 3 of 11") as caught:
-        build(noise=noise)("x", num_inference_steps=10, callback_on_step_end=stop_at_third)
+        build(noise=noise)("x", num_inference_steps=10, on_step=stop_at_third)
     assert seen == [0, 1, 2]
     assert len(noise.calls) == 3
     assert caught.value.step.latents.shape == (1, 4, 8, 8)
@@ -141,7 +141,7 @@ def test_false_of_any_kind_stops_and_nothing_else(build, answer, stops):
     noise = unet()
     expected = pytest.raises(Cancelled) if stops else nullcontext()
     with expected:
-        build(noise=noise)("x", num_inference_steps=3, callback_on_step_end=lambda step: answer)
+        build(noise=noise)("x", num_inference_steps=3, on_step=lambda step: answer)
     # pndm repeats its second step.
     assert len(noise.calls) == (1 if stops else 4)
 
@@ -193,7 +193,7 @@ def test_latents_are_divided_by_the_scaling_factor_before_the_decoder(build):
     pixels = vae_decoder()
     last = []
     build(pixels=pixels)(
-        "x", num_inference_steps=2, seed=1, callback_on_step_end=lambda s: last.append(s.latents)
+        "x", num_inference_steps=2, seed=1, on_step=lambda s: last.append(s.latents)
     )
     np.testing.assert_array_equal(pixels.calls[0]["latent_sample"], last[-1] / FLOAT.type(0.5))
 
@@ -290,9 +290,15 @@ WRONG = [
         LATENTS.tolist(), LATENTS[0], LATENTS.astype(int), LATENTS * np.nan, LATENTS[..., :4],
         LATENTS.astype(np.float64) + 1e300, "x")),
     *({"image": value} for value in ("apple.png", [], b"x", np.zeros((8, 8, 3), np.uint8), [None])),
+    *({"timesteps": value} for value in (
+        [], 5, "9,1", [1, 9], [9, 9], [9.5, 1], [9, -1], [10**9], [1000, 1], [True])),
+    *({"sigmas": value} for value in ([], 5.0, [5.0], [1.0, 5.0], [5.0, -1.0], [5.0, "0"])),
+    *({"generator": value} for value in (5, "x", [], [None])),
+    *({"negative_prompt_embeds": value} for value in (
+        LATENTS, "x", [], np.zeros((2, 77, WIDTH), F), np.zeros((1, 0, WIDTH), F))),
     {"mask": picture(64, 64)},
     {"strength": 0.5},
-    *({"callback_on_step_end": value} for value in (5, "x", [])),
+    *({"on_step": value} for value in (5, "x", [])),
     {"prompt": []},
     {"prompt": ()},
     {"prompt": np.array([], str)},

@@ -54,7 +54,7 @@ def test_the_last_step_of_eulers_method_is_the_picture():
     """Its last step goes along ε to σ = 0, which is what x̂_0 is."""
     model, steps = TextToImage.load(EMOJI), []
     arguments = {"num_inference_steps": 6, "sampler": "euler", "seed": 0}
-    result = model("a red apple", callback_on_step_end=steps.append, **arguments)
+    result = model("a red apple", on_step=steps.append, **arguments)
     np.testing.assert_allclose(steps[-1].denoised, steps[-1].latents, rtol=0, atol=2e-5)
     decoded = model.decode(steps[-1].denoised)
     assert np.abs(decoded.astype(int) - result.pixels).max() <= 1
@@ -65,7 +65,7 @@ def test_the_last_step_of_eulers_method_is_the_picture():
 
 def test_the_preview_of_a_finished_picture_is_near_it():
     model, steps = TextToImage.load(EMOJI), []
-    result = model("a red apple", callback_on_step_end=steps.append, seed=0)
+    result = model("a red apple", on_step=steps.append, seed=0)
     small = model.preview(steps[-1].latents)
     side, factor = model.bundle.sample_size, model.bundle.vae_scale
     assert small.shape == (1, side, side, 3)

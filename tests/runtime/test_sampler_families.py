@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import combinations, product
 
 import diffusers
@@ -142,6 +143,41 @@ def test_the_runge_kutta_start_equals_diffusers(steps):
 def test_runge_kutta_cannot_begin_in_the_middle():
     with pytest.raises(SamplerError, match="skip_prk_steps"):
         step_table({**BASE, "skip_prk_steps": False}, 10, "pndm", first=2)
+
+
+TIMESTEPS = [[999, 700, 450, 200, 1], [981, 3], [500], [950, 940, 930, 700, 600, 500, 41, 2, 0]]
+SIGMAS = [[14.6, 6.0, 2.5, 0.7, 0.03, 0.0], [9.0, 0.0], [12.0, 3.0, 1.0]]
+
+
+@pytest.mark.parametrize("class_name", FAMILIES)
+@pytest.mark.parametrize("kind", ["timesteps", "sigmas"])
+def test_stated_timesteps_and_levels_equal_diffusers(class_name, kind):
+    """Or are refused, where diffusers refuses them."""
+    taken = kind in inspect.signature(getattr(diffusers, class_name).set_timesteps).parameters
+    # UniPC takes levels of flow matching only.
+    taken = taken and (class_name, kind) != ("UniPCMultistepScheduler", "sigmas")
+    for values in TIMESTEPS if kind == "timesteps" else SIGMAS:
+        steps = len(values) - (kind == "sigmas")
+        fields = {"_class_name": class_name, "clip_sample": False, **BASE, kind: values}
+        if not taken:
+            with pytest.raises(SamplerError, match=f"this sampler takes no {kind}"):
+                step_table(fields, steps)
+            continue
+        for prediction, first in product(PREDICTIONS, {0, steps // 2}):
+            eta = 0.3 if class_name == "TCDScheduler" else None
+            stated = {"clip_sample": False, **BASE, **prediction}
+            custom = {kind: values}
+            reason = compare(class_name, stated, steps, eta=eta, first=first, custom=custom)
+            assert reason is None
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SAMPLERS if name.endswith(("-karras", "-exponential", "-beta"))]
+)
+def test_stated_timesteps_exclude_another_spacing(name):
+    fields = {**BASE, "timesteps": [999, 500, 1]}
+    with pytest.raises(SamplerError, match=r"takes no timesteps|timesteps exclude"):
+        step_table(fields, 3, name)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -23,7 +23,7 @@ from bksdm.runtime.pipeline import ON_HOST
 from bksdm.runtime.request import Request
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
-from bksdm.runtime.sampling import Cancelled
+from bksdm.runtime.sampling import Cancelled, Watch
 from bksdm.runtime.vae_encoder import VaeEncoder
 
 SAMPLERS = ("pndm", "euler-a", "dpm++2m-karras", "heun", "ddim", "lcm", "ddpm")
@@ -78,12 +78,12 @@ def request(bundle, generator):
     return Request.resolve(bundle, ON_HOST, config, image, mask)
 
 
-def start(model, job, number):
+def start(model, job, number, watch=None):
     bundle, predict, *_ = model
     rows = job.images * (2 if job.guidance else 1)
     generator = np.random.default_rng(number)
     embeddings = generator.standard_normal((rows, 77, bundle.cross_attention_dim), np.float32)
-    return predict.start(job, {"encoder_hidden_states": embeddings})
+    return predict.start(job, {"encoder_hidden_states": embeddings}, watch)
 
 
 def run(predict, denoisings, joins=None):
@@ -120,8 +120,7 @@ def test_a_job_that_is_cancelled_leaves_the_others_as_they_are(model):
     bundle, predict, encoder, _ = model
     job = begin(request(bundle, np.random.default_rng(1)), encoder)
     (expected,) = run(predict, [start(model, job, 0)])
-    stopped = start(model, job, 1)
-    stopped._callback = lambda step: step.index < 1
+    stopped = start(model, job, 1, Watch(lambda step: step.index < 1))
     denoisings = [start(model, job, 0), stopped]
     for _ in range(2):
         first, second = predict(denoisings, {})
