@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,11 @@ def prepared(
             raise ExportError(f"{source} is one file; a variant ({variant}) is for folders")
     embeddings = [read_embedding(path, word) for path, word in parts.embeddings]
     room = next(folder for folder in (beside, *beside.absolute().parents) if folder.is_dir())
-    with scratch(room) as folder:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch(room))
+        except OSError as error:
+            raise ExportError(f"cannot write in {room}: {error.strerror or error}") from error
         unpacked, whole = folder / "file", folder / "whole"
         shown = {unpacked: checkpoint, whole / "vae": parts.vae or checkpoint, whole: checkpoint}
         with _named(shown):

@@ -225,7 +225,7 @@ OTHERS = [
     (["verify", "x.safetensors", "--against", "x"], "x.safetensors: a file, not a folder; make"),
     (["verify", "--integrity", "x.safetensors"], "x.safetensors: a file, not a folder"),
     (["verify", "{bundle}", "--against", "{bundle}"], "is a bundle, without weights for torch;"),
-    (["verify", "{bundle}", "--against", "x.safetensors"], "x.safetensors is a damaged .safet"),
+    (["verify", "{bundle}", "--against", "x.safetensors"], "x.safetensors: damaged, no safet"),
     (["verify", "{bundle}", "--against", "in.png"], "in.png is a single .png file; supported: a"),
     (["verify", "{bundle}", "--against", "."], "has no model_index.json; supported: a diffusers"),
     (["calibrate", "x.safetensors"], "x.safetensors: a file, not a folder; make a bundle with"),

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -181,6 +182,17 @@ def test_averages_are_found_by_the_names_before_gaps_are_closed(pipelines, tmp_p
         found = load("unet", checkpoint).state_dict()
     for name, tensor in pipeline.unet.state_dict().items():
         assert torch.equal(found[name], tensor + 1)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write")
+def test_a_place_that_cannot_be_written(tmp_path):
+    path = write(tmp_path / "model.safetensors", {"x": torch.ones(1)})
+    where = Path("/proc/self/no")
+    with (
+        pytest.raises(ExportError, match=r"^cannot write in /proc/self: "),
+        prepared(path, beside=where),
+    ):
+        pass
 
 
 def test_half_precision(pipelines, tmp_path):
