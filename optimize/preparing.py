@@ -39,6 +39,8 @@ from bksdm.storage.stored_graph import (
 )
 
 LOG = logging.getLogger("bksdm")
+# Smaller networks are rewritten before anybody wonders what takes so long.
+SLOW_FROM_BYTES = 64 * 2**20
 UNUSED_SECONDS = 14 * 24 * 3600
 # Where a weight begins: what the widest vector registers load at once.
 ALIGNMENT = 64
@@ -148,11 +150,6 @@ def _store(
             # Another may have made it while this one waited.
             opened = stored.open(folder, open_graph)
             if opened is None:
-                LOG.info(
-                    "rewriting the graphs once, so that later starts are fast; they are stored "
-                    "in %s",
-                    stored.cache,
-                )
                 remove_unused(folder)
                 _save(preparation, stored, folder, record)
                 # In the user's cache lie those of other bundles too, some of which may be gone.
@@ -172,6 +169,11 @@ def _save(
     preparation: Preparation, stored: StoredGraph, folder: Path, record: Mapping[str, Any]
 ) -> None:
     composed = _compose(preparation)
+    if sum(file.stat().st_size for file in composed.files.values()) >= SLOW_FROM_BYTES:
+        LOG.info(
+            "rewriting the graphs once, so that later starts are fast; they are stored in %s",
+            stored.cache,
+        )
     with contextlib.suppress(FileExistsError), staged(folder) as staging:
         if preparation.optimise is None:
             prepared = composed.prepared(stored.root, preparation.as_inputs)

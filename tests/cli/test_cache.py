@@ -10,8 +10,8 @@ import time
 import pytest
 
 from bksdm.cli import main
-from bksdm.engines import onnxruntime as backend
 from bksdm.models import EMOJI
+from bksdm.optimize import preparing
 from bksdm.storage.files import PARTIAL, in_use
 
 DAY = 24 * 3600
@@ -136,19 +136,19 @@ def test_refused(capsys, arguments, said):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_the_first_start_says_where_it_stores_what(capsys, tmp_path, home, monkeypatch, given):
-    monkeypatch.setattr(backend, "CACHE_FROM_BYTES", 0)
+    monkeypatch.setattr(preparing, "SLOW_FROM_BYTES", 0)
     place = ["--engine-cache", str(tmp_path / "given")] if given else []
     picture = ["generate", "a red apple", "--steps", "1", "-o", str(tmp_path / "x.png"), *place]
     assert main(picture) == 0
-    hints = [line for line in capsys.readouterr().err.splitlines() if "optimising" in line]
+    hints = [line for line in capsys.readouterr().err.splitlines() if "rewriting" in line]
     # Once, though there are several networks.
     (hint,) = hints
-    assert hint.startswith("bksdm: optimising the graphs once, so that later starts are fast")
+    assert hint.startswith("bksdm: rewriting the graphs once, so that later starts are fast")
     assert str(tmp_path / "given" if given else home / "emoji-") in hint
     assert len(run(capsys, *place)[1]) == 3
     assert not (EMOJI / "engines").exists()
     assert main(picture) == 0
-    assert "optimising" not in capsys.readouterr().err
+    assert "rewriting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,6 @@ def test_the_first_start_says_where_it_stores_what(capsys, tmp_path, home, monke
               ["throughput", "--batches", "1", "--load", "0.5", "--requests", "1"]],
 )  # fmt: skip
 def test_benchmarks_store_where_they_are_told(capsys, tmp_path, monkeypatch, bench):
-    monkeypatch.setattr(backend, "CACHE_FROM_BYTES", 0)
     monkeypatch.setattr("bksdm.benchmarks.latency.measure_loads", lambda *arguments: {})
     place = ["--engine-cache", str(tmp_path / "given")]
     assert main(["bench", *bench, "--steps", "1", *place]) == 0

@@ -355,6 +355,7 @@ def test_what_nobody_has_used_for_weeks_is_pruned(model, cache, tmp_path):
 def in_site_packages(tmp_path, monkeypatch):
     """A network that nothing may be written beside, and the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(preparing, "SLOW_FROM_BYTES", 0)
     path = tmp_path / "site-packages" / "bundle" / "unet" / "model.onnx"
     save_model(path)
     return path, path.parents[1] / "engines", tmp_path / "home" / "bksdm" / "engines"

@@ -251,7 +251,7 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
         (["--tune", "--threads", "0"], "--threads must be a whole number from 1 to 1024"),
         (["--threads", "1"], "--threads needs --tune"),
-        (["--engine", "openvino"], "openvino needs no building"),
+        (["--engine", "openvino", "--batch", "2"], "--batch is for plans"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(nano_bundle, capsys, arguments, named):
