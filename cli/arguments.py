@@ -9,12 +9,15 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.models import bundle_folder
 from bksdm.runtime.user_files import STDIN, STDOUT
 from bksdm.runtime.validation import MAX_THREADS, shown
+
+if TYPE_CHECKING:
+    from bksdm.export.prepared import Parts
 
 SIZE = {"height": "--size", "width": "--size"}
 """For :func:`options_named`, in commands that take height and width as ``--size``."""
@@ -246,6 +249,20 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
                                "hub's cache)")  # fmt: skip
     one_file.add_argument("--ema", action="store_true",
                           help="take the averaged weights of the UNet")  # fmt: skip
+
+
+def parts_of(options: argparse.Namespace) -> Parts:
+    """Return what :func:`add_part_options` has read."""
+    from bksdm.export.embedding import split_token
+    from bksdm.export.prepared import Parts
+
+    return Parts(
+        options.config,
+        options.tokenizer,
+        options.ema,
+        options.vae,
+        [split_token(text) for text in options.embedding],
+    )
 
 
 @contextmanager

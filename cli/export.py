@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bksdm.cli.arguments import add_hub_options, add_part_options, checkpoint, lora_file, named_path
+from bksdm.cli.arguments import (
+    add_hub_options,
+    add_part_options,
+    checkpoint,
+    lora_file,
+    named_path,
+    parts_of,
+)
 from bksdm.cli.text import printable
 from bksdm.storage.precision import PRECISIONS
 
@@ -46,11 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
 
     require("torch", "export")
-    from bksdm.export.embedding import split_token
     from bksdm.export.exporter import export
     from bksdm.export.lora import split_scale
     from bksdm.export.parity import format_table
-    from bksdm.export.prepared import Parts
 
     report = export(
         options.source,
@@ -62,8 +67,7 @@ def run(options: argparse.Namespace) -> int:
         safety_checker=not options.no_safety_checker,
         variant=options.variant,
         token=options.token,
-        parts=Parts(options.config, options.tokenizer, options.ema, options.vae,
-                    [split_token(text) for text in options.embedding]),
-    )  # fmt: skip
+        parts=parts_of(options),
+    )
     print(printable(format_table(report), kept="\n"))
     return 0

@@ -16,6 +16,7 @@ from bksdm.cli.arguments import (
     lora_file,
     options_named,
     output_file,
+    parts_of,
     refuse_beside,
 )
 from bksdm.cli.outputs import check_outputs, print_path, results
@@ -93,16 +94,13 @@ def run(options: argparse.Namespace) -> int:
         config = GenerationConfig("", num_inference_steps=steps, sampler=options.sampler)
         Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
-    from bksdm.export.embedding import split_token
     from bksdm.export.lora import split_scale
-    from bksdm.export.prepared import Parts
     from bksdm.export.verify import verify
 
     report, passed = verify(
         options.bundle, options.against, options.revision, steps, options.sampler,
         [split_scale(text) for text in options.lora], options.variant, options.token,
-        Parts(options.config, options.tokenizer, options.ema, options.vae,
-              [split_token(text) for text in options.embedding]),
+        parts_of(options),
         options.engine_cache,
     )  # fmt: skip
     print(printable(report, kept="\n"))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.clip_tokenizer import copy_tokenizer
+from bksdm.export.file_kind import UNET, VAES, require_family
 from bksdm.export.json_files import read_json
 from bksdm.export.ldm_configs import (
     Irregular,
@@ -26,21 +27,8 @@ from bksdm.export.weights import load_pickle, read_safetensors, readable
 
 SAFETENSORS, PICKLES = ".safetensors", (".ckpt", ".pt", ".pth", ".bin")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_UNET, _EMA = "model.diffusion_model.", "model_ema."
+_EMA = "model_ema."
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-_VAES = ("first_stage_model.", "vae.")
-# By diffusers' names: what the file is, where that says more than the name.
-_OTHERS = {
-    "xl_base": "Stable Diffusion XL",
-    "xl_refiner": "the refiner of Stable Diffusion XL",
-    "xl_inpaint": "Stable Diffusion XL for inpainting",
-    "inpainting": "Stable Diffusion for inpainting",
-    "inpainting_v2": "Stable Diffusion 2 for inpainting",
-    "instruct-pix2pix": "InstructPix2Pix",
-    "upscale": "Stable Diffusion's upscaler",
-    "sd3": "Stable Diffusion 3",
-}
-_SUPPORTED = "supported are Stable Diffusion 1.x and 2.x and BK-SDM"
 # Of the published configurations that diffusers loads such files with: latents along a side, and
 # what the networks predict.
 _LATENTS = {"v1": 64, "v2": 96}
@@ -122,7 +110,7 @@ def unpack(
         no tokenizer.
     """
     tensors = read_single_file(path)
-    kind = _kind(path, tensors)
+    kind = require_family(path, tensors)
     with quiet(), library_errors(f"{path}: cannot be converted"):
         _write_unet(path, folder, config, _averaged(path, tensors) if ema else tensors, kind)
         if vae:
@@ -166,7 +154,7 @@ def write_vae(
     """
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-    prefix = next((p for p in _VAES if any(key.startswith(p) for key in tensors)), "")
+    prefix = next((p for p in VAES if any(key.startswith(p) for key in tensors)), "")
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
     vae = {
         key.removeprefix(prefix): tensor
@@ -185,42 +173,12 @@ def write_vae(
     _write_network(folder, fields, vae, WEIGHTS)
 
 
-def _kind(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Return ``v1`` or ``v2``, as diffusers tells them apart, or refuse what is neither."""
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-
-    if any("lora" in key.lower() for key in tensors):
-        raise ExportError(
-            f"{path}: a LoRA, which changes a model and is none; export the model that it is for "
-            f"with --lora {path.name}"
-        )
-    if tensors.keys() & {"emb_params", "string_to_param"} or (
-        len(tensors) <= 2 and all(tensor.ndim <= 2 for tensor in tensors.values())
-    ):
-        raise ExportError(
-            f"{path}: no checkpoint; if it is a textual inversion, export a model with "
-            f"--embedding {path.name}"
-        )
-    with library_errors(f"{path}: a file of another kind of model; {_SUPPORTED}"):
-        kind = str(infer_diffusers_model_type(tensors))
-    if kind not in _LATENTS:
-        raise ExportError(f"{path}: a file of {_OTHERS.get(kind, kind)}; {_SUPPORTED}")
-    if not any(key.startswith(_UNET) for key in tensors):
-        plain = {key.removeprefix(prefix) for key in tensors for prefix in _VAES}
-        if any(key.startswith("decoder.") for key in plain):
-            raise ExportError(f"{path}: a VAE alone; export a model with --vae {path.name}")
-        if any(key.startswith("down_blocks.") for key in tensors):
-            raise ExportError(f"{path}: a UNet of diffusers alone; name the folder of its pipeline")
-        raise ExportError(f"{path}: holds no UNet ({_UNET}…); {_SUPPORTED}")
-    return kind
-
-
 def _averaged(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the UNet's averaged weights under the names of the others."""
     names = {
         key: _EMA + key.removeprefix("model.").replace(".", "")
         for key in tensors
-        if key.startswith(_UNET)
+        if key.startswith(UNET)
     }
     missing = [name for name in names.values() if name not in tensors]
     if len(missing) == len(names):
@@ -236,7 +194,7 @@ def _write_unet(
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
     plain = {
-        key.removeprefix(_UNET): tensor for key, tensor in tensors.items() if key.startswith(_UNET)
+        key.removeprefix(UNET): tensor for key, tensor in tensors.items() if key.startswith(UNET)
     }
     unet = close_gaps(plain)
     try:
@@ -245,7 +203,7 @@ def _write_unet(
         raise ExportError(f"{path}: its UNet lacks {error.args[0]}") from error
     except Irregular as error:
         raise ExportError(f"{path}: no UNet of Stable Diffusion's family: {error}") from error
-    prefixed = {_UNET + key: tensor for key, tensor in unet.items()}
+    prefixed = {UNET + key: tensor for key, tensor in unet.items()}
     _write_network(folder / "unet", fields, convert_ldm_unet_checkpoint(prefixed, fields), WEIGHTS)
 
 

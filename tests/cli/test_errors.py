@@ -226,7 +226,7 @@ OTHERS = [
     (["verify", "--integrity", "x.safetensors"], "x.safetensors: a file, not a folder"),
     (["verify", "{bundle}", "--against", "{bundle}"], "is a bundle, without weights for torch;"),
     (["verify", "{bundle}", "--against", "x.safetensors"], "x.safetensors: damaged, no safet"),
-    (["verify", "{bundle}", "--against", "in.png"], "in.png: neither .safetensors nor a pickle"),
+    (["verify", "{bundle}", "--against", "in.png"], "in.png: neither .safetensors nor a pickle of"),
     (["verify", "{bundle}", "--against", "."], "has no model_index.json; supported: a diffusers"),
     (["calibrate", "x.safetensors"], "x.safetensors: a file, not a folder; make a bundle with"),
     (["calibrate", "{bundle}", "--half", "in.png"], "in.png: a file, not a folder; make a bundle"),
@@ -269,6 +269,10 @@ OTHERS = [
     (["dummy", "nano", "-o", ""], "-o/--output: must not be empty"),
     (["dummy", "nano", "-o", "in.png"], "in.png exists already"),
     (["export", "{bundle}", "-o", ""], "-o/--output: must not be empty"),
+    (["export", "{bundle}", "-o", "y"], "is a bundle already, without weights for torch"),
+    (["export", "in.png", "-o", "y"], "in.png: neither .safetensors nor a pickle of"),
+    (["export", "x", "-o", "y", "--embedding", ""], "--embedding: must not be empty"),
+    (["cache", "--engine-cache", "nowhere"], "nowhere: no such folder"),
 ]
 
 
@@ -288,7 +292,8 @@ def test_other_commands_name_what_is_wrong(
     assert sorted(tmp_path.iterdir()) == before
 
 
-PATHS = {"FILE", "FILE[:SCALE]", "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PICTURE",
+PATHS = {"FILE", "FILE[:SCALE]", "FILE[:TOKEN]", "FILE|FOLDER", "FOLDER",
+         "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PICTURE",
          "SOURCE", "CHECKPOINT", "OLD.json", "NEW.json"}  # fmt: skip
 
 
@@ -306,7 +311,7 @@ def parsers():
 
 PATH_ARGUMENTS = [
     (words.split(), (action.option_strings or [None])[-1], action.metavar, [
-        other.metavar for other in parser._positionals._group_actions
+        other.metavar for other in parser._positionals._group_actions if not other.choices
     ])
     for words, parser in parsers()
     for action in parser._actions
