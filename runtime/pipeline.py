@@ -44,7 +44,6 @@ from bksdm.runtime.step_end import Callback, Run, StepEnd
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.runtime.validation import MAX_THREADS, flag, folder, plain, shown, whole
-from bksdm.storage.graph import graph_inputs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -231,10 +230,12 @@ class TextToImage(DiffusersNames):
         RequestError
             It has others: an engine is chosen when a model is loaded, a type when it is exported.
         """
+        from bksdm.storage.graph import graph_inputs
+
         device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        dtype = str(graph_inputs(self.bundle.model("unet"))["sample"].dtype)
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
-            dtype = str(graph_inputs(self.bundle.model("unet"))["sample"].dtype)
             if name in ("auto", "None", dtype, device, f"{device}:0"):
                 continue
             if "float" in name or name == "half":
