@@ -230,9 +230,9 @@ class TextToImage(DiffusersNames):
             It has others: an engine is chosen when a model is loaded, a type when it is exported.
         """
         device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
-            dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
             if name in ("auto", "None", dtype, device, f"{device}:0"):
                 continue
             if "float" in name or name == "half":

@@ -75,7 +75,9 @@ def test_a_name_that_is_not_here_says_what_to_use(model):
     assert len(names) > 8
     kind = diffusers.StableDiffusionPipeline
     for name in names:
-        assert hasattr(kind, name) or name in inspect.signature(kind).parameters
+        # The last one is of an earlier diffusers.
+        parameters = (*inspect.signature(kind).parameters, "enable_vae_tiling")
+        assert hasattr(kind, name) or name in parameters
         assert not hasattr(model, name)
         with pytest.raises(AttributeError, match=f"^{name}: ."):
             getattr(model, name)
@@ -174,5 +176,5 @@ def test_help_is_one_screen_for_each_method():
     for name, value in vars(TextToImage).items():
         if not name.startswith("_") or name == "__call__":
             shown = pydoc.plain(pydoc.render_doc(value)).splitlines()
-            assert len(shown) < 75, name
+            assert len(shown) < 60, name
     assert len(pydoc.plain(pydoc.render_doc(TextToImage)).splitlines()) < 500
