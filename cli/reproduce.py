@@ -86,11 +86,11 @@ def nearest_command(text: A1111Text) -> Command:
     words = _drawn(values, [values["prompt"]])
     model = text.settings.get("Model")
     notes = [f"not carried over: {what}" for what in lost]
-    if model is None:
+    if not model:
         notes.append("--model: name the bundle to draw with")
     elif not bundle_folder(model).is_dir():
         notes.append(f"--model: {model} has to be exported with `bksdm export` first")
-    return Command([*words, *_named("--model", model), "-o", "again.png"], notes)
+    return Command([*words, *_named("--model", model or None), "-o", "again.png"], notes)
 
 
 def shell_quoted(word: str) -> str:

@@ -91,7 +91,7 @@ def options_of(text: A1111Text) -> tuple[dict[str, Any], list[str]]:
             options["sampler"] = _sampler(sampler, spacing)
         except SamplerError:
             lost.append(f"Sampler: {' '.join(filter(None, (sampler, spacing)))}")
-    size = re.fullmatch(r"(\d+)x(\d+)", settings.get("Size", ""))
+    size = re.fullmatch(r"(\d{1,9})x(\d{1,9})", settings.get("Size", ""))
     if size is not None:
         options["width"], options["height"] = int(size[1]), int(size[2])
         del settings["Size"]

@@ -94,7 +94,7 @@ def _own_json(description: object) -> dict[str, str]:
 def _user_comment(comment: object) -> str:
     """Decode EXIF's UserComment, which begins with the name of its encoding."""
     if not isinstance(comment, bytes):
-        return str(comment)
+        return comment if isinstance(comment, str) else ""
     name, text = comment[:8], comment[8:]
     if name == UNICODE:
         # A1111 writes the high byte first whatever the order of the rest; others do not. Zeros are

@@ -136,3 +136,5 @@ def test_what_no_option_says_is_named():
         options_of(A1111Text.read("a prompt: alone, b: c"))[0]["prompt"] == "a prompt: alone, b: c"
     )
     assert A1111Text.read("") == A1111Text("")
+    long = f"a\nSteps: {'9' * 5000}, Size: {'9' * 5000}x8, Seed: 1, RNG: CPU"
+    assert [what[:8] for what in options_of(A1111Text.read(long))[1]] == ["Steps: 9", "Size: 99"]
