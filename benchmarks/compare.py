@@ -42,7 +42,7 @@ def _is_record(value: Any) -> bool:
     return all(
         isinstance(samples, list) and samples and all(_is_time(sample) for sample in samples)
         for samples in measured
-    )  # fmt: skip
+    )
 
 
 def _is_time(value: Any) -> bool:

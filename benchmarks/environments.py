@@ -28,9 +28,12 @@ class Runner:
     def __init__(self, python: Path, folder: str) -> None:
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [python, FOLDER / folder / "runner.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, text=True,
-        )  # fmt: skip
+            [python, FOLDER / folder / "runner.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
 
     def __enter__(self) -> Runner:
         return self
@@ -101,8 +104,10 @@ def environment(folder: str, work: Path) -> Path:
 def _install(python: Path, arguments: Sequence[str]) -> None:
     done = subprocess.run(
         [python, "-m", "pip", "install", "--quiet", *arguments],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         raise PeerError(f"cannot be installed: {(lines or ['pip failed'])[0][:300]}")

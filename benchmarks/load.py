@@ -33,8 +33,15 @@ def measure_loads(bundle: Path, engine: str, threads: int | None) -> dict[str, l
     with tempfile.TemporaryDirectory() as cache:
         for folder in (bundle / "engines").glob(f"{TUNED}*"):
             shutil.copytree(folder, Path(cache) / folder.name)
-        command = [sys.executable, "-m", "bksdm.benchmarks.load", str(bundle), engine,
-                   str(threads or 0), cache]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "bksdm.benchmarks.load",
+            str(bundle),
+            engine,
+            str(threads or 0),
+            cache,
+        ]
         taken = []
         for _ in range(1 + ROUNDS):
             done = subprocess.run(command, capture_output=True, text=True, check=False)

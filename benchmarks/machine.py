@@ -14,9 +14,16 @@ import psutil
 from bksdm.storage.processor import processor_name
 
 PACKAGES = (
-    "bksdm-runtime", "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13",
-    "torch", "diffusers", "openvino",
-)  # fmt: skip
+    "bksdm-runtime",
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "diffusers",
+    "openvino",
+)
 
 
 def describe_machine() -> dict[str, Any]:
@@ -63,8 +70,10 @@ def _nvidia_smi(what: str, fields: str) -> list[list[str]]:
         return []
     done = subprocess.run(
         [command, f"--query-{what}={fields}", "--format=csv,noheader,nounits"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     lines = done.stdout.splitlines() if done.returncode == 0 else []
     return [[field.strip() for field in line.split(",")] for line in lines if line.strip()]
 

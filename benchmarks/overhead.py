@@ -57,18 +57,30 @@ def diffusers_loop() -> Callable[[int], object]:
 
     noise = torch.zeros(2, 4, SIDE, SIDE)
     unet = UNet2DConditionModel(
-        sample_size=SIDE, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=SIDE,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     unet.forward = lambda *arguments, **named: (noise,)
     vae = AutoencoderKL(
-        block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
+        block_out_channels=(8,) * 4,
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     text = CLIPTextModel(
-        CLIPTextConfig(hidden_size=8, intermediate_size=8, num_attention_heads=1,
-                       num_hidden_layers=1, vocab_size=8)
-    )  # fmt: skip
+        CLIPTextConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_attention_heads=1,
+            num_hidden_layers=1,
+            vocab_size=8,
+        )
+    )
     pipeline = StableDiffusionPipeline(
         vae,
         text,
@@ -83,9 +95,13 @@ def diffusers_loop() -> Callable[[int], object]:
     embeddings = torch.zeros(1, TOKENS, WIDTH)
     latents = torch.zeros(1, 4, SIDE, SIDE)
     return lambda steps: pipeline(
-        prompt_embeds=embeddings, negative_prompt_embeds=embeddings, latents=latents,
-        num_inference_steps=steps, output_type="latent", return_dict=False,
-    )  # fmt: skip
+        prompt_embeds=embeddings,
+        negative_prompt_embeds=embeddings,
+        latents=latents,
+        num_inference_steps=steps,
+        output_type="latent",
+        return_dict=False,
+    )
 
 
 def numpy_loop() -> Callable[[int], object]:
@@ -101,9 +117,12 @@ def numpy_loop() -> Callable[[int], object]:
     ids = TensorSpec(np.dtype(np.int64), ("batch", TOKENS))
     sample = TensorSpec(single, ("batch", 4, "height", "width"))
     unet = engine(
-        "out_sample", (2, 4, SIDE, SIDE), sample=sample, timestep=TensorSpec(single, ("batch",)),
+        "out_sample",
+        (2, 4, SIDE, SIDE),
+        sample=sample,
+        timestep=TensorSpec(single, ("batch",)),
         encoder_hidden_states=TensorSpec(single, ("batch", TOKENS, WIDTH)),
-    )  # fmt: skip
+    )
     text_encoder = engine("last_hidden_state", (2, TOKENS, WIDTH), input_ids=ids)
     tokenizer: Any = SimpleNamespace(
         length=TOKENS, rows=lambda texts: Tokens(*np.zeros((2, len(texts), TOKENS), np.int64))
@@ -129,29 +148,43 @@ def cuda_loop() -> Callable[[int], object]:
         enqueue=lambda stream: None, can_record=lambda stream: True, launch=lambda: None
     )
     device: Any = SimpleNamespace(
-        stream=0, allocate=lambda size: SimpleNamespace(size=size, address=0), allocate_host=host,
-        copy=lambda target, source, size: None, synchronize=lambda: None,
+        stream=0,
+        allocate=lambda size: SimpleNamespace(size=size, address=0),
+        allocate_host=host,
+        copy=lambda target, source, size: None,
+        synchronize=lambda: None,
         record=lambda work: nothing,
-    )  # fmt: skip
+    )
     plans: dict[str, Any] = {
         name: SimpleNamespace(
             tensors=tensors, bind=lambda bindings, scratch: nothing, least_rows=lambda name: 1
         )
         for name, tensors in {
-            "text_encoder": {"input_ids": TensorSpec(whole, ("?", TOKENS)),
-                             "last_hidden_state": TensorSpec(half, ("?", TOKENS, WIDTH))},
-            "unet": {"sample": TensorSpec(half, ("?", 4, "?", "?")),
-                     "timestep": TensorSpec(single, ("?",)),
-                     "out_sample": TensorSpec(half, ("?", 4, "?", "?"))},
-            "vae_decoder": {"latent_sample": TensorSpec(half, ("?", 4, "?", "?")),
-                            "sample": TensorSpec(half, ("?", 3, "?", "?"))},
+            "text_encoder": {
+                "input_ids": TensorSpec(whole, ("?", TOKENS)),
+                "last_hidden_state": TensorSpec(half, ("?", TOKENS, WIDTH)),
+            },
+            "unet": {
+                "sample": TensorSpec(half, ("?", 4, "?", "?")),
+                "timestep": TensorSpec(single, ("?",)),
+                "out_sample": TensorSpec(half, ("?", 4, "?", "?")),
+            },
+            "vae_decoder": {
+                "latent_sample": TensorSpec(half, ("?", 4, "?", "?")),
+                "sample": TensorSpec(half, ("?", 3, "?", "?")),
+            },
         }.items()
-    }  # fmt: skip
+    }
     kernel = lambda count, *arguments: None  # noqa: E731
     session = Session(
-        device, plans, lambda name: kernel, SimpleNamespace(size=1, address=0),
-        Shape(1, True, 8 * SIDE, 8 * SIDE), 8, 0.18215,
-    )  # fmt: skip
+        device,
+        plans,
+        lambda name: kernel,
+        SimpleNamespace(size=1, address=0),
+        Shape(1, True, 8 * SIDE, 8 * SIDE),
+        8,
+        0.18215,
+    )
     ids = np.zeros((2, TOKENS), np.int64)
 
     def run(steps: int) -> None:

@@ -10,8 +10,17 @@ from typing import Any
 
 from bksdm.runtime.user_files import write_output
 
-STAGES = ("tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8", "enqueue", "wait",
-          "png")  # fmt: skip
+STAGES = (
+    "tokenize",
+    "text_encoder",
+    "unet",
+    "loop",
+    "vae_decoder",
+    "to_uint8",
+    "enqueue",
+    "wait",
+    "png",
+)
 
 
 def plot_latency(records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -93,8 +102,9 @@ def plot_peers(record: dict[str, Any], path: Path) -> None:
     task = record["task"]
     figure.suptitle(
         f"{task['checkpoint']}, {task['width']}×{task['height']}, "
-        f"{record['machine']['processor']}, {task['threads']} threads", fontsize="small",
-    )  # fmt: skip
+        f"{record['machine']['processor']}, {task['threads']} threads",
+        fontsize="small",
+    )
     _write(figure, path)
 
 

@@ -159,9 +159,12 @@ PLOTS: dict[str, Callable[[dict[str, Any], Path], None]] = {
 
 
 def measure_set(
-    names: Sequence[str], again: bool, output: Path, measure: Callable[[str, Path], None],
+    names: Sequence[str],
+    again: bool,
+    output: Path,
+    measure: Callable[[str, Path], None],
     report: Callable[[str], None],
-) -> None:  # fmt: skip
+) -> None:
     """Make the records that are missing, one file each, so that an interrupted run goes on.
 
     Parameters
@@ -198,8 +201,15 @@ def in_own_process(work: Path, threads: int) -> Callable[[str, Path], None]:
     """
 
     def measure(name: str, record: Path) -> None:
-        command = [sys.executable, "-m", "bksdm.benchmarks.report", name, str(record), str(work),
-                   str(threads)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "bksdm.benchmarks.report",
+            name,
+            str(record),
+            str(work),
+            str(threads),
+        ]
         if subprocess.run(command, check=False).returncode:
             raise BksdmError(f"{name} could not be measured; its output is above")
 

@@ -24,9 +24,13 @@ NETWORKS = ("unet", "vae_decoder")
 
 
 def measure_rewrite(
-    bundle_path: Path, height: int, width: int, rounds: int, threads: int,
+    bundle_path: Path,
+    height: int,
+    width: int,
+    rounds: int,
+    threads: int,
     progress: Callable[[], object] = lambda: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Run plain and rewritten networks in turns, A B A B, after one untimed run each.
 
     Parameters

@@ -30,10 +30,16 @@ PROMPT = "a red apple on a table"
 SEED = 0
 # Every peer has Euler's method on the same noise levels; only some have PNDM.
 SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
-    "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "prediction_type": "epsilon",
-    "timestep_spacing": "linspace", "interpolation_type": "linear", "steps_offset": 1,
-}  # fmt: skip
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "interpolation_type": "linear",
+    "steps_offset": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -234,13 +240,21 @@ def write_feeds(task: Task, folder: Path) -> dict[str, Path]:
     pair = generator.standard_normal((2, *shape), np.float32)
     texts = generator.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
     feeds: dict[str, dict[str, Any]] = {
-        "unet": {"sample": pair, "timestep": np.full(2, 500, np.float32),
-                 "encoder_hidden_states": texts},
+        "unet": {
+            "sample": pair,
+            "timestep": np.full(2, 500, np.float32),
+            "encoder_hidden_states": texts,
+        },
         "vae_decoder": {"latent_sample": pair[:1]},
-        "picture": {"latents": initial_noise(shape, SEED, 1), "prompt": np.array(PROMPT),
-                    "steps": np.array(task.steps), "seed": np.array(SEED),
-                    "height": np.array(task.height), "width": np.array(task.width)},
-    }  # fmt: skip
+        "picture": {
+            "latents": initial_noise(shape, SEED, 1),
+            "prompt": np.array(PROMPT),
+            "steps": np.array(task.steps),
+            "seed": np.array(SEED),
+            "height": np.array(task.height),
+            "width": np.array(task.width),
+        },
+    }
     files = {}
     for stage, arrays in feeds.items():
         files[stage] = folder / f"{stage}.npz"
@@ -264,9 +278,13 @@ def _turn(
     model = models / (PEERS[name].model or name) / "model"
     with Runner(python, PEERS[name].folder) as runner:
         loaded = runner.ask(
-            "load", stage=stage, source=str(checkpoint), folder=str(model),
-            threads=task.threads, **PEERS[name].options,
-        )  # fmt: skip
+            "load",
+            stage=stage,
+            source=str(checkpoint),
+            folder=str(model),
+            threads=task.threads,
+            **PEERS[name].options,
+        )
         first, *counted = (
             runner.ask("run", feeds=str(feeds[stage]), output=str(output))
             for _ in range(1 + (1 if stage == "picture" else task.repeat))

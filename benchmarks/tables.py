@@ -52,11 +52,15 @@ def conditions(record: Record) -> str:
     machine = record["machine"]
     settings = record.get("settings", record.get("task", {}))
     parts = [
-        machine["processor"], *machine["gpus"], f"{machine['physical_cores']} cores",
-        f"{machine['memory_gb']} GB", f"{settings['threads']} threads", machine["system"],
+        machine["processor"],
+        *machine["gpus"],
+        f"{machine['physical_cores']} cores",
+        f"{machine['memory_gb']} GB",
+        f"{settings['threads']} threads",
+        machine["system"],
         f"Python {machine['python']}",
         *(f"{name} {version}" for name, version in machine["versions"].items()),
-    ]  # fmt: skip
+    ]
     return ", ".join(parts)
 
 
@@ -68,10 +72,13 @@ def tables(record: Record) -> list[Table]:
 def _latency(record: Record) -> list[Table]:
     settings = record["settings"]
     stages = tuple(
-        (stage, *(f"{entry[name] * 1e3:.2f}" for name in ("median", "p95", "p99", "min")),
-         str(entry["n"]))
+        (
+            stage,
+            *(f"{entry[name] * 1e3:.2f}" for name in ("median", "p95", "p99", "min")),
+            str(entry["n"]),
+        )
         for stage, entry in record["stages"].items()
-    )  # fmt: skip
+    )
     loads = {f"load, {kind}": taken for kind, taken in record["loads"].items()}
     once = [
         *((name, f"{Summary.of(taken).median:.2f} s") for name, taken in loads.items()),
@@ -101,34 +108,43 @@ def _throughput(record: Record) -> list[Table]:
         (str(entry["batch"]), f"{entry['images_per_second']:.3f}") for entry in record["batches"]
     )
     rates = tuple(
-        (f"{e['rate']:.3f}", f"{e['load']:.2f}", f"{e['queueing']['median']:.3f}",
-         *(f"{e['latency'][name]:.3f}" for name in ("median", "p95", "p99")),
-         str(e["latency"]["n"]))
+        (
+            f"{e['rate']:.3f}",
+            f"{e['load']:.2f}",
+            f"{e['queueing']['median']:.3f}",
+            *(f"{e['latency'][name]:.3f}" for name in ("median", "p95", "p99")),
+            str(e["latency"]["n"]),
+        )
         for e in record["rates"]
-    )  # fmt: skip
+    )
     return [
         Table(f"{work}, by batch", ("batch", "images/s"), batches),
         Table(
             f"{work}, requests of one image that arrive at random (Poisson); seconds",
-            ("requests/s", "load", "queueing", "latency median", "p95", "p99", "n"), rates,
+            ("requests/s", "load", "queueing", "latency median", "p95", "p99", "n"),
+            rates,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _roofline(record: Record) -> list[Table]:
     settings, peak = record["settings"], record["peak"]
     measured = peak["source"] == "measured"
     kinds = {
-        "convolution": "conv", "matrix product": "matmul", "attention": "attention",
+        "convolution": "conv",
+        "matrix product": "matmul",
+        "attention": "attention",
         "other": "other",
-    }  # fmt: skip
+    }
     rows = []
     for name, network in record["networks"].items():
         moved = network["weight_bytes"] + network["activation_bytes"]
         row = [
-            name, *(f"{network['flops'][kind] / 1e9:.1f}" for kind in kinds),
-            f"{moved / 1e9:.2f}", f"{network['bound_seconds'] * 1e3:.1f}",
-        ]  # fmt: skip
+            name,
+            *(f"{network['flops'][kind] / 1e9:.1f}" for kind in kinds),
+            f"{moved / 1e9:.2f}",
+            f"{network['bound_seconds'] * 1e3:.1f}",
+        ]
         if measured:
             taken = network["seconds"]
             row += [f"{taken * 1e3:.1f}", f"{network['bound_seconds'] / taken:.0%}"]
@@ -157,11 +173,16 @@ def _rewrite(record: Record) -> list[Table]:
     for name, network in record["networks"].items():
         ratio = ratio_of_medians(network["plain"], network["rewritten"])
         plain, rewritten = (Summary.of(network[kind]) for kind in ("plain", "rewritten"))
-        gains.append((
-            name, f"{plain.median:.2f}", f"{rewritten.median:.2f}",
-            f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(plain.n),
-            f"{network['relative_l2']:.1e}",
-        ))  # fmt: skip
+        gains.append(
+            (
+                name,
+                f"{plain.median:.2f}",
+                f"{rewritten.median:.2f}",
+                f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
+                str(plain.n),
+                f"{network['relative_l2']:.1e}",
+            )
+        )
         operators = network["operators"]
         whole = {
             key: sum(entry[key] for entry in operators.values())
@@ -169,19 +190,22 @@ def _rewrite(record: Record) -> list[Table]:
         }
         shares += [
             (
-                f"{name}: {kind}", f"{entry['seconds']:.2f}",
+                f"{name}: {kind}",
+                f"{entry['seconds']:.2f}",
                 f"{entry['seconds'] / whole['seconds']:.0%}",
-                f"{entry['flops'] / 1e9:.1f}", f"{entry['bytes'] / 1e9:.2f}",
+                f"{entry['flops'] / 1e9:.1f}",
+                f"{entry['bytes'] / 1e9:.2f}",
                 f"{entry['bound_seconds']:.2f}",
                 f"{entry['bound_seconds'] / entry['seconds']:.0%}",
             )
             for kind, entry in {"all": whole, **operators}.items()
             if entry["seconds"] >= LEAST_SHARE * whole["seconds"]
-        ]  # fmt: skip
+        ]
     return [
         Table(
             f"Graphs as exported and as rewritten, {work}; seconds",
-            ("network", "plain", "rewritten", "ratio", "n", "relative L2"), tuple(gains),
+            ("network", "plain", "rewritten", "ratio", "n", "relative L2"),
+            tuple(gains),
         ),
         Table(
             f"Where the time of the rewritten ones goes, {work}; one run under ONNX Runtime's "
@@ -191,7 +215,7 @@ def _rewrite(record: Record) -> list[Table]:
             ("operator", "seconds", "share", "GFLOP", "GB", "bound s", "bound / taken"),
             tuple(shares),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _shortcuts(record: Record) -> list[Table]:
@@ -201,12 +225,16 @@ def _shortcuts(record: Record) -> list[Table]:
     for name, entry in choices.items():
         ratio = ratio_of_medians(exact, entry["seconds"])
         differing = [psnr for psnr in entry["psnr"] if psnr is not None]
-        rows.append((
-            name, f"{Summary.of(entry['seconds']).median:.2f}",
-            f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", str(len(entry["seconds"])),
-            f"{Summary.of(differing).median:.1f}" if differing else "the same",
-            f"{min(differing):.1f}" if differing else "the same",
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{Summary.of(entry['seconds']).median:.2f}",
+                f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
+                str(len(entry["seconds"])),
+                f"{Summary.of(differing).median:.1f}" if differing else "the same",
+                f"{min(differing):.1f}" if differing else "the same",
+            )
+        )
     settings = record["settings"]
     title = (
         f"Less work, {record['model']['name']}, {settings['steps']} steps of "
@@ -255,15 +283,28 @@ def _peer_stage(record: Record, stage: str, title: str) -> Table:
         ratio = ratio_of_medians(ran[best]["samples"], entry["samples"])
         first, *later = entry["load_seconds"]
         loads = f"{first:.1f} / {Summary.of(later).median:.1f}" if later else f"{first:.1f}"
-        rows.append((
-            name, f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})", f"{summary.median:.2f}",
-            str(summary.n), f"{entry['first_seconds'][0]:.1f}", loads,
-            f"{entry['peak_bytes'] / 1e9:.2f}", _distance(name, entry["distance"], stage),
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})",
+                f"{summary.median:.2f}",
+                str(summary.n),
+                f"{entry['first_seconds'][0]:.1f}",
+                loads,
+                f"{entry['peak_bytes'] / 1e9:.2f}",
+                _distance(name, entry["distance"], stage),
+            )
+        )
     header = (
-        title.partition(",")[0], f"ratio to {best}", "median s", "n", "first run s",
-        "load s, first / later", "peak GB", f"from {REFERENCE}",
-    )  # fmt: skip
+        title.partition(",")[0],
+        f"ratio to {best}",
+        "median s",
+        "n",
+        "first run s",
+        "load s, first / later",
+        "peak GB",
+        f"from {REFERENCE}",
+    )
     return Table(title, header, tuple(rows))
 
 
@@ -291,10 +332,15 @@ def _peer_conversions(record: Record, title: str) -> Table:
             continue
         done = peer["converted"]
         reads = "the checkpoint itself" if not done["bytes"] else ""
-        rows.append((
-            name, f"{done['seconds']:.0f}", f"{done['bytes'] / 1e9:.2f}",
-            f"{done['peak_bytes'] / 1e9:.2f}", reads,
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{done['seconds']:.0f}",
+                f"{done['bytes'] / 1e9:.2f}",
+                f"{done['peak_bytes'] / 1e9:.2f}",
+                reads,
+            )
+        )
     return Table(title, ("peer", "seconds", "GB on disk", "peak GB", ""), tuple(rows))
 
 

@@ -110,9 +110,12 @@ def measure_throughput(
 
     def make(number: int, batch: int = 1) -> None:
         model(
-            PROMPT.format(number), num_inference_steps=steps, seed=number,
-            num_images_per_prompt=batch, sampler=sampler,
-        )  # fmt: skip
+            PROMPT.format(number),
+            num_inference_steps=steps,
+            seed=number,
+            num_images_per_prompt=batch,
+            sampler=sampler,
+        )
 
     by_batch = []
     for batch in batches:
@@ -123,9 +126,13 @@ def measure_throughput(
             make(number, batch)
             times.append(time.perf_counter() - start)
         summary = Summary.of(times)
-        by_batch.append({
-            "batch": batch, "images_per_second": batch / summary.median, "samples": times,
-        })  # fmt: skip
+        by_batch.append(
+            {
+                "batch": batch,
+                "images_per_second": batch / summary.median,
+                "samples": times,
+            }
+        )
     make(0)
     start = time.perf_counter()
     for number in range(ROUNDS):
@@ -139,12 +146,14 @@ def measure_throughput(
     measured = []
     for index, rate in enumerate((*(load * capacity for load in loads), *rates)):
         served = serve(poisson_arrivals(rate, requests, index), request)
-        measured.append({
-            "rate": rate,
-            "load": rate / capacity,
-            "queueing": Summary.of([one.queueing for one in served]).fields(),
-            "latency": Summary.of([one.latency for one in served]).fields(),
-        })  # fmt: skip
+        measured.append(
+            {
+                "rate": rate,
+                "load": rate / capacity,
+                "queueing": Summary.of([one.queueing for one in served]).fields(),
+                "latency": Summary.of([one.latency for one in served]).fields(),
+            }
+        )
     return {
         "kind": "throughput",
         "machine": describe_machine(),

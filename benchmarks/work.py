@@ -17,15 +17,29 @@ from bksdm.engines.errors import EngineError
 from bksdm.optimize.graph import load_graph
 
 KINDS = {
-    "Conv": "convolution", "MatMul": "matrix product", "Gemm": "matrix product",
+    "Conv": "convolution",
+    "MatMul": "matrix product",
+    "Gemm": "matrix product",
     "Attention": "attention",
-}  # fmt: skip
+}
 OTHER = "other"
 # Nodes that copy values, or only name them anew.
 MOVES = {
-    "Cast", "Concat", "Constant", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape",
-    "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
+    "Cast",
+    "Concat",
+    "Constant",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+}
 BYTES: dict[int, int] = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
 
 
@@ -87,8 +101,9 @@ def count_work(model: Path, sizes: Mapping[str, int]) -> NetworkWork:
         flops[KINDS[node.op_type]] += _flops(node, shapes)
         moved += sum(
             math.prod(shapes[name]) * BYTES.get(kinds[name], 8)
-            for name in used if name not in weights
-        )  # fmt: skip
+            for name in used
+            if name not in weights
+        )
     stored = sum(math.prod(w.dims) * BYTES.get(w.data_type, 8) for w in weights.values())
     return NetworkWork(flops, stored, moved)
 
@@ -132,10 +147,13 @@ def _shapes(
             continue
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
         found = infer_node_outputs(
-            schema, node, {name: types[name] for name in given},
+            schema,
+            node,
+            {name: types[name] for name in given},
             {name: known[name] for name in given if name in known},
-            opset_imports=list(proto.opset_import), ir_version=proto.ir_version,
-        )  # fmt: skip
+            opset_imports=list(proto.opset_import),
+            ir_version=proto.ir_version,
+        )
         types |= found
         known |= _computed(node, types, known, opset)
     shapes = {
@@ -169,9 +187,13 @@ def _computed(
         return {node.output[0]: numpy_helper.from_array(values, node.output[0])}
     if not all(name in known for name in given):
         return {}
-    body = helper.make_graph([node], "node", [], [
-        helper.make_value_info(name, types[name]) for name in node.output
-    ], [known[name] for name in dict.fromkeys(given)])  # fmt: skip
+    body = helper.make_graph(
+        [node],
+        "node",
+        [],
+        [helper.make_value_info(name, types[name]) for name in node.output],
+        [known[name] for name in dict.fromkeys(given)],
+    )
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)])
     results = ReferenceEvaluator(model).run(None, {})
     return {

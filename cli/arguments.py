@@ -51,9 +51,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
         self.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS,
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,
             help="show where in the program an error comes from",
-        )  # fmt: skip
+        )
 
     def parse_known_args(  # type: ignore[override]
         self, args: Any = None, namespace: Any = None
@@ -225,30 +227,50 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_cache_option(parser: argparse.ArgumentParser) -> None:
     """Add the option for where optimised graphs are stored."""
-    parser.add_argument("--engine-cache", type=named_path, metavar="DIR",
-                        help="where the graphs that the first start optimises are stored (default: "
-                             "in the bundle, or in the user's cache if the bundle cannot be "
-                             "written)")  # fmt: skip
+    parser.add_argument(
+        "--engine-cache",
+        type=named_path,
+        metavar="DIR",
+        help="where the graphs that the first start optimises are stored (default: "
+        "in the bundle, or in the user's cache if the bundle cannot be "
+        "written)",
+    )
 
 
 def add_part_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for what is given beside a checkpoint."""
-    parser.add_argument("--vae", type=named_path, metavar="FILE|FOLDER",
-                        help="VAE in place of the checkpoint's: a single file, or a diffusers "
-                             "folder")  # fmt: skip
-    parser.add_argument("--embedding", type=checkpoint, action="append", default=[],
-                        metavar="FILE[:TOKEN]",
-                        help="textual inversion, and what stands for it in prompts where the file "
-                             "does not say; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--vae",
+        type=named_path,
+        metavar="FILE|FOLDER",
+        help="VAE in place of the checkpoint's: a single file, or a diffusers folder",
+    )
+    parser.add_argument(
+        "--embedding",
+        type=checkpoint,
+        action="append",
+        default=[],
+        metavar="FILE[:TOKEN]",
+        help="textual inversion, and what stands for it in prompts where the file "
+        "does not say; may be repeated",
+    )
     one_file = parser.add_argument_group("for a checkpoint in one file")
-    one_file.add_argument("--config", type=named_path, metavar="FOLDER",
-                          help="diffusers folder whose configurations and tokenizer are used "
-                               "(default: read off the tensors)")  # fmt: skip
-    one_file.add_argument("--tokenizer", type=named_path, metavar="FOLDER",
-                          help="folder with vocab.json and merges.txt (default: CLIP's, from the "
-                               "hub's cache)")  # fmt: skip
-    one_file.add_argument("--ema", action="store_true",
-                          help="take the averaged weights of the UNet")  # fmt: skip
+    one_file.add_argument(
+        "--config",
+        type=named_path,
+        metavar="FOLDER",
+        help="diffusers folder whose configurations and tokenizer are used "
+        "(default: read off the tensors)",
+    )
+    one_file.add_argument(
+        "--tokenizer",
+        type=named_path,
+        metavar="FOLDER",
+        help="folder with vocab.json and merges.txt (default: CLIP's, from the hub's cache)",
+    )
+    one_file.add_argument(
+        "--ema", action="store_true", help="take the averaged weights of the UNet"
+    )
 
 
 def parts_of(options: argparse.Namespace) -> Parts:

@@ -48,10 +48,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     latency = kinds.add_parser("latency", help="time a picture, stage by stage")
-    latency.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                         help="folder of a bundle (default: emoji, built in)")  # fmt: skip
-    latency.add_argument("--engine", default="onnxruntime",
-                         help="as for `generate` (default: onnxruntime)")  # fmt: skip
+    latency.add_argument(
+        "bundle",
+        type=bundle_path,
+        nargs="?",
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle (default: emoji, built in)",
+    )
+    latency.add_argument(
+        "--engine", default="onnxruntime", help="as for `generate` (default: onnxruntime)"
+    )
     latency.add_argument(
         "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
     )
@@ -63,8 +70,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     latency.add_argument(
         "--batch", type=integer, default=1, metavar="N", help="images per batch (default: 1)"
     )
-    latency.add_argument("--repeat", type=integer, default=5, metavar="N",
-                         help="pictures to time (default: 5)")  # fmt: skip
+    latency.add_argument(
+        "--repeat", type=integer, default=5, metavar="N", help="pictures to time (default: 5)"
+    )
     latency.add_argument(
         "--warmup",
         type=integer,
@@ -81,20 +89,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     compare = kinds.add_parser(
         "compare", help="compare two records of latency: new / old, with confidence intervals"
     )
-    compare.add_argument("old", type=named_path, metavar="OLD.json",
-                         help="record that --json wrote")  # fmt: skip
-    compare.add_argument("new", type=named_path, metavar="NEW.json",
-                         help="record to compare with it")  # fmt: skip
-    compare.add_argument("--threshold", type=real, default=0.05, metavar="PART",
-                         help="exit with 1 if the interval of a stage is above 1 + PART (default: "
-                              "0.05)"
-                         )  # fmt: skip
+    compare.add_argument(
+        "old", type=named_path, metavar="OLD.json", help="record that --json wrote"
+    )
+    compare.add_argument(
+        "new", type=named_path, metavar="NEW.json", help="record to compare with it"
+    )
+    compare.add_argument(
+        "--threshold",
+        type=real,
+        default=0.05,
+        metavar="PART",
+        help="exit with 1 if the interval of a stage is above 1 + PART (default: 0.05)",
+    )
     compare.set_defaults(measure=_compare)
     roofline = kinds.add_parser(
         "roofline", help="count operations, and compute the least time for them"
     )
-    roofline.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
+    roofline.add_argument(
+        "bundle",
+        type=bundle_path,
+        nargs="?",
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle (default: emoji, built in)",
+    )
     roofline.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
     roofline.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
@@ -109,8 +128,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rewrite = kinds.add_parser(
         "rewrite", help="measure what rewriting the graphs for the CPU gains"
     )
-    rewrite.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
+    rewrite.add_argument(
+        "bundle",
+        type=bundle_path,
+        nargs="?",
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle (default: emoji, built in)",
+    )
     rewrite.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
     rewrite.add_argument(
         "--rounds", type=integer, default=5, metavar="N", help="timed runs (default: 5)"
@@ -129,19 +154,31 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput = kinds.add_parser(
         "throughput", help="measure batches, and requests that arrive at random"
     )
-    throughput.add_argument("bundle", type=bundle_path, nargs="?", default=EMOJI, metavar="BUNDLE",
-                          help="folder of a bundle (default: emoji, built in)")  # fmt: skip
-    throughput.add_argument("--engine", default="onnxruntime",
-                         help="as for `generate` (default: onnxruntime)")  # fmt: skip
-    throughput.add_argument("--steps", type=integer, default=25, metavar="N",
-                            help="denoising steps (default: 25)")  # fmt: skip
+    throughput.add_argument(
+        "bundle",
+        type=bundle_path,
+        nargs="?",
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle (default: emoji, built in)",
+    )
+    throughput.add_argument(
+        "--engine", default="onnxruntime", help="as for `generate` (default: onnxruntime)"
+    )
+    throughput.add_argument(
+        "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
+    )
     throughput.add_argument("--sampler", metavar="NAME", help="default: the model's own")
     throughput.add_argument(
         "--batches", default="1,2,4", metavar="N,…", help="batch sizes (default: 1,2,4)"
     )
-    throughput.add_argument("--load", default="0.3,0.6,0.9", metavar="X,…",
-                            help="arrival rates, as parts of the rate at which requests can be "
-                                 "served one by one (default: 0.3,0.6,0.9)")  # fmt: skip
+    throughput.add_argument(
+        "--load",
+        default="0.3,0.6,0.9",
+        metavar="X,…",
+        help="arrival rates, as parts of the rate at which requests can be "
+        "served one by one (default: 0.3,0.6,0.9)",
+    )
     throughput.add_argument(
         "--rate", metavar="X,…", help="further arrival rates, in requests per second"
     )
@@ -156,8 +193,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.set_defaults(measure=_throughput)
 
     peers = kinds.add_parser("peers", help="run other programs on the same work, in turns")
-    peers.add_argument("checkpoint", type=named_path, metavar="CHECKPOINT",
-                       help="diffusers folder")  # fmt: skip
+    peers.add_argument("checkpoint", type=named_path, metavar="CHECKPOINT", help="diffusers folder")
     peers.add_argument("--peers", metavar="NAME,…", help="programs (default: all exact ones)")
     peers.add_argument("--size", metavar="WxH", default="512x512", help="pixels (default: 512x512)")
     peers.add_argument(
@@ -176,9 +212,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     peers.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
     )
-    peers.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
-                       help="folder for environments and converted models (default: "
-                            "build/peers)")  # fmt: skip
+    peers.add_argument(
+        "--work",
+        type=named_path,
+        default=Path("build/peers"),
+        metavar="DIR",
+        help="folder for environments and converted models (default: build/peers)",
+    )
     _add_files(peers, "the times")
     peers.set_defaults(measure=_peers)
     report = kinds.add_parser("report", help="run the documented measurements and write RESULTS.md")
@@ -189,20 +229,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
     )
-    report.add_argument("--work", type=named_path, default=Path("build/peers"), metavar="DIR",
-                        help="folder for environments and models (default: build/peers)"
-                        )  # fmt: skip
-    report.add_argument("-o", "--output", type=named_path, default=Path("benchmarks"),
-                        metavar="DIR",
-                        help="folder of RESULTS.md and results/ (default: benchmarks)")  # fmt: skip
+    report.add_argument(
+        "--work",
+        type=named_path,
+        default=Path("build/peers"),
+        metavar="DIR",
+        help="folder for environments and models (default: build/peers)",
+    )
+    report.add_argument(
+        "-o",
+        "--output",
+        type=named_path,
+        default=Path("benchmarks"),
+        metavar="DIR",
+        help="folder of RESULTS.md and results/ (default: benchmarks)",
+    )
     report.set_defaults(measure=_report)
 
 
 def _add_files(parser: argparse.ArgumentParser, plotted: str) -> None:
-    parser.add_argument("--json", type=output_file, metavar="FILE",
-                        help="write the measurements as JSON, - for standard output")  # fmt: skip
-    parser.add_argument("--plot", type=output_file, metavar="FILE",
-                        help=f"write a chart of {plotted}, - for standard output")  # fmt: skip
+    parser.add_argument(
+        "--json",
+        type=output_file,
+        metavar="FILE",
+        help="write the measurements as JSON, - for standard output",
+    )
+    parser.add_argument(
+        "--plot",
+        type=output_file,
+        metavar="FILE",
+        help=f"write a chart of {plotted}, - for standard output",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -222,12 +279,26 @@ def _latency(options: argparse.Namespace) -> int:
     _require_at_least(options, batch=1, repeat=1, warmup=0)
     _check_files(options)
     width, height = (None, None) if options.size is None else parse_size(options.size)
-    _check_request(options, "--batch", height=height, width=width,
-                   num_images_per_prompt=options.batch, fast=options.fast)  # fmt: skip
+    _check_request(
+        options,
+        "--batch",
+        height=height,
+        width=width,
+        num_images_per_prompt=options.batch,
+        fast=options.fast,
+    )
     settings = Settings(
-        options.engine, options.steps, height, width, options.batch, options.repeat,
-        options.warmup, options.threads, sampler=options.sampler, fast=options.fast,
-    )  # fmt: skip
+        options.engine,
+        options.steps,
+        height,
+        width,
+        options.batch,
+        options.repeat,
+        options.warmup,
+        options.threads,
+        sampler=options.sampler,
+        fast=options.fast,
+    )
     with progress("", "picture", options.warmup + options.repeat) as bar:
         record = measure_latency(options.bundle, settings, bar.update, options.engine_cache)
     _show(options, record, lambda path: plot_latency([record], path))
@@ -328,9 +399,14 @@ def _peers(options: argparse.Namespace) -> int:
     if not source.is_dir():
         raise RequestError(f"{source}: {no_folder(source)}; peers run a diffusers folder")
     task = Task(
-        str(source), height, width, options.steps, options.rounds, options.repeat,
+        str(source),
+        height,
+        width,
+        options.steps,
+        options.rounds,
+        options.repeat,
         _threads(options.threads),
-    )  # fmt: skip
+    )
     record = measure_peers(task, options.work, names, _progress)
     _show(options, record, lambda path: plot_peers(record, path))
     return 0
@@ -433,9 +509,18 @@ def _throughput(options: argparse.Namespace) -> int:
     total = (len(loads) + len(rates)) * options.requests
     with progress("", "request", total) as bar:
         record = measure_throughput(
-            options.bundle, options.engine, options.steps, batches, loads, rates, options.requests,
-            options.threads, bar.update, options.sampler, options.engine_cache,
-        )  # fmt: skip
+            options.bundle,
+            options.engine,
+            options.steps,
+            batches,
+            loads,
+            rates,
+            options.requests,
+            options.threads,
+            bar.update,
+            options.sampler,
+            options.engine_cache,
+        )
     _show(options, record, lambda path: plot_throughput(record, path))
     return 0
 

@@ -30,32 +30,47 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE",
-                        help="folder of a bundle, or emoji; a float16 one for TensorRT, float32 "
-                             "for --tune"
-                        )  # fmt: skip
-    parser.add_argument("--engine",
-                        help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
-                             "default), tensorrt (for the GPU in this machine), or onnxruntime or "
-                             "openvino, whose graphs are otherwise rewritten at the first start; "
-                             "with --tune, one of the latter (default: all that are installed)"
-                        )  # fmt: skip
-    parser.add_argument("--target", metavar="SM[,SM…]",
-                        help="with tensorrt-rtx: compute capabilities, as sm89,sm120")  # fmt: skip
-    parser.add_argument("--batch", metavar="N[:N:N]",
-                        help="images per batch, or smallest:typical:largest (default: 1)"
-                        )  # fmt: skip
-    parser.add_argument("--size", metavar="WxH[:WxH:WxH]",
-                        help="pixels, or smallest:typical:largest (default: the model's size)"
-                        )  # fmt: skip
-    parser.add_argument("--tune", action="store_true",
-                        help="measure which form of each network and which engine are fastest on "
-                             "this CPU; `generate` then runs those forms, and with --engine auto "
-                             "that engine")  # fmt: skip
     parser.add_argument(
-        "--threads", type=integer, metavar="N",
+        "bundle",
+        type=bundle_path,
+        metavar="BUNDLE",
+        help="folder of a bundle, or emoji; a float16 one for TensorRT, float32 for --tune",
+    )
+    parser.add_argument(
+        "--engine",
+        help="tensorrt-rtx (for GeForce and RTX GPUs, needs no GPU to build; the "
+        "default), tensorrt (for the GPU in this machine), or onnxruntime or "
+        "openvino, whose graphs are otherwise rewritten at the first start; "
+        "with --tune, one of the latter (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--target",
+        metavar="SM[,SM…]",
+        help="with tensorrt-rtx: compute capabilities, as sm89,sm120",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N[:N:N]",
+        help="images per batch, or smallest:typical:largest (default: 1)",
+    )
+    parser.add_argument(
+        "--size",
+        metavar="WxH[:WxH:WxH]",
+        help="pixels, or smallest:typical:largest (default: the model's size)",
+    )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="measure which form of each network and which engine are fastest on "
+        "this CPU; `generate` then runs those forms, and with --engine auto "
+        "that engine",
+    )
+    parser.add_argument(
+        "--threads",
+        type=integer,
+        metavar="N",
         help="with --tune: CPU threads (default: physical cores)",
-    )  # fmt: skip
+    )
     parser.add_argument("--list", action="store_true", help="list what was built for this bundle")
     parser.add_argument("--remove", metavar="NAME", help="remove one entry of --list")
 
@@ -116,8 +131,9 @@ def _tune(path: Path, engine: str | None, threads: int | None) -> int:
     from bksdm.optimize.tuned import Tuned
     from bksdm.optimize.tuning import tune_bundle
 
-    with tqdm(leave=False, delay=0.5, disable=None,
-              bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}") as bar:  # fmt: skip
+    with tqdm(
+        leave=False, delay=0.5, disable=None, bar_format="{desc}: {n_fmt}/{total_fmt} {postfix}"
+    ) as bar:
 
         def show(network: str, phase: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -142,8 +158,13 @@ def _build(path: Path, options: argparse.Namespace) -> int:
     from bksdm.optimize.building import DEFAULT_ENGINE, Built, build_bundle
 
     began = time.monotonic()
-    with tqdm(total=1.0, leave=False, delay=0.5, disable=None,
-              bar_format="{desc}: {percentage:3.0f}% {postfix}") as bar:  # fmt: skip
+    with tqdm(
+        total=1.0,
+        leave=False,
+        delay=0.5,
+        disable=None,
+        bar_format="{desc}: {percentage:3.0f}% {postfix}",
+    ) as bar:
 
         def show(network: str, phase: str, part: float) -> None:
             bar.set_description_str(network, refresh=False)
@@ -153,8 +174,10 @@ def _build(path: Path, options: argparse.Namespace) -> int:
         def built(network: Built) -> None:
             bar.clear()
             kinds = ", ".join(f"{count} {kind}" for kind, count in network.dtypes.items())
-            print(f"{network.network:<14}{network.size / 1e6:9.1f} MB{network.seconds:8.1f} s  "
-                  f"{kinds}")  # fmt: skip
+            print(
+                f"{network.network:<14}{network.size / 1e6:9.1f} MB{network.seconds:8.1f} s  "
+                f"{kinds}"
+            )
 
         folder = build_bundle(
             path,

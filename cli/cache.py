@@ -28,14 +28,25 @@ UNUSED_DAYS = 14.0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("action", nargs="?", choices=("list", "prune"), default="list",
-                        help="list the graphs (default), or remove those that were not used for "
-                             "two weeks")  # fmt: skip
-    parser.add_argument("--engine-cache", type=named_path, metavar="DIR",
-                        help="folder of graphs, or a bundle (default: the user's cache)"
-                        )  # fmt: skip
-    parser.add_argument("--older-than", type=real, metavar="DAYS",
-                        help="with prune: those that were not used for so long")  # fmt: skip
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=("list", "prune"),
+        default="list",
+        help="list the graphs (default), or remove those that were not used for two weeks",
+    )
+    parser.add_argument(
+        "--engine-cache",
+        type=named_path,
+        metavar="DIR",
+        help="folder of graphs, or a bundle (default: the user's cache)",
+    )
+    parser.add_argument(
+        "--older-than",
+        type=real,
+        metavar="DAYS",
+        help="with prune: those that were not used for so long",
+    )
     parser.add_argument("--all", action="store_true", help="with prune: all that are not in use")
 
 

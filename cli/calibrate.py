@@ -26,18 +26,27 @@ SEED = 0
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE",
-                        help="folder of a float32 bundle, or emoji")  # fmt: skip
-    parser.add_argument("--half", type=bundle_path, metavar="BUNDLE16",
-                        help="float16 bundle of the same checkpoint, to compare with")  # fmt: skip
+    parser.add_argument(
+        "bundle", type=bundle_path, metavar="BUNDLE", help="folder of a float32 bundle, or emoji"
+    )
+    parser.add_argument(
+        "--half",
+        type=bundle_path,
+        metavar="BUNDLE16",
+        help="float16 bundle of the same checkpoint, to compare with",
+    )
     parser.add_argument("--prompt", default="a red apple", metavar="TEXT", help="what to draw")
-    parser.add_argument("--steps", type=integer, default=10, metavar="N",
-                        help="denoising steps (default: 10)")  # fmt: skip
+    parser.add_argument(
+        "--steps", type=integer, default=10, metavar="N", help="denoising steps (default: 10)"
+    )
     parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
     parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
-    parser.add_argument("--json", type=output_file, metavar="FILE",
-                        help="write every tensor's largest magnitude, - for standard output"
-                        )  # fmt: skip
+    parser.add_argument(
+        "--json",
+        type=output_file,
+        metavar="FILE",
+        help="write every tensor's largest magnitude, - for standard output",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,9 +67,13 @@ def run(options: argparse.Namespace) -> int:
     report: dict[str, Any] = {}
     with options_named(**SIZE):
         config = GenerationConfig(
-            options.prompt, height=height, width=width, num_inference_steps=options.steps,
-            seed=SEED, sampler=options.sampler,
-        )  # fmt: skip
+            options.prompt,
+            height=height,
+            width=width,
+            num_inference_steps=options.steps,
+            seed=SEED,
+            sampler=options.sampler,
+        )
         request = Request.resolve(bundle, capabilities(DEFAULT), config)
     engines = _run(bundle, request)
     with redirect_stdout(results([options.json])):
@@ -76,14 +89,16 @@ def run(options: argparse.Namespace) -> int:
                 errors = half_error(half.model(name), [engine.first, engine.last])
                 report[name]["relative_l2_of_half"] = errors
                 first, last = errors
-                print(f"  float16: relative L2 {first:.2e} in the first call, "
-                      f"{last:.2e} in the last")  # fmt: skip
+                print(
+                    f"  float16: relative L2 {first:.2e} in the first call, {last:.2e} in the last"
+                )
     if options.json is not None:
         write_text(options.json, as_json(report) + "\n")
     finite = all(
-        math.isfinite(error) for entry in report.values()
+        math.isfinite(error)
+        for entry in report.values()
         for error in entry.get("relative_l2_of_half", ())
-    )  # fmt: skip
+    )
     return 0 if finite and not any(entry["beyond_float16"] for entry in report.values()) else 1
 
 

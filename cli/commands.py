@@ -63,9 +63,11 @@ def _run(arguments: list[str]) -> int:
         parser.refuse(wanted)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=HelpFormatter,
-        )  # fmt: skip
+        )
         if name == wanted:
             module = import_module(f"bksdm.cli.{name}")
             module.configure(command)

@@ -17,13 +17,27 @@ EXAMPLES = """examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("name", metavar="NAME",
-                        help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m "
-                             "or nano (for tests)")  # fmt: skip
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="DIR",
-                        help="folder to write, which must not exist yet")  # fmt: skip
-    parser.add_argument("--seed", type=integer, default=0, metavar="N",
-                        help="seed of the random weights (default: 0)")  # fmt: skip
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m "
+        "or nano (for tests)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=named_path,
+        required=True,
+        metavar="DIR",
+        help="folder to write, which must not exist yet",
+    )
+    parser.add_argument(
+        "--seed",
+        type=integer,
+        default=0,
+        metavar="N",
+        help="seed of the random weights (default: 0)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

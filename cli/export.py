@@ -34,18 +34,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="diffusers folder, checkpoint in one file (.safetensors, .ckpt), or model id of the "
         "Hugging Face hub",
     )
-    parser.add_argument("-o", "--output", type=named_path, required=True, metavar="BUNDLE",
-                        help="folder to write, which must not exist yet")  # fmt: skip
-    parser.add_argument("--dtype", choices=tuple(PRECISIONS), default="float32",
-                        help="type of weights and arithmetic (default: float32)")  # fmt: skip
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=named_path,
+        required=True,
+        metavar="BUNDLE",
+        help="folder to write, which must not exist yet",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(PRECISIONS),
+        default="float32",
+        help="type of weights and arithmetic (default: float32)",
+    )
     add_hub_options(parser)
     parser.add_argument(
-        "--lora", type=lora_file, action="append", default=[], metavar="FILE[:SCALE]",
+        "--lora",
+        type=lora_file,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
         help="LoRA file, or folder that peft wrote, to merge into the weights; may be repeated",
-    )  # fmt: skip
+    )
     add_part_options(parser)
-    parser.add_argument("--no-safety-checker", action="store_true",
-                        help="do not export the checkpoint's safety checker")  # fmt: skip
+    parser.add_argument(
+        "--no-safety-checker",
+        action="store_true",
+        help="do not export the checkpoint's safety checker",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

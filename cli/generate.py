@@ -38,54 +38,88 @@ DEFAULT_OUTPUT = "image.png"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("--model", type=bundle_path, default=EMOJI, metavar="BUNDLE",
-                        help="folder of a bundle, or emoji, the built-in model, which knows three "
-                             "dozen objects (default: emoji; a folder of that name comes first)"
-                        )  # fmt: skip
-    parser.add_argument("-o", "--output", type=output_target, metavar="FILE",
-                        help="picture to write, as PNG, JPEG or WebP by its extension; - for a PNG "
-                             "on standard output; further images get -2, -3 … before the extension "
-                             f"(default: {DEFAULT_OUTPUT})")  # fmt: skip
-    parser.add_argument("--quality", type=integer, metavar="N",
-                        help="of a JPEG or WebP, 1 to 100 (default: Pillow's, 75 and 80)"
-                        )  # fmt: skip
-    parser.add_argument("--lossless", action="store_true",
-                        help="write a WebP that keeps every pixel")  # fmt: skip
+    parser.add_argument(
+        "--model",
+        type=bundle_path,
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle, or emoji, the built-in model, which knows three "
+        "dozen objects (default: emoji; a folder of that name comes first)",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=output_target,
+        metavar="FILE",
+        help="picture to write, as PNG, JPEG or WebP by its extension; - for a PNG "
+        "on standard output; further images get -2, -3 … before the extension "
+        f"(default: {DEFAULT_OUTPUT})",
+    )
+    parser.add_argument(
+        "--quality",
+        type=integer,
+        metavar="N",
+        help="of a JPEG or WebP, 1 to 100 (default: Pillow's, 75 and 80)",
+    )
+    parser.add_argument(
+        "--lossless", action="store_true", help="write a WebP that keeps every pixel"
+    )
     add_picture_options(parser)
-    parser.add_argument("--prompts", type=input_file, metavar="FILE",
-                        help="draw every line of a file, a prompt each, or a JSON object of "
-                             'options, as {"prompt": "a cat", "seed": 3, "steps": 20}; - for '
-                             "standard input. Line k without a seed gets --seed (default: 0) + "
-                             "k - 1. -o is a folder, or a pattern as pictures/{line}.jpg. Pictures "
-                             "that are already there are kept; manifest.jsonl beside them lists "
-                             "all")  # fmt: skip
-    parser.add_argument("--shard", type=shard, metavar="I/N",
-                        help="with --prompts: draw only the I-th of N equal parts of the lines"
-                        )  # fmt: skip
-    parser.add_argument("--preview", action="store_true",
-                        help="show the picture after every step in the terminal"
-                        )  # fmt: skip
-    parser.add_argument("--save-steps", type=named_path, metavar="DIR",
-                        help="write the picture after every step, and remove the steps that an "
-                             "earlier run left there")  # fmt: skip
-    parser.add_argument("--animate", type=output_file, metavar="FILE.webp",
-                        help="write an animation of the steps")  # fmt: skip
-    parser.add_argument("--decode-steps", action="store_true",
-                        help="decode the steps of --preview, --save-steps and --animate with the "
-                             "VAE: exact, but slow (default: a quick approximation)"
-                        )  # fmt: skip
-    parser.add_argument("--no-safety-checker", action="store_true",
-                        help="do not load the model's safety checker")  # fmt: skip
-    parser.add_argument("--force", action="store_true",
-                        help="start even if the picture seems to need more memory than is free"
-                        )  # fmt: skip
-    parser.add_argument("--engine", default="onnxruntime",
-                        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
-                             "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
-                             "tensorrt after `bksdm build` (default: onnxruntime)")  # fmt: skip
+    parser.add_argument(
+        "--prompts",
+        type=input_file,
+        metavar="FILE",
+        help="draw every line of a file, a prompt each, or a JSON object of "
+        'options, as {"prompt": "a cat", "seed": 3, "steps": 20}; - for '
+        "standard input. Line k without a seed gets --seed (default: 0) + "
+        "k - 1. -o is a folder, or a pattern as pictures/{line}.jpg. Pictures "
+        "that are already there are kept; manifest.jsonl beside them lists "
+        "all",
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard,
+        metavar="I/N",
+        help="with --prompts: draw only the I-th of N equal parts of the lines",
+    )
+    parser.add_argument(
+        "--preview", action="store_true", help="show the picture after every step in the terminal"
+    )
+    parser.add_argument(
+        "--save-steps",
+        type=named_path,
+        metavar="DIR",
+        help="write the picture after every step, and remove the steps that an "
+        "earlier run left there",
+    )
+    parser.add_argument(
+        "--animate", type=output_file, metavar="FILE.webp", help="write an animation of the steps"
+    )
+    parser.add_argument(
+        "--decode-steps",
+        action="store_true",
+        help="decode the steps of --preview, --save-steps and --animate with the "
+        "VAE: exact, but slow (default: a quick approximation)",
+    )
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="do not load the model's safety checker"
+    )
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="start even if the picture seems to need more memory than is free",
+    )
+    parser.add_argument(
+        "--engine",
+        default="onnxruntime",
+        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
+        "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
+        "tensorrt after `bksdm build` (default: onnxruntime)",
+    )
     add_engine_cache_option(parser)
-    parser.add_argument("--threads", type=threads, metavar="N",
-                        help="CPU threads (default: physical cores)")  # fmt: skip
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

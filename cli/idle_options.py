@@ -24,13 +24,17 @@ def refuse_idle(options: argparse.Namespace) -> None:
     """
     shows_steps = options.preview or options.save_steps or options.animate
     if options.decode_steps and not shows_steps:
-        raise RequestError("--decode-steps does nothing without --preview, --save-steps or "
-                           "--animate; add one of them")  # fmt: skip
+        raise RequestError(
+            "--decode-steps does nothing without --preview, --save-steps or "
+            "--animate; add one of them"
+        )
     if options.prompts is None and options.shard is not None:
         raise RequestError("--shard does nothing without --prompts FILE")
     if options.prompts is not None and shows_steps:
-        raise RequestError("--preview, --save-steps and --animate are for single pictures; leave "
-                           "them out of --prompts")  # fmt: skip
+        raise RequestError(
+            "--preview, --save-steps and --animate are for single pictures; leave "
+            "them out of --prompts"
+        )
 
 
 def warn_of_idle(config: GenerationConfig, scheduler: Mapping[str, Any]) -> None:
@@ -48,12 +52,17 @@ def warn_of_idle(config: GenerationConfig, scheduler: Mapping[str, Any]) -> None
         _warn("--eta does nothing with this sampler; ddim and tcd use it")
     if config.guidance_scale > 1:
         return
-    given = {"--negative": config.negative_prompt, "--guidance-rescale": config.guidance_rescale,
-             "--guidance-interval": config.guidance_interval}  # fmt: skip
+    given = {
+        "--negative": config.negative_prompt,
+        "--guidance-rescale": config.guidance_rescale,
+        "--guidance-interval": config.guidance_interval,
+    }
     for flag, value in given.items():
         if value:
-            _warn(f"{flag} does nothing without guidance; --guidance {config.guidance_scale:g} "
-                  "turns it off")  # fmt: skip
+            _warn(
+                f"{flag} does nothing without guidance; --guidance {config.guidance_scale:g} "
+                "turns it off"
+            )
 
 
 def _warn(message: str) -> None:

@@ -25,10 +25,14 @@ WEIGHTS = (".safetensors", ".ckpt")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("path", type=input_file, metavar="BUNDLE_OR_PICTURE",
-                        help="folder of a bundle, or emoji; or a picture that `bksdm generate` or "
-                             "A1111's WebUI made, of which the command to draw it again is printed "
-                             "too; - for standard input")  # fmt: skip
+    parser.add_argument(
+        "path",
+        type=input_file,
+        metavar="BUNDLE_OR_PICTURE",
+        help="folder of a bundle, or emoji; or a picture that `bksdm generate` or "
+        "A1111's WebUI made, of which the command to draw it again is printed "
+        "too; - for standard input",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -12,16 +12,25 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.validation import shown
 
-METAVARS = {"height": "PIXELS", "width": "PIXELS", "seed": "N[,N…]", "timesteps": "N,N…",
-            "sigmas": "X,X…", "fast": "LEVEL",
-            "guidance_interval": "FROM:TO", "sampler": "NAME", "negative_prompt": "TEXT",
-            "guidance_scale": "SCALE"}  # fmt: skip
+METAVARS = {
+    "height": "PIXELS",
+    "width": "PIXELS",
+    "seed": "N[,N…]",
+    "timesteps": "N,N…",
+    "sigmas": "X,X…",
+    "fast": "LEVEL",
+    "guidance_interval": "FROM:TO",
+    "sampler": "NAME",
+    "negative_prompt": "TEXT",
+    "guidance_scale": "SCALE",
+}
 BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
 BY_NAME: dict[str, Callable[[str], Any]] = {
-    "seed": str, "guidance_interval": str,
+    "seed": str,
+    "guidance_interval": str,
     "timesteps": lambda text: tuple(map(integer, text.split(","))),
     "sigmas": lambda text: tuple(map(real, text.split(","))),
-}  # fmt: skip
+}
 
 
 def flags(name: str) -> tuple[str, ...]:
@@ -40,9 +49,13 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     # With "*", one that stands behind an option is not found.
     positional.required = False
     parser.add_argument(
-        *flags("prompt"), dest="more_prompts", action="append", default=[], metavar="PROMPT",
+        *flags("prompt"),
+        dest="more_prompts",
+        action="append",
+        default=[],
+        metavar="PROMPT",
         help="the same as a flag, for a prompt that begins with a dash; may be repeated",
-    )  # fmt: skip
+    )
     for name, option in OPTIONS.items():
         if not option.flag:
             continue
@@ -53,16 +66,24 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
             continue
         parse = BY_NAME.get(name, BY_TYPE.get(kind, str))
         parser.add_argument(
-            *flags(name), dest=name, type=parse, default=default,
+            *flags(name),
+            dest=name,
+            type=parse,
+            default=default,
             metavar=METAVARS.get(name, "N" if kind is int else "X"),
             help=f"{option.help} ({option.values}"
-                 f"{'' if default is None else f'; default: {default:g}'})",
-        )  # fmt: skip
+            f"{'' if default is None else f'; default: {default:g}'})",
+        )
     parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
     for name, option in INPUTS.items():
         if option.flag:
-            parser.add_argument(option.flag, dest=name, type=input_file, metavar="FILE",
-                                help=f"{option.help}; - for standard input")  # fmt: skip
+            parser.add_argument(
+                option.flag,
+                dest=name,
+                type=input_file,
+                metavar="FILE",
+                help=f"{option.help}; - for standard input",
+            )
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:

@@ -27,9 +27,11 @@ class Progress(Protocol):
     def __enter__(self) -> Progress: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> object: ...  # fmt: skip
+    ) -> object: ...
 
 
 def progress(desc: str, unit: str, total: float | None = None, delay: float = 0.5) -> Progress:

@@ -118,9 +118,14 @@ class PromptRun:
         """Return how a picture of a line is listed."""
         own = self.recorder.record(job.config, index).own
         return Entry(
-            numbered(job.path, index).name, hashlib.sha256(content).hexdigest(), job.line, index,
-            job.config.to_dict(), own["model"], own["model_digest"],
-        )  # fmt: skip
+            numbered(job.path, index).name,
+            hashlib.sha256(content).hexdigest(),
+            job.line,
+            index,
+            job.config.to_dict(),
+            own["model"],
+            own["model_digest"],
+        )
 
     def there(self, job: Job, listed: Mapping[str, Entry]) -> list[Entry] | None:
         """Return the pictures of a line if all of them are there, whole and with equal options."""

@@ -89,10 +89,11 @@ class Recorder:
         return {
             "safety_checker": checked if result.nsfw_content_detected is None else "passed",
             "engine": ", ".join(
-                engines if len(engines) == 1
+                engines
+                if len(engines) == 1
                 else (f"{network}: {engine}" for network, engine in result.engines.items())
             ),
-        }  # fmt: skip
+        }
 
 
 def recorded(config: GenerationConfig, index: int) -> dict[str, str]:

@@ -127,9 +127,11 @@ def _drawn(values: Mapping[str, str], prompts: list[str]) -> list[str]:
     defaults = {name: spelled(name, value) for name, value in DEFAULTS.items()}
     fast = values.get("fast", "0")
     level = FAST_LEVELS[int(fast)] if fast in map(str, range(len(FAST_LEVELS))) else FAST_LEVELS[0]
-    defaults |= {"negative_prompt": "", "clip_skip": "0",
-                 "guidance_interval": spelled("guidance_interval", (0.0, level.guided_until))
-                 }  # fmt: skip
+    defaults |= {
+        "negative_prompt": "",
+        "clip_skip": "0",
+        "guidance_interval": spelled("guidance_interval", (0.0, level.guided_until)),
+    }
     size = "width" in values and "height" in values
     for name, option in OPTIONS.items():
         value = values.get(name)

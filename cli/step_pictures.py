@@ -48,8 +48,9 @@ class StepPictures:
     ) -> None:
         named = animation is None or animation.suffix.lower() == ".webp"
         if animation is not None and not named and is_replaced(animation):
-            raise RequestError(f"--animate writes WebP; name a file that ends in .webp, "
-                               f"not {animation}")  # fmt: skip
+            raise RequestError(
+                f"--animate writes WebP; name a file that ends in .webp, not {animation}"
+            )
         if animation is not None and not features.check("webp"):
             raise RequestError("--animate needs a Pillow that was built with WebP")
         if folder is not None:
@@ -145,7 +146,12 @@ def _save_animation(frames: list[Image.Image], path: Path) -> None:
     durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
     written = io.BytesIO()
     frames[0].save(
-        written, format="WEBP", save_all=True, append_images=frames[1:], duration=durations,
-        loop=0, quality=90,
-    )  # fmt: skip
+        written,
+        format="WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        quality=90,
+    )
     write_output(path, written.getvalue())

@@ -39,29 +39,59 @@ COMPARED = ("revision", "variant", "token", "steps", "sampler", "lora")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument("bundle", type=bundle_path, metavar="BUNDLE", nargs="?",
-                        help="folder of a bundle, or emoji; not with --all")  # fmt: skip
-    parser.add_argument("--against", type=checkpoint, metavar="SOURCE",
-                        help="diffusers folder, checkpoint in one file, or model id of the hub, "
-                             "from which the bundle was exported")  # fmt: skip
+    parser.add_argument(
+        "bundle",
+        type=bundle_path,
+        metavar="BUNDLE",
+        nargs="?",
+        help="folder of a bundle, or emoji; not with --all",
+    )
+    parser.add_argument(
+        "--against",
+        type=checkpoint,
+        metavar="SOURCE",
+        help="diffusers folder, checkpoint in one file, or model id of the hub, "
+        "from which the bundle was exported",
+    )
     add_hub_options(parser)
-    parser.add_argument("--steps", type=integer, metavar="N",
-                        help="denoising steps of the picture to compare (default: 2)")  # fmt: skip
-    parser.add_argument("--sampler", metavar="NAME",
-                        help="its sampler (default: the checkpoint's own)")  # fmt: skip
-    parser.add_argument("--lora", type=lora_file, action="append", default=[],
-                        metavar="FILE[:SCALE]",
-                        help="LoRA that the bundle was exported with; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--steps",
+        type=integer,
+        metavar="N",
+        help="denoising steps of the picture to compare (default: 2)",
+    )
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="its sampler (default: the checkpoint's own)"
+    )
+    parser.add_argument(
+        "--lora",
+        type=lora_file,
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="LoRA that the bundle was exported with; may be repeated",
+    )
     add_engine_cache_option(parser)
     add_part_options(parser)
-    parser.add_argument("--integrity", action="store_true",
-                        help="compare every file of the bundle with the checksums of the export; "
-                             "needs no --against")  # fmt: skip
-    parser.add_argument("--all", action="store_true",
-                        help="instead of a bundle, compare every sampler with text, image and mask "
-                             "on a small random model and the built-in one")  # fmt: skip
-    parser.add_argument("-o", "--output", type=output_file, metavar="FILE",
-                        help="with --all: page to write, - for standard output")  # fmt: skip
+    parser.add_argument(
+        "--integrity",
+        action="store_true",
+        help="compare every file of the bundle with the checksums of the export; "
+        "needs no --against",
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="instead of a bundle, compare every sampler with text, image and mask "
+        "on a small random model and the built-in one",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help="with --all: page to write, - for standard output",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -98,11 +128,17 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.export.verify import verify
 
     report, passed = verify(
-        options.bundle, options.against, options.revision, steps, options.sampler,
-        [split_scale(text) for text in options.lora], options.variant, options.token,
+        options.bundle,
+        options.against,
+        options.revision,
+        steps,
+        options.sampler,
+        [split_scale(text) for text in options.lora],
+        options.variant,
+        options.token,
         parts_of(options),
         options.engine_cache,
-    )  # fmt: skip
+    )
     print(printable(report, kept="\n"))
     return 0 if passed else 1
 

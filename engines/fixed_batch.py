@@ -59,9 +59,11 @@ def with_any_batch(engine: Engine, network: str) -> Engine:
 
 
 def _with_any_batch(specs: Mapping[str, TensorSpec], rows: int) -> Mapping[str, TensorSpec]:
-    return MappingProxyType({
-        name: TensorSpec(spec.dtype, ("batch", *spec.shape[1:]))
-        if spec.shape[:1] == (rows,)
-        else spec
-        for name, spec in specs.items()
-    })  # fmt: skip
+    return MappingProxyType(
+        {
+            name: TensorSpec(spec.dtype, ("batch", *spec.shape[1:]))
+            if spec.shape[:1] == (rows,)
+            else spec
+            for name, spec in specs.items()
+        }
+    )

@@ -244,12 +244,21 @@ def _opened_by(provider: str) -> Open:
 PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 BACKENDS = (
     Backend(
-        Capabilities("onnxruntime", feature_reuse=True), PACKAGES, "", RULES["cpu"],
-        _opened_by("cpu"), on_cpu=True,
+        Capabilities("onnxruntime", feature_reuse=True),
+        PACKAGES,
+        "",
+        RULES["cpu"],
+        _opened_by("cpu"),
+        on_cpu=True,
     ),
     *(
-        Backend(Capabilities(f"onnxruntime:{provider}"), PACKAGES, "", RULES[provider],
-                _opened_by(provider))
+        Backend(
+            Capabilities(f"onnxruntime:{provider}"),
+            PACKAGES,
+            "",
+            RULES[provider],
+            _opened_by(provider),
+        )
         for provider in ("cuda", "tensorrt")
     ),
-)  # fmt: skip
+)

@@ -176,10 +176,13 @@ def _reason(error: Exception) -> str:
 
 BACKENDS = (
     Backend(
-        Capabilities("openvino", feature_reuse=True), ("openvino",), "openvino", RULES,
+        Capabilities("openvino", feature_reuse=True),
+        ("openvino",),
+        "openvino",
+        RULES,
         lambda model, threads, cache, made_for, variant: OpenVinoEngine(
             model, threads, made_for, cache, variant
         ),
         on_cpu=True,
     ),
-)  # fmt: skip
+)

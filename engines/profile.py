@@ -57,8 +57,12 @@ class Profile:
             [_integer("--size", found[axis], PIXELS_PER_LATENT) for found in sizes if found]
             for axis in (1, 2)
         )
-        return cls(*(_rising(name, values) for name, values in
-                     (("--batch", counts), ("--size", heights), ("--size", widths))))  # fmt: skip
+        return cls(
+            *(
+                _rising(name, values)
+                for name, values in (("--batch", counts), ("--size", heights), ("--size", widths))
+            )
+        )
 
     @classmethod
     def read(cls, name: str) -> Profile:
@@ -76,10 +80,8 @@ class Profile:
         """Whether a call with so many images of that size in pixels can run."""
         return all(
             limits.low <= value <= limits.high
-            for limits, value in (
-                (self.batch, images), (self.height, height), (self.width, width)
-            )
-        )  # fmt: skip
+            for limits, value in ((self.batch, images), (self.height, height), (self.width, width))
+        )
 
     def axis(self, component: str, symbol: str) -> Range:
         """Return the values of one dynamic axis of a bundle's graph.

@@ -159,8 +159,11 @@ def _name_folded(model: onnx_ir.Model, network: Network) -> None:
             same = form.shape == stored.shape and np.array_equal(form[0], stored[0])
             if same and np.array_equal(form, stored):
                 value.name = name
-                forms = {key: f for key, f in forms.items() if key.removesuffix(".T")
-                         != name.removesuffix(".T")}  # fmt: skip
+                forms = {
+                    key: f
+                    for key, f in forms.items()
+                    if key.removesuffix(".T") != name.removesuffix(".T")
+                }
                 break
 
 

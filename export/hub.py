@@ -9,8 +9,12 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.library_errors import reason
 
 _SMALL_FILES = (
-    "model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*", "feature_extractor/*",
-)  # fmt: skip
+    "model_index.json",
+    "*/config.json",
+    "scheduler/*.json",
+    "tokenizer/*",
+    "feature_extractor/*",
+)
 # By the class of the hub's errors, the special before the general.
 _ADVICE = {
     "GatedRepoError": "accept its conditions on its web page, and pass --token",

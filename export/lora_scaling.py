@@ -21,8 +21,15 @@ PEFT_PREFIX = "base_model.model."
 # peft's ways to start a training that change the network's own weights as well.
 _CHANGES_NETWORK = ("pissa", "olora", "corda", "loftq", "lora_ga")
 # Fields of peft's that make more of the factors than a product, or of the network.
-_NOT_PLAIN = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication",
-              "monteclora_config", "use_bdlora", "use_qalora")  # fmt: skip
+_NOT_PLAIN = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "use_bdlora",
+    "use_qalora",
+)
 # Without groups no pattern takes longer than the square of a name's length or so.
 _PATTERN = re.compile(r"[\w.\\^$*+?|\[\]-]{1,200}")
 _LARGEST = 1e30

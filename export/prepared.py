@@ -102,9 +102,14 @@ def prepared(
                 rest = unpacked
                 rest.mkdir()
                 unpack(
-                    checkpoint, rest, parts.config, parts.tokenizer, parts.ema, parts.vae is None,
+                    checkpoint,
+                    rest,
+                    parts.config,
+                    parts.tokenizer,
+                    parts.ema,
+                    parts.vae is None,
                     report,
-                )  # fmt: skip
+                )
             if parts.vae:
                 _place_vae(parts.vae, whole / "vae")
             if embeddings:

@@ -89,9 +89,13 @@ def resolve(
         raise ExportError(f"{name}: no such file")
     elif _HUB_ID.fullmatch(name) and not _PLACE.match(name):
         folder = fetch(
-            name, revision, token, partial(_wanted, name, safety_checker, variant),
-            lambda small: _validate_unet(small / "unet" / "config.json"), report,
-        )  # fmt: skip
+            name,
+            revision,
+            token,
+            partial(_wanted, name, safety_checker, variant),
+            lambda small: _validate_unet(small / "unet" / "config.json"),
+            report,
+        )
     else:
         raise ExportError(
             f"{name!r} is neither a folder nor a hub id (owner/name): no such folder; {_SUPPORTED}"

@@ -41,8 +41,12 @@ def tokenizer_texts(files: TokenizerFiles) -> dict[str, str]:
         **files.named,
         "added_tokens_decoder": {
             str(index): {
-                "content": token.content, "lstrip": token.lstrip, "normalized": token.normalized,
-                "rstrip": token.rstrip, "single_word": token.single_word, "special": token.special,
+                "content": token.content,
+                "lstrip": token.lstrip,
+                "normalized": token.normalized,
+                "rstrip": token.rstrip,
+                "single_word": token.single_word,
+                "special": token.special,
             }
             for index, token in added
         },
@@ -55,7 +59,7 @@ def tokenizer_texts(files: TokenizerFiles) -> dict[str, str]:
         "split_special_tokens": backend.encode_special_tokens,
         "tokenizer_class": "CLIPTokenizer",
         "truncation_side": "left" if files.cuts_left else "right",
-    }  # fmt: skip
+    }
     return {
         "tokenizer.json": backend.to_str(pretty=True) + "\n",
         "vocab.json": json.dumps(in_order, ensure_ascii=False) + "\n",

@@ -120,8 +120,10 @@ def _sharded(files: Collection[str], stem: str, suffix: str, mark: str) -> list[
 def variants(files: Iterable[str]) -> set[str]:
     """Return the variants of which a listing has weights for some network."""
     stems = "|".join({stem for pair in _STEMS.values() for stem in pair})
-    pattern = re.compile(rf"({'|'.join(_STEMS)})/({stems})({_SHARD})?\.(?P<variant>[^./]+?)"
-                         rf"({_SHARD})?\.(safetensors|bin)")  # fmt: skip
+    pattern = re.compile(
+        rf"({'|'.join(_STEMS)})/({stems})({_SHARD})?\.(?P<variant>[^./]+?)"
+        rf"({_SHARD})?\.(safetensors|bin)"
+    )
     return {match["variant"] for file in files if (match := pattern.fullmatch(file))}
 
 

@@ -18,9 +18,16 @@ from bksdm.optimize.writer import Writer
 
 
 def write_blocked_tiles(
-    w: Writer, name: str, shared: str, x: str, choice: Choice, pads: list[int], block: int,
-    *, alone: bool = False,
-) -> str:  # fmt: skip
+    w: Writer,
+    name: str,
+    shared: str,
+    x: str,
+    choice: Choice,
+    pads: list[int],
+    block: int,
+    *,
+    alone: bool = False,
+) -> str:
     """Write a convolution of a picture in blocks, and return its result.
 
     Parameters
@@ -64,14 +71,28 @@ def _transform(
     top, left, bottom, right = pads
     taps = w.constant(f"{tile.name}:taps", tile.bt.reshape(side, 1, 1, reach, 1))
     deep = w.add("Unsqueeze", f"{name}:deep", x, w.whole(1))
-    rows = w.add("Conv", f"{name}:rows", deep, taps, kernel_shape=[1, reach, 1],
-                 strides=[1, tile.step, 1], pads=[0, top, 0, 0, bottom, 0])  # fmt: skip
+    rows = w.add(
+        "Conv",
+        f"{name}:rows",
+        deep,
+        taps,
+        kernel_shape=[1, reach, 1],
+        strides=[1, tile.step, 1],
+        pads=[0, top, 0, 0, bottom, 0],
+    )
     row = w.once("Shape", f"{shared}:row", x, start=3)
     width = w.once("Div", f"{shared}:width", row, w.whole(block))
     pixels = w.once("Concat", f"{shared}:pixels", w.whole(0, 1, -1), width, w.whole(block), axis=0)
     lines = w.add("Reshape", f"{name}:lines", rows, pixels)
-    return w.add("Conv", f"{name}:tiles", lines, taps, kernel_shape=[1, reach, 1],
-                 strides=[1, tile.step, 1], pads=[0, left, 0, 0, right, 0])  # fmt: skip
+    return w.add(
+        "Conv",
+        f"{name}:tiles",
+        lines,
+        taps,
+        kernel_shape=[1, reach, 1],
+        strides=[1, tile.step, 1],
+        pads=[0, left, 0, 0, right, 0],
+    )
 
 
 def _output_matrix(tile: Tile) -> NDArray[np.floating[Any]]:
@@ -83,16 +104,23 @@ def _output_matrix(tile: Tile) -> NDArray[np.floating[Any]]:
 
 
 def _place(
-    w: Writer, name: str, shared: str, product: str, across: str, tile: Tile, blocks: int,
+    w: Writer,
+    name: str,
+    shared: str,
+    product: str,
+    across: str,
+    tile: Tile,
+    blocks: int,
     block: int,
-) -> str:  # fmt: skip
+) -> str:
     """Write Aᵀ M A as one product over the points, and its values to their places in each tile."""
     m = tile.size
     flat = w.add("Reshape", f"{name}:points", product, w.whole(0, tile.points, -1))
     outer = w.constant(f"{tile.name}:output of blocks", _output_matrix(tile))
     results = w.add("MatMul", f"{name}:results", outer, flat)
-    grid = w.once("Concat", f"{shared}:grid", w.whole(0, m, m, blocks, -1), across,
-                  w.whole(block), axis=0)  # fmt: skip
+    grid = w.once(
+        "Concat", f"{shared}:grid", w.whole(0, m, m, blocks, -1), across, w.whole(block), axis=0
+    )
     values = w.add("Reshape", f"{name}:values", results, grid)
     placed = w.add("Transpose", f"{name}:placed", values, perm=[0, 3, 4, 1, 5, 2, 6])
     row = w.once("Mul", f"{shared}:row out", across, w.whole(m * block))
@@ -101,9 +129,15 @@ def _place(
 
 
 def _place_alone(
-    w: Writer, name: str, shared: str, product: str, across: str, tile: Tile, blocks: int,
+    w: Writer,
+    name: str,
+    shared: str,
+    product: str,
+    across: str,
+    tile: Tile,
+    blocks: int,
     block: int,
-) -> str:  # fmt: skip
+) -> str:
     """Write the same with operators that run on all threads, unlike a transposition.
 
     A product for each row of tiles leaves rows in place; what brings pictures with channels last
@@ -114,8 +148,9 @@ def _place_alone(
     grid = w.once("Concat", f"{shared}:grid", w.whole(tile.points, -1, 1), of_blocks, axis=0)
     flat = w.add("Reshape", f"{name}:points", product, grid)
     outer = w.constant(f"{tile.name}:output of a row", _output_matrix(tile)[None, None])
-    results = w.add("FusedMatMul", f"{name}:results", outer, flat, transBatchB=1,
-                    domain="com.microsoft")  # fmt: skip
+    results = w.add(
+        "FusedMatMul", f"{name}:results", outer, flat, transBatchB=1, domain="com.microsoft"
+    )
     values = w.add("Reshape", f"{name}:values", results, w.whole(-1, 1, m, 0))
     placed = w.add("ReorderInput", f"{name}:placed", values, domain=DOMAIN, channels_last=1)
     row = w.once("Mul", f"{shared}:row out", of_blocks, w.whole(m))

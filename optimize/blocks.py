@@ -29,8 +29,9 @@ def block_size() -> int:
     reorder = helper.make_node("ReorderInput", ["x"], ["y"], domain=DOMAIN)
     model = helper.make_model(
         helper.make_graph([reorder], "blocks", [x], [y]),
-        opset_imports=[helper.make_opsetid(DOMAIN, 1)], ir_version=10,
-    )  # fmt: skip
+        opset_imports=[helper.make_opsetid(DOMAIN, 1)],
+        ir_version=10,
+    )
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(
@@ -66,8 +67,9 @@ def from_picture(w: Writer, name: str, x: str, blocks: int) -> str:
 
 def convolve(w: Writer, name: str, picture: str, *filters: str, group: int = 1) -> str:
     """Write a convolution without padding; a filter and a bias are in blocks, too."""
-    return w.add("Conv", name, picture, *filters, domain=DOMAIN, group=group,
-                 strides=[1, 1], pads=[0] * 4)  # fmt: skip
+    return w.add(
+        "Conv", name, picture, *filters, domain=DOMAIN, group=group, strides=[1, 1], pads=[0] * 4
+    )
 
 
 def pixel_filter(
@@ -87,6 +89,10 @@ def order_filter(w: Writer, weight: str, channels: tuple[int, int], taps: int, b
     missing, padded = -out % block, weight
     if missing:
         padded = w.once("Pad", f"{weight}:padded", weight, w.whole(*[0] * 4, missing, *[0] * 3))
-    apart = w.once("Reshape", f"{weight}:apart", padded,
-                  w.whole((out + missing) // block, block, into // block, block, taps))  # fmt: skip
+    apart = w.once(
+        "Reshape",
+        f"{weight}:apart",
+        padded,
+        w.whole((out + missing) // block, block, into // block, block, taps),
+    )
     return w.once("Transpose", f"{weight}:ordered", apart, perm=[0, 2, 3, 1, 4])

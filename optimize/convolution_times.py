@@ -88,10 +88,17 @@ def _graph(
     nodes = [node]
     if found.doubling is not None:
         weights["scales"] = np.array([1, 1, 2, 2], np.float32)
-        nodes.insert(0, helper.make_node(
-            "Resize", ["x", "", "scales"], ["doubled"], mode="nearest",
-            coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-        ))  # fmt: skip
+        nodes.insert(
+            0,
+            helper.make_node(
+                "Resize",
+                ["x", "", "scales"],
+                ["doubled"],
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            ),
+        )
     shapes: dict[str, list[str | int | None]] = {
         "x": ["batch", into, "height", "width"],
         "y": ["batch", out, "height", "width"],

@@ -115,13 +115,17 @@ def _write(w: Writer, gate: _FeedForward, count: int) -> None:
     halves = [
         tuple(
             w.add(
-                "Slice", f"{part}:{half}", part, w.whole(half * width),
-                w.whole((half + 1) * width), w.whole(axis),
+                "Slice",
+                f"{part}:{half}",
+                part,
+                w.whole(half * width),
+                w.whole((half + 1) * width),
+                w.whole(axis),
             )
             for part, axis in zip(gate.up, (1, 0), strict=True)
         )
         for half in range(2)
-    ]  # fmt: skip
+    ]
     shape = w.add("Shape", f"{name}:shape", gate.x)
     last = w.add("Gather", f"{name}:last", shape, w.whole(-1))
     flat = w.add("Concat", f"{name}:flat_shape", w.whole(-1), last, axis=0)

@@ -47,7 +47,9 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
         nodes += [
             helper.make_node("Reshape", [x, split], [f"{name}:groups"]),
             helper.make_node(
-                "InstanceNormalization", [f"{name}:groups", ones, zeros], [f"{name}:normal"],
+                "InstanceNormalization",
+                [f"{name}:groups", ones, zeros],
+                [f"{name}:normal"],
                 epsilon=settings.get("epsilon", 1e-5),
             ),
             helper.make_node("Reshape", [f"{name}:normal", channels], [f"{name}:channels"]),
@@ -57,7 +59,7 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
             helper.make_node("Add", [f"{name}:scaled", f"{name}:beta"], [f"{name}:shifted"]),
             helper.make_node("Shape", [x], [f"{name}:shape"]),
             helper.make_node("Reshape", [f"{name}:shifted", f"{name}:shape"], [name]),
-        ]  # fmt: skip
+        ]
         replaced += 1
     graph.initializer.extend(single.values())
     del graph.node[:]

@@ -17,9 +17,19 @@ LARGEST = float(np.finfo(np.float16).max)
 """65504; float16 rounds anything from 65520 on to infinity."""
 
 MOVES = {
-    "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze",
-    "Tile", "Transpose", "Unsqueeze",
-}  # fmt: skip
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+}
 """Operators that only move values."""
 
 
@@ -75,8 +85,9 @@ def tensor_types(model: onnx.ModelProto) -> dict[str, int]:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
         variables = {
             _formal(schema.inputs, i).type_str: types[name]
-            for i, name in enumerate(node.input) if name
-        }  # fmt: skip
+            for i, name in enumerate(node.input)
+            if name
+        }
         for i, name in enumerate(node.output):
             stated = _formal(schema.outputs, i).type_str
             types[name] = (

@@ -161,8 +161,11 @@ def validate_targets(targets: Sequence[str]) -> dict[str, Any]:
         There is none, or one is unknown; lists the known.
     """
     trt = load_module("tensorrt-rtx")
-    known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items()
-             if name.startswith("SM")}  # fmt: skip
+    known = {
+        name.lower(): value
+        for name, value in trt.ComputeCapability.__members__.items()
+        if name.startswith("SM")
+    }
     unknown = [target for target in targets if target not in known]
     if unknown or not targets:
         raise EngineError(
@@ -188,10 +191,11 @@ def _shapes(
     for index in range(network.num_inputs):
         name = network.get_input(index).name
         ranges = [
-            (d.dim_value,) * 3 if d.HasField("dim_value")
+            (d.dim_value,) * 3
+            if d.HasField("dim_value")
             else profile.axis(component, d.dim_param).values
             for d in axes[name]
-        ]  # fmt: skip
+        ]
         low, typical, high = ([r[i] for r in ranges] for i in range(3))
         shapes.set_shape(name, low, typical, high)
     return shapes

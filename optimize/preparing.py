@@ -246,8 +246,11 @@ def _take_weights(proto: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...
         place = external_place(weight)
         dtype = helper.tensor_dtype_to_np_dtype(weight.data_type).name
         places[weight.name] = (
-            dtype, tuple(weight.dims), place["location"], int(place.get("offset", 0)),
-        )  # fmt: skip
+            dtype,
+            tuple(weight.dims),
+            place["location"],
+            int(place.get("offset", 0)),
+        )
         graph.input.append(
             helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
         )

@@ -149,11 +149,13 @@ def _watch(model: onnx.ModelProto, types: Mapping[str, int]) -> list[str]:
     flat = "ranges:flat"
     graph.initializer.append(helper.make_tensor(flat, TensorProto.INT64, [1], [1]))
     for name in names:
-        graph.node.extend([
-            helper.make_node("Abs", [name], [f"{name}:abs"]),
-            helper.make_node("ReduceMax", [f"{name}:abs"], [f"{name}:max"], keepdims=0),
-            helper.make_node("Reshape", [f"{name}:max", flat], [f"{name}:range"]),
-        ])  # fmt: skip
+        graph.node.extend(
+            [
+                helper.make_node("Abs", [name], [f"{name}:abs"]),
+                helper.make_node("ReduceMax", [f"{name}:abs"], [f"{name}:max"], keepdims=0),
+                helper.make_node("Reshape", [f"{name}:max", flat], [f"{name}:range"]),
+            ]
+        )
     parts = [f"{name}:range" for name in names]
     graph.node.append(helper.make_node("Concat", parts, [_RANGES], axis=0))
     graph.output.append(helper.make_tensor_value_info(_RANGES, TensorProto.FLOAT, [len(names)]))

@@ -207,9 +207,12 @@ class _RowTiles:
         names = [f"{name}:{i}" for i in range(n)]
         blocked = enter(w, f"{name}:entered", name, channels, self.block)
         w.nodes.append(helper.make_node("Split", [blocked, sizes], names, axis=2))
-        area = w.add("ReduceProd", f"{name}:area", w.add(
-            "Shape", f"{name}:sides", name, start=2, end=4
-        ), keepdims=1)  # fmt: skip
+        area = w.add(
+            "ReduceProd",
+            f"{name}:area",
+            w.add("Shape", f"{name}:sides", name, start=2, end=4),
+            keepdims=1,
+        )
         w.add("Cast", "tiles:area", area, to=onnx.TensorProto.FLOAT)
         self.tiles[name], self.channels[name], self.doubled[name] = names, channels, 0
 
@@ -263,12 +266,12 @@ class _RowTiles:
         first, last = index == 0, index == self.count - 1
         if not first:
             above = tiles[index - 1]
-            parts.insert(0, w.add("Slice", f"{name}:above", above, w.whole(-1),
-                                  w.whole(2**31), w.whole(2)))  # fmt: skip
+            parts.insert(
+                0, w.add("Slice", f"{name}:above", above, w.whole(-1), w.whole(2**31), w.whole(2))
+            )
         if not last:
             below = tiles[index + 1]
-            parts.append(w.add("Slice", f"{name}:below", below, w.whole(0), w.whole(1),
-                               w.whole(2)))  # fmt: skip
+            parts.append(w.add("Slice", f"{name}:below", below, w.whole(0), w.whole(1), w.whole(2)))
         joined = parts[0]
         if len(parts) > 1:
             joined = w.add("Concat", f"{name}:joined", *parts, axis=2)
@@ -300,24 +303,35 @@ class _RowTiles:
             sums.append(w.add("ReduceSum", f"{name}:{index}:sum", lanes, w.whole(2)))
             squares.append(convolve(w, f"{name}:{index}:squares", picture, itself, group=channels))
         total, second = (
-            w.add("ReduceSum", f"{name}:{kind}:group", w.add(
-                "Reshape", f"{name}:{kind}:groups", w.add("Sum", f"{name}:{kind}", *found),
-                w.whole(-1, groups, channels // groups),
-            ), w.whole(2))
+            w.add(
+                "ReduceSum",
+                f"{name}:{kind}:group",
+                w.add(
+                    "Reshape",
+                    f"{name}:{kind}:groups",
+                    w.add("Sum", f"{name}:{kind}", *found),
+                    w.whole(-1, groups, channels // groups),
+                ),
+                w.whole(2),
+            )
             for kind, found in (("sum", sums), ("squares", squares))
-        )  # fmt: skip
+        )
         pixels = np.float64(channels // groups * 4 ** self.doubled[node.input[0]])
-        count = w.add("Mul", f"{name}:count", "tiles:area",
-                      w.constant(f"tiles:{pixels:g}", pixels))  # fmt: skip
+        count = w.add("Mul", f"{name}:count", "tiles:area", w.constant(f"tiles:{pixels:g}", pixels))
         mean = w.add("Div", f"{name}:mean", total, count)
         square = w.add("Mul", f"{name}:square", mean, mean)
         # Rounding may leave a group of equal values a variance below zero.
-        variance = w.add("Relu", f"{name}:variance", w.add(
-            "Sub", f"{name}:difference", w.add("Div", f"{name}:second", second, count), square
-        ))  # fmt: skip
+        variance = w.add(
+            "Relu",
+            f"{name}:variance",
+            w.add(
+                "Sub", f"{name}:difference", w.add("Div", f"{name}:second", second, count), square
+            ),
+        )
         epsilon = np.float64(settings.get("epsilon", 1e-5))
-        shifted = w.add("Add", f"{name}:shifted", variance,
-                        w.constant(f"tiles:{epsilon:g}", epsilon))  # fmt: skip
+        shifted = w.add(
+            "Add", f"{name}:shifted", variance, w.constant(f"tiles:{epsilon:g}", epsilon)
+        )
         inverse = w.add("Reciprocal", f"{name}:inverse", w.add("Sqrt", f"{name}:root", shifted))
         rows = w.whole(groups, -1)
         gamma, beta = (
@@ -330,8 +344,11 @@ class _RowTiles:
         scale = w.add("Reshape", f"{name}:scales", scale, w.whole(-1, 1, 1, 1))
         shift = w.add("Reshape", f"{name}:shifts", shift, w.whole(-1))
         return [
-            from_picture(w, f"{name}:{index}", convolve(
-                w, f"{name}:{index}:normal", picture, scale, shift, group=channels
-            ), channels // self.block)
+            from_picture(
+                w,
+                f"{name}:{index}",
+                convolve(w, f"{name}:{index}:normal", picture, scale, shift, group=channels),
+                channels // self.block,
+            )
             for index, picture in enumerate(pictures)
-        ]  # fmt: skip
+        ]

@@ -108,9 +108,11 @@ def write_tuned(
             },
         }
     record = {
-        "machine": _machine(), "rewrite": REWRITE, "settings": dict(settings),
+        "machine": _machine(),
+        "rewrite": REWRITE,
+        "settings": dict(settings),
         "components": components,
-    }  # fmt: skip
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / RECORD, write_sealed(record))

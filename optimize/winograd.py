@@ -67,12 +67,15 @@ def _write(w: Writer, choice: Choice, block: int) -> None:
     name, resize = choice.output, found.doubling
     sizes = w.add("Slice", f"{name}:told", resize.input[3], w.whole(2), w.whole(4))
     before = w.add("Shape", f"{name}:before", found.source, start=2)
-    equal = w.add("Equal", f"{name}:equal", sizes, w.add(
-        "Mul", f"{name}:doubles", before, w.whole(2)
-    ))  # fmt: skip
-    all_equal = w.add("ReduceMin", f"{name}:all", w.add(
-        "Cast", f"{name}:flags", equal, to=onnx.TensorProto.INT32
-    ), keepdims=1)  # fmt: skip
+    equal = w.add(
+        "Equal", f"{name}:equal", sizes, w.add("Mul", f"{name}:doubles", before, w.whole(2))
+    )
+    all_equal = w.add(
+        "ReduceMin",
+        f"{name}:all",
+        w.add("Cast", f"{name}:flags", equal, to=onnx.TensorProto.INT32),
+        keepdims=1,
+    )
     doubled = w.add("Cast", f"{name}:doubled", all_equal, to=onnx.TensorProto.BOOL)
     if _in_blocks(found, block):
         # For both.
@@ -113,8 +116,9 @@ def _write_whole(w: Writer, choice: Choice, name: str, block: int) -> str:
         pixels = write_tiles(w, f"{name}:whole", found.source, choice, [top, top, bottom, bottom])
         return w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
     x = enter(w, f"{name}:entered", found.source, found.channels_in, block)
-    pixels = write_blocked_tiles(w, f"{name}:whole", name, x, choice,
-                                 [top, top, bottom, bottom], block)  # fmt: skip
+    pixels = write_blocked_tiles(
+        w, f"{name}:whole", name, x, choice, [top, top, bottom, bottom], block
+    )
     values = w.add("Mul", f"{name}:values in rows", size, w.whole(1, block))
     cut = w.add("Slice", f"{name}:cut", pixels, w.whole(0, 0), values, w.whole(2, 3))
     return leave(w, name, cut, found.channels_out, block)
@@ -131,10 +135,14 @@ def write_tiles(w: Writer, name: str, x: str, choice: Choice, pads: list[int]) -
     deep = w.add("Unsqueeze", f"{name}:deep", x, w.whole(1))
     kernels = np.kron(tile.bt, tile.bt).reshape(points, 1, 1, reach, reach)
     tiles = w.add(
-        "Conv", f"{name}:tiles", deep, w.constant(f"{tile.name}:input", kernels),
-        strides=[1, step, step], pads=[0, top, left, 0, bottom, right],
+        "Conv",
+        f"{name}:tiles",
+        deep,
+        w.constant(f"{tile.name}:input", kernels),
+        strides=[1, step, step],
+        pads=[0, top, left, 0, bottom, right],
         kernel_shape=[1, reach, reach],
-    )  # fmt: skip
+    )
     v = w.add("Reshape", f"{name}:v", tiles, w.whole(0, points, found.channels_in, -1))
 
     # M = U V, [batch, points, out, tiles].
@@ -168,5 +176,6 @@ def _transformed(w: Writer, x: str, choice: Choice) -> str:
     rows = w.once("Add", f"{name}:rows", none, w.whole(-1, 9))
     flat = w.once("Reshape", f"{name}:flat", weight, rows)
     product = w.once("Gemm", f"{name}:product", points, flat, transB=1)
-    return w.once("Reshape", name, product,
-                 w.whole(tile.points, found.channels_out, found.channels_in))  # fmt: skip
+    return w.once(
+        "Reshape", name, product, w.whole(tile.points, found.channels_out, found.channels_in)
+    )

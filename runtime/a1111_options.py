@@ -13,15 +13,27 @@ from bksdm.runtime.samplers.names import NAMED, sampler_name
 from bksdm.runtime.samplers.sampler import SPACINGS
 
 SAMPLERS = {
-    "ddim": "DDIM", "dpm++2m": "DPM++ 2M", "dpm++2m-sde": "DPM++ 2M SDE", "euler": "Euler",
-    "euler-a": "Euler a", "heun": "Heun", "kdpm2": "DPM2", "kdpm2-a": "DPM2 a", "lcm": "LCM",
-    "lms": "LMS", "pndm": "PLMS", "unipc": "UniPC",
-}  # fmt: skip
+    "ddim": "DDIM",
+    "dpm++2m": "DPM++ 2M",
+    "dpm++2m-sde": "DPM++ 2M SDE",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "heun": "Heun",
+    "kdpm2": "DPM2",
+    "kdpm2-a": "DPM2 a",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
+}
 """A1111's names of samplers, by ours without the spacing of noise levels."""
 AUTOMATIC = {
-    "DPM++ 2M": "Karras", "DPM++ SDE": "Karras", "DPM++ 2M SDE": "Exponential", "DPM2": "Karras",
+    "DPM++ 2M": "Karras",
+    "DPM++ SDE": "Karras",
+    "DPM++ 2M SDE": "Exponential",
+    "DPM2": "Karras",
     "DPM2 a": "Karras",
-}  # fmt: skip
+}
 """What the schedule type Automatic is, where it is not even spacing."""
 # Without a meaning here, or for the picture.
 SILENT = ("Model hash", "Version", "Batch size", "Batch pos", "User", "Emphasis", "RNG")

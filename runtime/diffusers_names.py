@@ -31,9 +31,24 @@ CALL: Mapping[str, str] = {
 
 LOADING: Mapping[str, str] = {
     **dict.fromkeys(
-        ("unet", "vae", "text_encoder", "tokenizer", "revision", "token", "cache_dir", "subfolder",
-         "force_download", "proxies", "from_flax", "custom_pipeline", "custom_revision",
-         "image_encoder", "feature_extractor"), EXPORTED
+        (
+            "unet",
+            "vae",
+            "text_encoder",
+            "tokenizer",
+            "revision",
+            "token",
+            "cache_dir",
+            "subfolder",
+            "force_download",
+            "proxies",
+            "from_flax",
+            "custom_pipeline",
+            "custom_revision",
+            "image_encoder",
+            "feature_extractor",
+        ),
+        EXPORTED,
     ),
     **dict.fromkeys(
         ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config"),
@@ -41,11 +56,17 @@ LOADING: Mapping[str, str] = {
     ),
     "variant": "a bundle has one set of weights; give it to `bksdm export`",
     "scheduler": SAMPLER,
-}  # fmt: skip
+}
 """Arguments of loading, of which only None has a meaning."""
 
-WITHOUT_EFFECT = ("use_safetensors", "low_cpu_mem_usage", "local_files_only",
-                  "requires_safety_checker", "mirror", "use_onnx")  # fmt: skip
+WITHOUT_EFFECT = (
+    "use_safetensors",
+    "low_cpu_mem_usage",
+    "local_files_only",
+    "requires_safety_checker",
+    "mirror",
+    "use_onnx",
+)
 """Arguments of loading that say how weights are read; a bundle is read in one way."""
 
 

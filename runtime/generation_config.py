@@ -162,84 +162,142 @@ class GenerationConfig:
     """
 
     prompt: str | tuple[str, ...] = _option(
-        MISSING, "", "text, or several", "what to draw; several prompts are drawn in one batch",
-        _one_or_several, ("-p", "--prompt"),
-    )  # fmt: skip
+        MISSING,
+        "",
+        "text, or several",
+        "what to draw; several prompts are drawn in one batch",
+        _one_or_several,
+        ("-p", "--prompt"),
+    )
     negative_prompt: str | tuple[str, ...] | None = _option(
-        None, "--negative", "one text, or in Python one per prompt",
-        "what to keep out of the picture", _one_or_several,
-    )  # fmt: skip
+        None,
+        "--negative",
+        "one text, or in Python one per prompt",
+        "what to keep out of the picture",
+        _one_or_several,
+    )
     height: int | None = _option(
-        None, "--height", _SIDES,
-        "height in pixels", _side, ("-H",),
-    )  # fmt: skip
+        None,
+        "--height",
+        _SIDES,
+        "height in pixels",
+        _side,
+        ("-H",),
+    )
     width: int | None = _option(
-        None, "--width", _SIDES,
-        "width in pixels", _side, ("-W",),
-    )  # fmt: skip
+        None,
+        "--width",
+        _SIDES,
+        "width in pixels",
+        _side,
+        ("-W",),
+    )
     num_inference_steps: int = _option(
-        50, "--steps", f"1 to {MAX_TRAIN_TIMESTEPS}", "denoising steps",
-        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS), ("-s",),
-    )  # fmt: skip
+        50,
+        "--steps",
+        f"1 to {MAX_TRAIN_TIMESTEPS}",
+        "denoising steps",
+        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
+        ("-s",),
+    )
     timesteps: tuple[int, ...] | None = _option(
-        None, "--timesteps", "whole numbers, descending; default: spaced by the sampler",
-        "timesteps to visit, in place of a number of steps", _timesteps,
-    )  # fmt: skip
+        None,
+        "--timesteps",
+        "whole numbers, descending; default: spaced by the sampler",
+        "timesteps to visit, in place of a number of steps",
+        _timesteps,
+    )
     sigmas: tuple[float, ...] | None = _option(
-        None, "--sigmas", "numbers, descending, the last one where it ends; default: the sampler's",
-        "noise levels to visit, in place of a number of steps; for euler", _sigmas,
-    )  # fmt: skip
+        None,
+        "--sigmas",
+        "numbers, descending, the last one where it ends; default: the sampler's",
+        "noise levels to visit, in place of a number of steps; for euler",
+        _sigmas,
+    )
     guidance_scale: float = _option(
-        7.5, "--guidance", "a number; 1 or less turns guidance off",
-        "how closely to follow the prompt", number, ("--cfg-scale",),
-    )  # fmt: skip
+        7.5,
+        "--guidance",
+        "a number; 1 or less turns guidance off",
+        "how closely to follow the prompt",
+        number,
+        ("--cfg-scale",),
+    )
     num_images_per_prompt: int = _option(
-        1, "--count", f"1 to {MAX_IMAGES}", "images per prompt",
-        partial(whole, lowest=1, highest=MAX_IMAGES), ("-n",),
-    )  # fmt: skip
+        1,
+        "--count",
+        f"1 to {MAX_IMAGES}",
+        "images per prompt",
+        partial(whole, lowest=1, highest=MAX_IMAGES),
+        ("-n",),
+    )
     seed: int | tuple[int, ...] | None = _option(
-        None, "--seed", "-2^63 to 2^64-1, one for the batch or one per image; default: random",
-        "seed of the noise; gives the same noise as torch.Generator", _seeds,
-    )  # fmt: skip
+        None,
+        "--seed",
+        "-2^63 to 2^64-1, one for the batch or one per image; default: random",
+        "seed of the noise; gives the same noise as torch.Generator",
+        _seeds,
+    )
     sampler: str | None = _option(
-        None, "--sampler", "see `bksdm samplers`; default: the model's own",
-        "how noise is removed from step to step", _sampler,
-    )  # fmt: skip
+        None,
+        "--sampler",
+        "see `bksdm samplers`; default: the model's own",
+        "how noise is removed from step to step",
+        _sampler,
+    )
     eta: float = _option(
         0.0, "--eta", "0 to 1", "how much new noise ddim and tcd add in every step", part
     )
     guidance_rescale: float = _option(
-        0.0, "--guidance-rescale", "0 to 1",
-        "how far to undo the growth in standard deviation that guidance causes", part,
-    )  # fmt: skip
+        0.0,
+        "--guidance-rescale",
+        "0 to 1",
+        "how far to undo the growth in standard deviation that guidance causes",
+        part,
+    )
     guidance_interval: tuple[float, float] | None = _option(
-        None, "--guidance-interval", "two ascending numbers from 0 to 1; default: all steps",
+        None,
+        "--guidance-interval",
+        "two ascending numbers from 0 to 1; default: all steps",
         "guide only this part of the steps; the others take half the time",
         interval,
-    )  # fmt: skip
+    )
     strength: float | None = _option(
-        None, "--strength", "0 to 1; default: 0.8, or 1 with a mask",
-        "how much of the image to change", _strength, ("--denoising-strength",),
-    )  # fmt: skip
+        None,
+        "--strength",
+        "0 to 1; default: 0.8, or 1 with a mask",
+        "how much of the image to change",
+        _strength,
+        ("--denoising-strength",),
+    )
     prompt_weights: bool = _option(
-        False, "--prompt-weights", "True or False",
-        "read (text:1.3), (text) and [text] in prompts as weights", flag,
-    )  # fmt: skip
+        False,
+        "--prompt-weights",
+        "True or False",
+        "read (text:1.3), (text) and [text] in prompts as weights",
+        flag,
+    )
     long_prompt: bool = _option(
-        False, "--long-prompt", "True or False",
-        "encode prompts beyond 77 tokens instead of cutting them off", flag,
-    )  # fmt: skip
+        False,
+        "--long-prompt",
+        "True or False",
+        "encode prompts beyond 77 tokens instead of cutting them off",
+        flag,
+    )
     clip_skip: int | None = _option(
-        None, "--clip-skip", "0 to one less than the text encoder has layers; default: 0",
+        None,
+        "--clip-skip",
+        "0 to one less than the text encoder has layers; default: 0",
         "last layers of the text encoder to skip; the negative prompt uses them all",
         partial(whole, lowest=0, highest=MAX_SKIPPED_LAYERS),
-    )  # fmt: skip
+    )
     fast: int = _option(
-        0, "--fast", f"0 to {len(FAST_LEVELS) - 1}",
+        0,
+        "--fast",
+        f"0 to {len(FAST_LEVELS) - 1}",
         "nearly the same picture in less time: 1, 2 and 3 run the whole UNet in only every second, "
         "fourth and fifth step, and 3 guides only the first 0.6 of the steps",
         _fast,
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -337,8 +395,10 @@ class GenerationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options by name, as JSON has them."""
-        return {name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(self).items()}  # fmt: skip
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
@@ -366,12 +426,16 @@ INPUTS: dict[str, Option] = {
         "--image", "a picture, or several", "picture to start from (image to image)", _given
     ),
     "mask": Option(
-        "--mask", "a picture, or one per image",
-        "inpainting mask for the image: white is redrawn, black is kept", _given
+        "--mask",
+        "a picture, or one per image",
+        "inpainting mask for the image: white is redrawn, black is kept",
+        _given,
     ),
     "generator": Option(
-        "", "torch.Generator or bksdm.Generator, on the CPU, or one per image",
-        "noise that goes on from call to call, instead of a seed", _given
+        "",
+        "torch.Generator or bksdm.Generator, on the CPU, or one per image",
+        "noise that goes on from call to call, instead of a seed",
+        _given,
     ),
     "prompt_embeds": Option(
         "", "floats [prompts, tokens, width]", "embeddings in place of the prompt", _given
@@ -379,7 +443,11 @@ INPUTS: dict[str, Option] = {
     "negative_prompt_embeds": Option(
         "", "floats, of the same shape", "embeddings in place of the negative prompt", _given
     ),
-    "latents": Option("", "float32 [images, channels, height / 8, width / 8]",
-                      "unit noise to start from, instead of drawing it by seed", _given),
-}  # fmt: skip
+    "latents": Option(
+        "",
+        "float32 [images, channels, height / 8, width / 8]",
+        "unit noise to start from, instead of drawing it by seed",
+        _given,
+    ),
+}
 """Inputs that are neither text nor numbers, and are not recorded; None by default."""

@@ -17,10 +17,20 @@ DEFAULT_SEED = 67280421310721
 
 # What torch.Generator("cpu").get_state() holds: at::CPUGeneratorImplState.
 STATE = np.dtype(
-    [("seed", np.uint64), ("left", np.int32), ("seeded", np.int32), ("next", np.uint64),
-     ("key", np.uint64, 624), ("x", np.float64), ("spare", np.float64), ("rho", np.float64),
-     ("has_spare", np.int64), ("float_spare", np.float32), ("has_float_spare", np.int32)]
-)  # fmt: skip
+    [
+        ("seed", np.uint64),
+        ("left", np.int32),
+        ("seeded", np.int32),
+        ("next", np.uint64),
+        ("key", np.uint64, 624),
+        ("x", np.float64),
+        ("spare", np.float64),
+        ("rho", np.float64),
+        ("has_spare", np.int64),
+        ("float_spare", np.float32),
+        ("has_float_spare", np.int32),
+    ]
+)
 
 
 class Stream(Protocol):

@@ -78,8 +78,9 @@ class HostExecutor:
         scaled = latents / np.float32(self._scaling_factor)
         scaled = scaled.astype(network.inputs["latent_sample"].dtype, copy=False)
         with _timed(seconds, "vae_decoder"):
-            one_by_one = [network({"latent_sample": scaled[i : i + 1]})["sample"]
-                          for i in range(len(scaled))]  # fmt: skip
+            one_by_one = [
+                network({"latent_sample": scaled[i : i + 1]})["sample"] for i in range(len(scaled))
+            ]
             decoded = np.concatenate(one_by_one).astype(np.float32, copy=False)
         require_finite(decoded, "pixels of the VAE decoder")
         with _timed(seconds, "to_uint8"):

@@ -31,10 +31,18 @@ def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoi
         latents, noises, inpainting = _noised_image(request, encoder, noise)
     config = request.config
     return DenoisingJob(
-        config.prompts, config.negative_prompts, request.guidance, request.table, latents, noises,
-        inpainting, request.prompt_options, request.cache_interval, request.prompt_embeds,
+        config.prompts,
+        config.negative_prompts,
+        request.guidance,
+        request.table,
+        latents,
+        noises,
+        inpainting,
+        request.prompt_options,
+        request.cache_interval,
+        request.prompt_embeds,
         request.negative_prompt_embeds,
-    )  # fmt: skip
+    )
 
 
 def _noise(request: Request, seeded: Seeded) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -122,8 +122,10 @@ class PromptEncoder:
             halves.insert(0, (job.negative_prompts, whole, job.negative_prompt_embeds))
         prompts = [
             Prompt(text, options)
-            for texts, options, given in halves if given is None for text in texts
-        ]  # fmt: skip
+            for texts, options, given in halves
+            if given is None
+            for text in texts
+        ]
         encoded = self._embeddings(prompts, seconds) if prompts else {}
         longest = max(map(len, encoded.values()), default=0)
         rows: list[NDArray[np.float32]] = []

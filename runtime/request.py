@@ -108,8 +108,10 @@ class Request:
             )
         scheduler = {
             **scheduler_fields(bundle.scheduler, start, config.sampler),
-            "eta": config.eta, "timesteps": config.timesteps, "sigmas": config.sigmas,
-        }  # fmt: skip
+            "eta": config.eta,
+            "timesteps": config.timesteps,
+            "sigmas": config.sigmas,
+        }
         steps, first = config.num_inference_steps, 0
         if config.strength is not None:
             # diffusers takes the evaluations of stated timesteps for the number of steps.
@@ -132,12 +134,19 @@ class Request:
         each = isinstance(config.seed, tuple) or several(generator) is not None
         text = len(config.prompts), None, bundle.cross_attention_dim
         return cls(
-            config, shape, table, first, init, noise,
+            config,
+            shape,
+            table,
+            first,
+            init,
+            noise,
             None if prompt_embeds is None else floats("prompt_embeds", prompt_embeds, text),
-            None if negative_prompt_embeds is None
+            None
+            if negative_prompt_embeds is None
             else floats("negative_prompt_embeds", negative_prompt_embeds, text),
-            drawing, each,
-        )  # fmt: skip
+            drawing,
+            each,
+        )
 
     @property
     def stated_guidance(self) -> Guidance:

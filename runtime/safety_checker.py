@@ -17,9 +17,13 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 SPECIAL_CARE = 3
 """How many of the scores are of concepts that make the checker stricter about the others."""
 SUPPORTED = {
-    "resample": int(Image.Resampling.BICUBIC), "do_resize": True, "do_center_crop": True,
-    "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-}  # fmt: skip
+    "resample": int(Image.Resampling.BICUBIC),
+    "do_resize": True,
+    "do_center_crop": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
 """Settings that must have these values where they are stated."""
 STRICTER = np.float32(0.01)
 

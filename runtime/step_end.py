@@ -116,9 +116,11 @@ class StepEnd:
         tensors = dict(zip(TENSORS, (latents, embeddings, self._negative), strict=True))
         time = np.float64(step.timestep)
         returned = self._function(
-            self._run, step.index, np.int64(time) if time.is_integer() else time,
+            self._run,
+            step.index,
+            np.int64(time) if time.is_integer() else time,
             {name: tensors[name] for name in self._names},
-        )  # fmt: skip
+        )
         if not isinstance(returned, dict):
             raise RequestError(
                 f"callback_on_step_end must return a dictionary, as in diffusers, not "

@@ -36,8 +36,14 @@ CONTEXT = 77
 UNLIMITED = 10**20
 """From here on transformers takes ``model_max_length`` for no limit at all."""
 NAMED_TOKENS = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-)  # fmt: skip
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 CLIP_TOKENS = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
 """``CLIPTokenizer``'s own, where no file names others."""
 
@@ -143,8 +149,11 @@ def _merged(
             raise BundleError(f"{path}: {name} is not supported")
     if "additional_special_tokens" in settings and not settings.get("extra_special_tokens"):
         settings["extra_special_tokens"] = settings.pop("additional_special_tokens")
-    own = {name: value for name, value in settings.items()
-           if _is_role(name, value) and name not in NAMED_TOKENS}  # fmt: skip
+    own = {
+        name: value
+        for name, value in settings.items()
+        if _is_role(name, value) and name not in NAMED_TOKENS
+    }
     settings = {name: value for name, value in settings.items() if name not in own}
     # transformers writes the others under this name too, and reads it where they are not there.
     written = settings.pop("model_specific_special_tokens", None)

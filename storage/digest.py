@@ -130,5 +130,7 @@ def read_sealed(record: Path) -> dict[str, Any] | None:
 
 def _state(state: os.stat_result) -> dict[str, int]:
     return {
-        "bytes": state.st_size, "modified": state.st_mtime_ns, "changed": state.st_ctime_ns,
-    }  # fmt: skip
+        "bytes": state.st_size,
+        "modified": state.st_mtime_ns,
+        "changed": state.st_ctime_ns,
+    }

@@ -248,8 +248,9 @@ def _tensor(message: memoryview) -> StoredTensor:
             place[key] = text
         elif number == 14:
             external = value == 1
-    return StoredTensor(name, tuple(dims), data_type,
-                        place.get("location", "") if external else None)  # fmt: skip
+    return StoredTensor(
+        name, tuple(dims), data_type, place.get("location", "") if external else None
+    )
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

@@ -36,19 +36,28 @@ def packaged_with(folder, package, name, code):
 def run(folder, *arguments):
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True,
-        check=False, timeout=100,
-    )  # fmt: skip
+        [sys.executable, *arguments],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
 
 
 @pytest.mark.parametrize(
     ("heading", "package", "name", "words"),
     [
         ("Add a sampler", "runtime/samplers", "restart", ["--sampler", "restart", "--steps", "2"]),
-        ("Add an engine", "engines", "reference",
-         ["--engine", "reference", "--steps", "1", "--size", "64x64"]),
+        (
+            "Add an engine",
+            "engines",
+            "reference",
+            ["--engine", "reference", "--steps", "1", "--size", "64x64"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_file_is_enough(tmp_path, heading, package, name, words):
     command = ["-m", "bksdm.cli", "generate", "a red apple", "-o", "apple.png", *words]
     without = run(tmp_path, *command)

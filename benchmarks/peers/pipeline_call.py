@@ -13,8 +13,11 @@ def draw(pipeline: Any, feeds: Feeds) -> Any:
     import torch
 
     drawn = pipeline(
-        str(feeds["prompt"]), height=int(feeds["height"]), width=int(feeds["width"]),
-        num_inference_steps=int(feeds["steps"]), latents=torch.from_numpy(feeds["latents"]),
+        str(feeds["prompt"]),
+        height=int(feeds["height"]),
+        width=int(feeds["width"]),
+        num_inference_steps=int(feeds["steps"]),
+        latents=torch.from_numpy(feeds["latents"]),
         output_type="np",
-    )  # fmt: skip
+    )
     return np.rint(255 * drawn.images)

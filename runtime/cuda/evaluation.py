@@ -109,9 +109,15 @@ class Evaluations:
         control, size, images, halves = self._control, self._size, self._images, form.halves
         prediction, latents, factors = self._prediction.address, self._latents.address, 0
         self._feed(
-            max(size, images * halves), control, latents, self._sample.address,
-            self._timestep.address, size, halves, images,
-        )  # fmt: skip
+            max(size, images * halves),
+            control,
+            latents,
+            self._sample.address,
+            self._timestep.address,
+            size,
+            halves,
+            images,
+        )
         self._unets[images * halves].enqueue(self._device.stream)
         if form.rescaled:
             assert self._moments is not None
@@ -135,10 +141,8 @@ class Evaluations:
             {
                 "sample": Binding(self._sample.address, shape),
                 "timestep": Binding(self._timestep.address, (rows,)),
-                "encoder_hidden_states": Binding(
-                    embeddings, (rows, *self._embeddings.shape[1:])
-                ),
+                "encoder_hidden_states": Binding(embeddings, (rows, *self._embeddings.shape[1:])),
                 "out_sample": Binding(self._prediction.address, shape),
             },
             self._scratch,
-        )  # fmt: skip
+        )

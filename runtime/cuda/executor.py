@@ -151,8 +151,9 @@ class CudaExecutor:
         scale = self._bundle.vae_scale
         shape = Shape(images, guided, side[0] * scale, side[1] * scale)
         if shape not in self._sessions:
-            built = next(b for b in self._built
-                         if b.profile.covers(images, shape.height, shape.width))  # fmt: skip
+            built = next(
+                b for b in self._built if b.profile.covers(images, shape.height, shape.width)
+            )
             with in_use(built.folder):
                 plans, kernel, scratch = self._load(built.folder)
             while len(self._sessions) >= KEPT_SESSIONS:

@@ -22,12 +22,24 @@ from bksdm.storage.precision import FLOAT16
 
 # Mirrors struct Control of kernels.cu.
 CONTROL = np.dtype(
-    [(name, np.int64) for name in ("step", "next", "total", "draws", "first_bad_step",
-                                   "bad_embeddings", "bad_pixels")]
+    [
+        (name, np.int64)
+        for name in (
+            "step",
+            "next",
+            "total",
+            "draws",
+            "first_bad_step",
+            "bad_embeddings",
+            "bad_pixels",
+        )
+    ]
     + [("rescale", np.float64), ("guidance", np.float32), ("scaling_factor", np.float32)]
-    + [(name, np.uint64) for name in ("timesteps", "input_scale", "rows", "levels", "history",
-                                      "pictures", "mask")]
-)  # fmt: skip
+    + [
+        (name, np.uint64)
+        for name in ("timesteps", "input_scale", "rows", "levels", "history", "pictures", "mask")
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -118,9 +130,14 @@ class Session:
 
         self._text = DeviceText(device, plans["text_encoder"], scratch.address, rows, images)
         self._evaluations = Evaluations(
-            device, plans["unet"], kernel, scratch.address, self._control.address,
-            Binding(self._latents.address, self._start_shape), self._text.embeddings,
-        )  # fmt: skip
+            device,
+            plans["unet"],
+            kernel,
+            scratch.address,
+            self._control.address,
+            Binding(self._latents.address, self._start_shape),
+            self._text.embeddings,
+        )
         self._vae_decoder = plans["vae_decoder"].bind(
             {
                 "latent_sample": Binding(self._vae_input.address, self._start_shape),
@@ -160,10 +177,19 @@ class Session:
         # The recorded steps find these through the control block, so they serve any picture.
         block = as_array(self._control_in, CONTROL, (1,))
         block[0] = (
-            0, 0, steps, job.table.draws, steps, 0, 0,
-            guidance.rescale if guidance else 0.0, guidance.scale if guidance else 1.0,
-            self._scaling_factor, *self._table.addresses, *self._inpainting.addresses,
-        )  # fmt: skip
+            0,
+            0,
+            steps,
+            job.table.draws,
+            steps,
+            0,
+            0,
+            guidance.rescale if guidance else 0.0,
+            guidance.scale if guidance else 1.0,
+            self._scaling_factor,
+            *self._table.addresses,
+            *self._inpainting.addresses,
+        )
         self._keeps_previous = watched
         if watched and self._previous is None:
             self._previous = self._device.allocate(self._latents.size)
@@ -230,9 +256,12 @@ class Session:
             A network produced NaN or infinity; names the first.
         """
         self._finish(
-            self._size, self._control.address, self._latents.address, self._vae_input.address,
             self._size,
-        )  # fmt: skip
+            self._control.address,
+            self._latents.address,
+            self._vae_input.address,
+            self._size,
+        )
         return self._pixels_of(self._control)
 
     def _pixels_of(self, control: Memory) -> NDArray[np.uint8]:
@@ -241,9 +270,13 @@ class Session:
         self._vae_decoder.enqueue(device.stream)
         area = shape.height * shape.width
         self._pixels(
-            shape.images * area, control.address, self._decoded.address,
-            self._pixels_device.address, area, shape.images,
-        )  # fmt: skip
+            shape.images * area,
+            control.address,
+            self._decoded.address,
+            self._pixels_device.address,
+            area,
+            shape.images,
+        )
         device.copy(self._pixels_host, self._pixels_device, self._pixels_host.size)
         device.copy(self._control_out, control, CONTROL.itemsize)
         device.synchronize()
@@ -274,8 +307,11 @@ class Session:
         device.copy(self._latents, self._table.history, self._latents.size)
         self._text.enqueue()
         self._check(
-            self._text.size, self._control.address, self._text.embeddings.address, self._text.size,
-        )  # fmt: skip
+            self._text.size,
+            self._control.address,
+            self._text.embeddings.address,
+            self._text.size,
+        )
         self._evaluations.enqueue_embeddings(self._forms)
 
 

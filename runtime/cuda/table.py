@@ -57,8 +57,9 @@ class DeviceTable:
             self._make_room(len(table) + table.draws)
         if table is not self._holds:
             rows = np.hstack([table.rows[:, :1], table.noise, table.rows[:, 1:]])
-            parts = [part.ravel() for part in
-                     (table.timesteps, table.input_scale, rows, table.levels)]  # fmt: skip
+            parts = [
+                part.ravel() for part in (table.timesteps, table.input_scale, rows, table.levels)
+            ]
             self._offsets = [0, *np.cumsum([4 * part.size for part in parts]).tolist()]
             values = np.concatenate(parts).astype(np.float32)
             as_array(self._staging, np.float32, values.shape)[:] = values

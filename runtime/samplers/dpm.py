@@ -149,8 +149,13 @@ SAMPLERS = (
         "DPMSolverMultistepScheduler",
         dpm_multistep,
         {
-            name: {**stated, "solver_order": order, "algorithm_type": algorithm,
-                   "use_lu_lambdas": False, "variance_type": None}
+            name: {
+                **stated,
+                "solver_order": order,
+                "algorithm_type": algorithm,
+                "use_lu_lambdas": False,
+                "variance_type": None,
+            }
             for base, order, algorithm in (
                 ("dpm++2m", 2, "dpmsolver++"),
                 ("dpm++3m", 3, "dpmsolver++"),
@@ -160,4 +165,4 @@ SAMPLERS = (
         },
         {"dpm++2m": ("dpmpp_2m",), "dpm++2m-sde": ("dpmpp_2m_sde", "dpmpp_2m_sde_gpu")},
     ),
-)  # fmt: skip
+)

@@ -94,13 +94,16 @@ def _update(x: Vector, data: list[Vector], sigmas: list[float], solver_type: str
     moved: Vector = end / sigma * x - goal * decay * oldest
     if len(data) == 1:
         return moved
-    slopes = [(m - oldest) * h / (log - logs[0])
-              for m, log in zip(data[-2::-1], logs[1:-1], strict=True)]  # fmt: skip
+    slopes = [
+        (m - oldest) * h / (log - logs[0]) for m, log in zip(data[-2::-1], logs[1:-1], strict=True)
+    ]
     first, second = goal * (decay / h + 1), goal * ((decay + h) / h**2 - 0.5)
     if len(data) == 2:
-        return moved - 0.5 * goal * decay * slopes[0] if solver_type != "heun" else (
-            moved + first * slopes[0]
-        )  # fmt: skip
+        return (
+            moved - 0.5 * goal * decay * slopes[0]
+            if solver_type != "heun"
+            else (moved + first * slopes[0])
+        )
     if solver_type != "heun":
         return moved + first * slopes[1]
     near, far = ((log - logs[0]) / h for log in logs[1:-1])
@@ -114,12 +117,16 @@ SAMPLERS = (
         "DPMSolverSinglestepScheduler",
         dpm_singlestep,
         {
-            name: {**stated, "solver_order": order, "algorithm_type": "dpmsolver++",
-                   "variance_type": None}
+            name: {
+                **stated,
+                "solver_order": order,
+                "algorithm_type": "dpmsolver++",
+                "variance_type": None,
+            }
             for base, order in (("dpm++2s", 2), ("dpm++3s", 3))
             for name, stated in spaced(base).items()
         },
         # diffusers' own documentation sets this against the class, which adds no noise.
         {"dpm++2s": ("dpmpp_sde",)},
     ),
-)  # fmt: skip
+)

@@ -74,7 +74,9 @@ def euler_ancestral(fields: Mapping[str, object], steps: int) -> Solver:
 SAMPLERS = (
     Sampler("EulerDiscreteScheduler", euler, spaced("euler")),
     Sampler(
-        "EulerAncestralDiscreteScheduler", euler_ancestral, {"euler-a": {}},
+        "EulerAncestralDiscreteScheduler",
+        euler_ancestral,
+        {"euler-a": {}},
         {"euler-a": ("euler_ancestral",)},
     ),
-)  # fmt: skip
+)

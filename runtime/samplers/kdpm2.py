@@ -69,7 +69,9 @@ def _prepare(fields: Mapping[str, object], steps: int, ancestral: bool) -> Solve
 SAMPLERS = (
     Sampler("KDPM2DiscreteScheduler", kdpm2, spaced("kdpm2"), {"kdpm2": ("dpm_2",)}),
     Sampler(
-        "KDPM2AncestralDiscreteScheduler", kdpm2_ancestral, spaced("kdpm2-a"),
+        "KDPM2AncestralDiscreteScheduler",
+        kdpm2_ancestral,
+        spaced("kdpm2-a"),
         {"kdpm2-a": ("dpm_2_ancestral", "dpm2_a")},
     ),
-)  # fmt: skip
+)

@@ -179,8 +179,13 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
         np.ascontiguousarray(carried),
     )
     for array in (
-        table.timesteps, table.input_scale, table.rows, table.noise, table.levels, table.denoised,
+        table.timesteps,
+        table.input_scale,
+        table.rows,
+        table.noise,
+        table.levels,
+        table.denoised,
         table.carried,
-    ):  # fmt: skip
+    ):
         array.flags.writeable = False
     return table

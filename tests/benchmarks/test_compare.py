@@ -13,11 +13,16 @@ from bksdm.cli import main
 def record(path, factor, **settings):
     samples = (factor * np.random.default_rng(3).normal(1, 0.02, 30)).tolist()
     work = {"steps": 25, "height": None, "width": None, "batch": 1, "guidance_scale": 7.5}
-    path.write_text(json.dumps({
-        "machine": {"processor": "x"}, "model": {"digest": "d"},
-        "settings": {**work, "engine": "onnxruntime", **settings},
-        "stages": {"unet": {"samples": samples}, "png": {"samples": [1.0, 1.1, 0.9]}},
-    }))  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "machine": {"processor": "x"},
+                "model": {"digest": "d"},
+                "settings": {**work, "engine": "onnxruntime", **settings},
+                "stages": {"unet": {"samples": samples}, "png": {"samples": [1.0, 1.1, 0.9]}},
+            }
+        )
+    )
     return str(path)
 
 

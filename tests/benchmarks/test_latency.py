@@ -24,8 +24,16 @@ def test_the_record_holds_every_stage(tmp_path, capsys):
     assert main([*command, "--json", str(record_file), "--plot", str(plot)]) == 0
     record = json.loads(record_file.read_text())
     stages = record["stages"]
-    assert {"tokenize", "text_encoder", "unet_step", "loop", "vae_decoder", "to_uint8", "png",
-            "end_to_end"} <= set(stages)  # fmt: skip
+    assert {
+        "tokenize",
+        "text_encoder",
+        "unet_step",
+        "loop",
+        "vae_decoder",
+        "to_uint8",
+        "png",
+        "end_to_end",
+    } <= set(stages)
     for entry in stages.values():
         assert entry["n"] == 3 == len(entry["samples"])
         assert 0 < entry["min"] <= entry["median"] <= entry["p95"] <= entry["p99"]
@@ -78,8 +86,10 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path):
 
 def test_gpu_memory_is_what_nvidia_smi_says_of_this_process(tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\ncase $1 in *compute-apps*) echo '{os.getpid()}, 321'; "
-                       "echo '1, 5';; *) echo 'Abacus GPU';; esac\n")  # fmt: skip
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in *compute-apps*) echo '{os.getpid()}, 321'; "
+        "echo '1, 5';; *) echo 'Abacus GPU';; esac\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert device_memory() == 321 * 2**20

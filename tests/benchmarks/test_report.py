@@ -19,9 +19,12 @@ from bksdm.models import EMOJI
 def peers_record():
     def entry(seconds):
         return {
-            "samples": seconds, "first_seconds": [9.0], "load_seconds": [2.0, 1.0, 1.5],
-            "peak_bytes": 3e9, "distance": {"largest": 1e-5, "relative_l2": 2e-6},
-        }  # fmt: skip
+            "samples": seconds,
+            "first_seconds": [9.0],
+            "load_seconds": [2.0, 1.0, 1.5],
+            "peak_bytes": 3e9,
+            "distance": {"largest": 1e-5, "relative_l2": 2e-6},
+        }
 
     stages = {
         "diffusers": {"unet": entry([4.0, 4.2, 4.1])},
@@ -31,19 +34,26 @@ def peers_record():
     }
     for found in stages.values():
         for stage in ("vae_decoder", "picture"):
-            found[stage] = found["unet"] if stage == "vae_decoder" else {
-                **found["unet"], "distance": {"largest": 1, "psnr": 70.0}
-            }  # fmt: skip
+            found[stage] = (
+                found["unet"]
+                if stage == "vae_decoder"
+                else {**found["unet"], "distance": {"largest": 1, "psnr": 70.0}}
+            )
     done = {"seconds": 60.0, "bytes": 2e9, "peak_bytes": 5e9}
     return {
         "kind": "peers",
         "machine": {
-            "processor": "Abacus 9000", "gpus": [], "physical_cores": 2, "memory_gb": 8.0,
-            "system": "Linux", "python": "3.11", "versions": {"numpy": "2.4"},
+            "processor": "Abacus 9000",
+            "gpus": [],
+            "physical_cores": 2,
+            "memory_gb": 8.0,
+            "system": "Linux",
+            "python": "3.11",
+            "versions": {"numpy": "2.4"},
         },
         "task": {"checkpoint": "small", "width": 512, "height": 512, "steps": 2, "threads": 2},
         "peers": {name: {"converted": done, "stages": found} for name, found in stages.items()},
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +65,11 @@ def small_records():
 
 def test_the_document_states_ratios_and_their_conditions(tmp_path, small_records):
     (tmp_path / "results").mkdir()
-    records = {"small-peers": peers_record(), "emoji-latency": small_records["latency"],
-               "small-roofline": small_records["roofline"]}  # fmt: skip
+    records = {
+        "small-peers": peers_record(),
+        "emoji-latency": small_records["latency"],
+        "small-roofline": small_records["roofline"],
+    }
     for name, record in records.items():
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps(record))
     text = write_report(tmp_path).read_text()

@@ -59,9 +59,12 @@ def fake_peers(tmp_path, monkeypatch):
     """Peers that return their first input, in this interpreter."""
     folder = tmp_path / "peers"
     peers = {
-        "diffusers": Peer("diffusers"), "near": Peer("near", options={"error": 0.25}),
-        "dying": Peer("dying"), "broken": Peer("broken"), "odd": Peer("odd"),
-    }  # fmt: skip
+        "diffusers": Peer("diffusers"),
+        "near": Peer("near", options={"error": 0.25}),
+        "dying": Peer("dying"),
+        "broken": Peer("broken"),
+        "odd": Peer("odd"),
+    }
     for name in peers:
         (folder / name).mkdir(parents=True)
         (folder / name / "runner.py").write_text(RUNNER)

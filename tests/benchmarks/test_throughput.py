@@ -53,8 +53,20 @@ def test_waiting_is_that_of_an_m_d_1_queue():
 
 def test_the_command_writes_record_and_plot(tmp_path, capsys):
     record_file, plot = tmp_path / "t.json", tmp_path / "t.png"
-    command = ["bench", "throughput", "--steps", "1", "--batches", "1,2", "--load", "0.5",
-               "--rate", "20", "--requests", "4"]  # fmt: skip
+    command = [
+        "bench",
+        "throughput",
+        "--steps",
+        "1",
+        "--batches",
+        "1,2",
+        "--load",
+        "0.5",
+        "--rate",
+        "20",
+        "--requests",
+        "4",
+    ]
     assert main([*command, "--json", str(record_file), "--plot", str(plot)]) == 0
     record = json.loads(record_file.read_text())
     assert [entry["batch"] for entry in record["batches"]] == [1, 2]

@@ -21,11 +21,15 @@ FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 def save(folder, inputs, output, nodes, constants):
     """Write a graph; inputs and the output are ``(name, type, shape)``."""
     graph = helper.make_graph(
-        nodes, folder.name, [helper.make_tensor_value_info(*entry) for entry in inputs],
+        nodes,
+        folder.name,
+        [helper.make_tensor_value_info(*entry) for entry in inputs],
         [helper.make_tensor_value_info(*output)],
-        [numpy_helper.from_array(np.array(value, kind), name)
-         for name, (kind, value) in constants.items()],
-    )  # fmt: skip
+        [
+            numpy_helper.from_array(np.array(value, kind), name)
+            for name, (kind, value) in constants.items()
+        ],
+    )
     folder.mkdir()
     opset = [helper.make_opsetid("", 21)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), folder / "model.onnx")
@@ -38,42 +42,64 @@ def tiny_bundle(tmp_path_factory):
     folder.mkdir()
     node, size = helper.make_node, ["batch", 4, "height", "width"]
     save(
-        folder / "text_encoder", [("input_ids", INT, ["batch", "tokens"])],
+        folder / "text_encoder",
+        [("input_ids", INT, ["batch", "tokens"])],
         ("last_hidden_state", FLOAT, ["batch", "tokens", WIDTH]),
-        [node("Cast", ["input_ids"], ["ids"], to=FLOAT),
-         node("Unsqueeze", ["ids", "last"], ["one"]),
-         node("Mul", ["one", "row"], ["last_hidden_state"])],
+        [
+            node("Cast", ["input_ids"], ["ids"], to=FLOAT),
+            node("Unsqueeze", ["ids", "last"], ["one"]),
+            node("Mul", ["one", "row"], ["last_hidden_state"]),
+        ],
         {"last": (np.int64, [2]), "row": (np.float32, np.full(WIDTH, 1e-3))},
-    )  # fmt: skip
+    )
     save(
         folder / "unet",
-        [("sample", FLOAT, size), ("timestep", FLOAT, ["batch"]),
-         ("encoder_hidden_states", FLOAT, ["batch", "tokens", WIDTH])],
+        [
+            ("sample", FLOAT, size),
+            ("timestep", FLOAT, ["batch"]),
+            ("encoder_hidden_states", FLOAT, ["batch", "tokens", WIDTH]),
+        ],
         ("out_sample", FLOAT, size),
-        [node("ReduceMean", ["encoder_hidden_states", "axes"], ["mean"]),
-         node("Reshape", ["mean", "shape"], ["told"]),
-         node("Reshape", ["timestep", "shape"], ["t"]),
-         node("Mul", ["t", "little"], ["scaled"]), node("Add", ["told", "scaled"], ["both"]),
-         node("Mul", ["sample", "both"], ["out_sample"])],
-        {"axes": (np.int64, [1, 2]), "shape": (np.int64, [-1, 1, 1, 1]),
-         "little": (np.float32, 1e-3)},
-    )  # fmt: skip
+        [
+            node("ReduceMean", ["encoder_hidden_states", "axes"], ["mean"]),
+            node("Reshape", ["mean", "shape"], ["told"]),
+            node("Reshape", ["timestep", "shape"], ["t"]),
+            node("Mul", ["t", "little"], ["scaled"]),
+            node("Add", ["told", "scaled"], ["both"]),
+            node("Mul", ["sample", "both"], ["out_sample"]),
+        ],
+        {
+            "axes": (np.int64, [1, 2]),
+            "shape": (np.int64, [-1, 1, 1, 1]),
+            "little": (np.float32, 1e-3),
+        },
+    )
     save(
-        folder / "vae_decoder", [("latent_sample", FLOAT, size)],
+        folder / "vae_decoder",
+        [("latent_sample", FLOAT, size)],
         ("sample", FLOAT, ["batch", 3, "tall", "wide"]),
-        [node("Slice", ["latent_sample", "zero", "three", "one"], ["colours"]),
-         node("Resize", ["colours", "", "scales"], ["sample"], mode="nearest")],
-        {"zero": (np.int64, [0]), "three": (np.int64, [3]), "one": (np.int64, [1]),
-         "scales": (np.float32, [1, 1, 8, 8])},
-    )  # fmt: skip
+        [
+            node("Slice", ["latent_sample", "zero", "three", "one"], ["colours"]),
+            node("Resize", ["colours", "", "scales"], ["sample"], mode="nearest"),
+        ],
+        {
+            "zero": (np.int64, [0]),
+            "three": (np.int64, [3]),
+            "one": (np.int64, [1]),
+            "scales": (np.float32, [1, 1, 8, 8]),
+        },
+    )
     save(
-        folder / "vae_encoder", [("sample", FLOAT, ["batch", 3, "tall", "wide"])],
+        folder / "vae_encoder",
+        [("sample", FLOAT, ["batch", 3, "tall", "wide"])],
         ("latent_parameters", FLOAT, ["batch", 8, "height", "width"]),
-        [node("AveragePool", ["sample"], ["small"], kernel_shape=[8, 8], strides=[8, 8]),
-         node("Concat", ["small", "small", "small"], ["nine"], axis=1),
-         node("Slice", ["nine", "zero", "eight", "one"], ["latent_parameters"])],
+        [
+            node("AveragePool", ["sample"], ["small"], kernel_shape=[8, 8], strides=[8, 8]),
+            node("Concat", ["small", "small", "small"], ["nine"], axis=1),
+            node("Slice", ["nine", "zero", "eight", "one"], ["latent_parameters"]),
+        ],
         {"zero": (np.int64, [0]), "eight": (np.int64, [8]), "one": (np.int64, [1])},
-    )  # fmt: skip
+    )
     for name in ("tokenizer", "scheduler", "model_index.json"):
         copy = shutil.copytree if (EMOJI / name).is_dir() else shutil.copyfile
         copy(EMOJI / name, folder / name)
@@ -83,9 +109,11 @@ def tiny_bundle(tmp_path_factory):
         "unet/config.json": {"in_channels": 4, "sample_size": 8, "cross_attention_dim": WIDTH},
         "vae_decoder/config.json": {"latent_channels": 4, "block_out_channels": widths},
         "vae_decoder/preview.json": {
-            "weights": np.eye(3, 4).tolist(), "bias": [0, 0, 0], "rms_error": 1,
+            "weights": np.eye(3, 4).tolist(),
+            "bias": [0, 0, 0],
+            "rms_error": 1,
         },
-    }.items():  # fmt: skip
+    }.items():
         (folder / name).write_text(json.dumps(content))
     return folder
 
@@ -123,12 +151,16 @@ def run(capsys):
 @pytest.fixture
 def usual_signals():
     """Signals as in a terminal: a test run in the background may have inherited that it ignores."""
-    usual = {"SIGINT": signal.default_int_handler, "SIGTERM": signal.SIG_DFL,
-             "SIGHUP": signal.SIG_DFL}  # fmt: skip
+    usual = {
+        "SIGINT": signal.default_int_handler,
+        "SIGTERM": signal.SIG_DFL,
+        "SIGHUP": signal.SIG_DFL,
+    }
     before = {
         number: signal.signal(number, usual[name])
-        for name in usual if (number := getattr(signal, name, None)) is not None
-    }  # fmt: skip
+        for name in usual
+        if (number := getattr(signal, name, None)) is not None
+    }
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -34,12 +34,15 @@ def test_commands_know_the_name(run, tmp_path):
     code, out, _ = run("verify", "--integrity", "emoji")
     assert (code, out) == (0, f"{EMOJI}: every file is what was exported\n")
     assert run("build", "emoji", "--list")[0] == 0
-    for words in (["build", "emoji", "--target", "sm89"], ["calibrate", "emoji", "--steps", 0],
-                  ["calibrate", "emoji", "--half", "emoji", "--steps", 0],
-                  ["bench", "latency", "emoji", "--steps", 0],
-                  ["bench", "rewrite", "emoji", "--size", "1x1"],
-                  ["bench", "roofline", "emoji", "--size", "1x1"],
-                  ["verify", "emoji", "--against", "x", "--steps", 0]):  # fmt: skip
+    for words in (
+        ["build", "emoji", "--target", "sm89"],
+        ["calibrate", "emoji", "--steps", 0],
+        ["calibrate", "emoji", "--half", "emoji", "--steps", 0],
+        ["bench", "latency", "emoji", "--steps", 0],
+        ["bench", "rewrite", "emoji", "--size", "1x1"],
+        ["bench", "roofline", "emoji", "--size", "1x1"],
+        ["verify", "emoji", "--against", "x", "--steps", 0],
+    ):
         code, _, err = run(*words)
         assert code == 2
         assert "no such folder" not in err
@@ -58,11 +61,17 @@ def test_a_folder_of_that_name_comes_first(run, tiny_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("prompt", "known"),
     [
-        ("a red apple", True), ("An Owl, blue background", True), ("palm-tree", True),
-        ("donut!", True), ("a heart", True), ("a carpet", False), ("a palm", False),
-        ("a lighthouse", False), ("", False),
+        ("a red apple", True),
+        ("An Owl, blue background", True),
+        ("palm-tree", True),
+        ("donut!", True),
+        ("a heart", True),
+        ("a carpet", False),
+        ("a palm", False),
+        ("a lighthouse", False),
+        ("", False),
     ],
-)  # fmt: skip
+)
 def test_objects_are_known_by_their_names(prompt, known):
     assert names_an_object(prompt) == known
     assert len(known_objects()) == 36

@@ -76,8 +76,11 @@ def test_graphs_of_a_bundle(capsys, tmp_path, folder):
 def test_other_files_of_a_bundle_stay(capsys, tmp_path):
     bundle = tmp_path / "small"
     store(bundle / "engines", 1)
-    files = [bundle / "model_index.json", bundle / "engines" / "tuned-1" / "engine.json",
-             bundle / "unet" / "model.onnx"]  # fmt: skip
+    files = [
+        bundle / "model_index.json",
+        bundle / "engines" / "tuned-1" / "engine.json",
+        bundle / "unet" / "model.onnx",
+    ]
     for file in files:
         file.parent.mkdir(exist_ok=True)
         file.write_text("{}")
@@ -152,9 +155,12 @@ def test_the_first_start_says_where_it_stores_what(capsys, tmp_path, home, monke
 
 
 @pytest.mark.parametrize(
-    "bench", [["latency", "--repeat", "1", "--warmup", "0", "--size", "64x64"],
-              ["throughput", "--batches", "1", "--load", "0.5", "--requests", "1"]],
-)  # fmt: skip
+    "bench",
+    [
+        ["latency", "--repeat", "1", "--warmup", "0", "--size", "64x64"],
+        ["throughput", "--batches", "1", "--load", "0.5", "--requests", "1"],
+    ],
+)
 def test_benchmarks_store_where_they_are_told(capsys, tmp_path, monkeypatch, bench):
     monkeypatch.setattr("bksdm.benchmarks.latency.measure_loads", lambda *arguments: {})
     place = ["--engine-cache", str(tmp_path / "given")]

@@ -123,8 +123,18 @@ def loud_bundles(emoji_fp16, tmp_path):
 def test_an_overflow_is_named_and_fails(loud_bundles, tmp_path, capsys):
     single, half = loud_bundles
     file = tmp_path / "ranges.json"
-    command = ["calibrate", str(single), "--half", str(half), "--steps", "1", "--size", "32x32",
-               "--json", str(file)]  # fmt: skip
+    command = [
+        "calibrate",
+        str(single),
+        "--half",
+        str(half),
+        "--steps",
+        "1",
+        "--size",
+        "32x32",
+        "--json",
+        str(file),
+    ]
     assert main(command) == 1
     entry = json.loads(file.read_text())["vae_decoder"]
     assert "loud:more" in entry["beyond_float16"]

@@ -146,8 +146,18 @@ def test_bad_arguments_write_nothing(
 ):
     monkeypatch.chdir(pictures)
     before = sorted(pictures.iterdir())
-    refuse("generate", "x", "--model", tiny_bundle, "-o", tmp_path / "x.png", "--steps", "1",
-           *arguments, named=named)  # fmt: skip
+    refuse(
+        "generate",
+        "x",
+        "--model",
+        tiny_bundle,
+        "-o",
+        tmp_path / "x.png",
+        "--steps",
+        "1",
+        *arguments,
+        named=named,
+    )
     assert list(tmp_path.iterdir()) == []
     assert sorted(pictures.iterdir()) == before
 
@@ -156,8 +166,17 @@ def test_a_picture_that_would_fill_memory(refuse, tiny_bundle, pictures, tmp_pat
     """As a file of a few bytes that claims 180 million pixels would."""
     for limit in (3000, 1000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        refuse("generate", "x", "--model", tiny_bundle, "-o", tmp_path / "out.png",
-               "--image", pictures / "in.png", named="in.png: not a readable picture")  # fmt: skip
+        refuse(
+            "generate",
+            "x",
+            "--model",
+            tiny_bundle,
+            "-o",
+            tmp_path / "out.png",
+            "--image",
+            pictures / "in.png",
+            named="in.png: not a readable picture",
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -292,9 +311,22 @@ def test_other_commands_name_what_is_wrong(
     assert sorted(tmp_path.iterdir()) == before
 
 
-PATHS = {"FILE", "FILE[:SCALE]", "FILE[:TOKEN]", "FILE|FOLDER", "FOLDER",
-         "FILE.webp", "DIR", "BUNDLE", "BUNDLE16", "BUNDLE_OR_PICTURE",
-         "SOURCE", "CHECKPOINT", "OLD.json", "NEW.json"}  # fmt: skip
+PATHS = {
+    "FILE",
+    "FILE[:SCALE]",
+    "FILE[:TOKEN]",
+    "FILE|FOLDER",
+    "FOLDER",
+    "FILE.webp",
+    "DIR",
+    "BUNDLE",
+    "BUNDLE16",
+    "BUNDLE_OR_PICTURE",
+    "SOURCE",
+    "CHECKPOINT",
+    "OLD.json",
+    "NEW.json",
+}
 
 
 def parsers():
@@ -310,13 +342,16 @@ def parsers():
 
 
 PATH_ARGUMENTS = [
-    (words.split(), (action.option_strings or [None])[-1], action.metavar, [
-        other.metavar for other in parser._positionals._group_actions if not other.choices
-    ])
+    (
+        words.split(),
+        (action.option_strings or [None])[-1],
+        action.metavar,
+        [other.metavar for other in parser._positionals._group_actions if not other.choices],
+    )
     for words, parser in parsers()
     for action in parser._actions
     if action.metavar in PATHS
-]  # fmt: skip
+]
 
 
 def test_every_command_that_takes_paths_is_known():
@@ -354,8 +389,15 @@ def test_empty_and_missing_folders(refuse, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
 @pytest.mark.parametrize(
-    "name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json",
-             "vae_decoder/config.json", "text_encoder/config.json"])  # fmt: skip
+    "name",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "vae_decoder/config.json",
+        "text_encoder/config.json",
+    ],
+)
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "loop"])
 def test_a_configuration_is_a_regular_file(refuse, tiny_copy, name, kind):
     """A pipe without a writer would be waited for, and a device may have no end."""
@@ -439,11 +481,21 @@ def test_scheduler_configs_give_a_finite_table_or_a_documented_error(fields, ste
 @given(
     st.sampled_from(["model_index.json", "unet/config.json", "vae_decoder/config.json"]),
     st.dictionaries(
-        st.sampled_from(["_class_name", "in_channels", "sample_size", "latent_channels",
-                         "block_out_channels", "scaling_factor", "cross_attention_dim"]),
+        st.sampled_from(
+            [
+                "_class_name",
+                "in_channels",
+                "sample_size",
+                "latent_channels",
+                "block_out_channels",
+                "scaling_factor",
+                "cross_attention_dim",
+            ]
+        ),
         VALUES | st.integers(min_value=10**20),
-    ) | VALUES,
-)  # fmt: skip
+    )
+    | VALUES,
+)
 def test_bundle_json_is_accepted_or_refused_by_name(tiny_bundle, tmp_path_factory, name, content):
     folder = tmp_path_factory.mktemp("fuzz")
     for path in tiny_bundle.rglob("*"):
@@ -465,18 +517,35 @@ def test_bundle_json_is_accepted_or_refused_by_name(tiny_bundle, tmp_path_factor
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
-        st.sampled_from(["--steps", "--guidance", "--seed", "--size", "--count", "--sampler",
-                         "--threads", "--engine", "--eta", "--clip-skip", "--fast"]).flatmap(
+        st.sampled_from(
+            [
+                "--steps",
+                "--guidance",
+                "--seed",
+                "--size",
+                "--count",
+                "--sampler",
+                "--threads",
+                "--engine",
+                "--eta",
+                "--clip-skip",
+                "--fast",
+            ]
+        ).flatmap(
             lambda flag: st.sampled_from(
                 ["0", "-1", "nan", "x", "1e9", "64x64", "", "９", "9" * 30, "\x1b[31m"]
-            ).map(lambda value: [flag, value])),
-        min_size=1, max_size=3)
-)  # fmt: skip
+            ).map(lambda value: [flag, value])
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_command_lines_end_with_0_or_2(tiny_bundle, tmp_path_factory, capsys, pairs):
     output = tmp_path_factory.mktemp("out") / "x.png"
     flat = [part for pair in pairs for part in pair]
-    code = main(["generate", "x", "--model", str(tiny_bundle), "-o", str(output), "--steps", "1",
-                 *flat])  # fmt: skip
+    code = main(
+        ["generate", "x", "--model", str(tiny_bundle), "-o", str(output), "--steps", "1", *flat]
+    )
     assert code in (0, 2)
     assert (code == 0) == output.exists()
     assert "\x1b[31m" not in capsys.readouterr().err

@@ -54,8 +54,20 @@ def test_a_picture_to_start_from(tiny_bundle, tmp_path, capsys):
     source, mask, output = (tmp_path / name for name in ("in.webp", "mask.png", "out.png"))
     Image.new("RGBA", (70, 64), (200, 30, 30, 128)).save(source)
     Image.new("L", (70, 64), 0).save(mask)
-    command = ["generate", "a dog", "--model", str(tiny_bundle), "--steps", "2", "--seed", "1",
-               "--image", str(source), "-o", str(output)]  # fmt: skip
+    command = [
+        "generate",
+        "a dog",
+        "--model",
+        str(tiny_bundle),
+        "--steps",
+        "2",
+        "--seed",
+        "1",
+        "--image",
+        str(source),
+        "-o",
+        str(output),
+    ]
     assert main([*command, "--strength", "0.5"]) == 0
     with Image.open(output) as changed:
         assert changed.size == (64, 64)

@@ -36,12 +36,18 @@ def test_nothing_of_a_picture_reaches_the_terminal_as_an_order(run, tmp_path):
     path = tmp_path / "x.png"
     Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
     code, out, _ = run("info", path)
-    assert (code, out) == (0, (
-        r"prompt: a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028" "日本 👩🏽‍🚀\n"
-        r"\x1b]0;title\x07: x" "\n"
-        r"command: bksdm generate $'a\x1b[31mred\x07 \u009b2J\x7f\u202ecba\u2066\x0asteps: 9"
-        r"\x0d\x09\u2028" "日本 👩🏽‍🚀' -o again.png\nnote: the picture does not say its seed\n"
-    ))  # fmt: skip
+    assert (code, out) == (
+        0,
+        (
+            r"prompt: a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028"
+            "日本 👩🏽‍🚀\n"
+            r"\x1b]0;title\x07: x"
+            "\n"
+            r"command: bksdm generate $'a\x1b[31mred\x07 \u009b2J\x7f\u202ecba\u2066\x0asteps: 9"
+            r"\x0d\x09\u2028"
+            "日本 👩🏽‍🚀' -o again.png\nnote: the picture does not say its seed\n"
+        ),
+    )
     code, out, _ = run("info", path, "--json")
     found = json.loads(out)
     assert found.pop("command").startswith("bksdm generate $'a\\x1b[31mred")
@@ -55,14 +61,18 @@ ORDERS = "[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066]"
 
 
 def test_nor_does_anything_of_an_argument(run, draw, tiny_bundle, tmp_path):
-    code, _, err = run("generate", HOSTILE * 20, "--model", tiny_bundle, "--steps", 1,
-                       "-o", tmp_path / "x.png")  # fmt: skip
+    code, _, err = run(
+        "generate", HOSTILE * 20, "--model", tiny_bundle, "--steps", 1, "-o", tmp_path / "x.png"
+    )
     assert code == 0
     assert "warning: cut from the prompt" in err
     assert not re.search(ORDERS, err)
     options = ["--seed", "--image", "--model", "--engine", "--sampler", "--size", "--steps"]
-    for words in (*([option, HOSTILE] for option in options), [f"--{HOSTILE}"],
-                  ["-o", f"{tmp_path}/no/{HOSTILE}"]):  # fmt: skip
+    for words in (
+        *([option, HOSTILE] for option in options),
+        [f"--{HOSTILE}"],
+        ["-o", f"{tmp_path}/no/{HOSTILE}"],
+    ):
         code, out, err = draw("-o", tmp_path / "x.png", *words)
         assert (code, out) == (2, "")
         assert not re.search(ORDERS, err), words

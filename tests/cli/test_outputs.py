@@ -178,8 +178,12 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     server = socket.socket(socket.AF_UNIX)
     server.bind("socket")
     before = names(tmp_path)
-    places = {"folder": tmp_path, "file": tmp_path / "file", "pipe": tmp_path / "pipe",
-              "name": tmp_path.name}  # fmt: skip
+    places = {
+        "folder": tmp_path,
+        "file": tmp_path / "file",
+        "pipe": tmp_path / "pipe",
+        "name": tmp_path.name,
+    }
     code, out, err = draw(*(word.format(**places) for word in arguments))
     server.close()
     assert (code, out) == (2, "")
@@ -263,8 +267,13 @@ def test_steps_of_an_earlier_run_make_way_and_others_stay(draw, tmp_path):
     assert len(names(steps)) == 29
     assert draw(*output, "--save-steps", steps, "--steps", 2)[0] == 0
     assert names(steps) == [
-        "notes.txt", "step-1.png", "step-2.png", "step-3.png", "step-98.png", "step-99.png"
-    ]  # fmt: skip
+        "notes.txt",
+        "step-1.png",
+        "step-2.png",
+        "step-3.png",
+        "step-98.png",
+        "step-99.png",
+    ]
 
 
 def test_a_refused_request_makes_no_folder_for_steps(draw, tmp_path):

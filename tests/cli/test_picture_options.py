@@ -20,12 +20,25 @@ from bksdm.runtime.pipeline import TextToImage
 ROOT = Path(__file__).parents[2]
 ALL = {**OPTIONS, **INPUTS}
 OTHERS = {
-    "negative_prompt": "fog", "height": 64, "width": 72, "num_inference_steps": 3,
-    "guidance_scale": 3.0, "num_images_per_prompt": 2, "seed": (3, 4), "sampler": "ddim",
-    "eta": 0.5, "guidance_rescale": 0.5, "guidance_interval": (0.0, 0.5), "strength": 0.9,
-    "timesteps": (900, 500, 1), "sigmas": (9.0, 2.5, 0.5, 0.0),
-    "prompt_weights": True, "long_prompt": True, "clip_skip": 1, "fast": 2,
-}  # fmt: skip
+    "negative_prompt": "fog",
+    "height": 64,
+    "width": 72,
+    "num_inference_steps": 3,
+    "guidance_scale": 3.0,
+    "num_images_per_prompt": 2,
+    "seed": (3, 4),
+    "sampler": "ddim",
+    "eta": 0.5,
+    "guidance_rescale": 0.5,
+    "guidance_interval": (0.0, 0.5),
+    "strength": 0.9,
+    "timesteps": (900, 500, 1),
+    "sigmas": (9.0, 2.5, 0.5, 0.0),
+    "prompt_weights": True,
+    "long_prompt": True,
+    "clip_skip": 1,
+    "fast": 2,
+}
 """A value of each that is not its default."""
 
 
@@ -46,9 +59,14 @@ def spelled(name, value):
 def test_python_has_every_option_with_its_default():
     parameters = dict(inspect.signature(TextToImage.__call__).parameters)
     assert set(parameters) - set(ALL) - set(CALL) == {
-        "self", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "on_step",
-        "output_type", "return_dict", "mask_image",
-    }  # fmt: skip
+        "self",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "on_step",
+        "output_type",
+        "return_dict",
+        "mask_image",
+    }
     assert set(ALL) <= set(parameters)
     for name, parameter in parameters.items():
         if name in DEFAULTS and name != "prompt":
@@ -95,9 +113,13 @@ def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
 
 
 def test_options_survive_being_written():
-    config = GenerationConfig(["a dog", "a fox"], negative_prompt="", **{
-        name: value for name, value in OTHERS.items() if name not in ("negative_prompt", "seed")
-    })  # fmt: skip
+    config = GenerationConfig(
+        ["a dog", "a fox"],
+        negative_prompt="",
+        **{
+            name: value for name, value in OTHERS.items() if name not in ("negative_prompt", "seed")
+        },
+    )
     assert GenerationConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     with pytest.raises(RequestError, match="unknown option 'stepps'"):
         GenerationConfig.from_dict({"prompt": "a dog", "stepps": 3})

@@ -61,10 +61,15 @@ def test_debug_shows_where_an_error_comes_from(run, monkeypatch, command):
     assert "\x1b" not in err
 
 
-@pytest.mark.parametrize("words", [
-    *([name, "--debug"] for name in COMMANDS), ["--debug", "bench", "latency"],
-    ["bench", "--debug", "latency"], ["bench", "latency", "--debug"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([name, "--debug"] for name in COMMANDS),
+        ["--debug", "bench", "latency"],
+        ["bench", "--debug", "latency"],
+        ["bench", "latency", "--debug"],
+    ],
+)
 def test_debug_is_known_everywhere(run, words):
     code, out, err = run(*words, "--help")
     assert (code, err) == (0, "")
@@ -198,9 +203,11 @@ def test_closed_and_full_streams(tmp_path, line, code, out, err):
     if "full" in line and sys.platform != "linux":
         pytest.skip("no /dev/full")
     done = subprocess.run(
-        ["bash", "-c", f"{sys.executable} -m bksdm.cli {line}"], capture_output=True, cwd=tmp_path,
+        ["bash", "-c", f"{sys.executable} -m bksdm.cli {line}"],
+        capture_output=True,
+        cwd=tmp_path,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == code
     assert done.stdout.startswith(out)
     assert done.stderr.endswith(err)
@@ -250,14 +257,27 @@ def test_a_signal_while_drawing_leaves_whole_steps_and_no_picture(
 ):
     steps = tmp_path / "steps"
     command = [
-        sys.executable, "-m", "bksdm.cli", "generate", "x", "--model", str(tiny_bundle),
-        "--steps", "900", "--save-steps", str(steps), "-o", str(tmp_path / "x.png"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "bksdm.cli",
+        "generate",
+        "x",
+        "--model",
+        str(tiny_bundle),
+        "--steps",
+        "900",
+        "--save-steps",
+        str(steps),
+        "-o",
+        str(tmp_path / "x.png"),
+    ]
     # A test run in the background has inherited that interrupts are ignored.
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True,
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:  # fmt: skip
+    ) as process:
         assert process.stderr is not None
         while not any(steps.glob("step-*.png")):
             assert process.poll() is None, "it ends before its first step"

@@ -71,8 +71,21 @@ def test_a_terminal_has_a_bar(monkeypatch):
 
 def test_a_log_file_has_no_control_characters(tiny_bundle, tmp_path):
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "bksdm.cli", "generate", "a dog", "--model", str(tiny_bundle),
-               "--steps", "30", "--seed", "1", "-o", str(tmp_path / "x.png")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bksdm.cli",
+        "generate",
+        "a dog",
+        "--model",
+        str(tiny_bundle),
+        "--steps",
+        "30",
+        "--seed",
+        "1",
+        "-o",
+        str(tmp_path / "x.png"),
+    ]
     with log.open("wb") as stream:
         subprocess.run(command, check=True, stderr=stream, stdout=subprocess.DEVNULL)
     assert log.read_bytes() == b"seed: 1" + os.linesep.encode()

@@ -38,8 +38,9 @@ def draw_lines(run, tiny_bundle):
     """Run ``bksdm generate --prompts`` on the tiny bundle."""
 
     def call(path, output, *words):
-        return run("generate", "--prompts", path, "--model", tiny_bundle, "-s", 1, "-o", output,
-                   *words)  # fmt: skip
+        return run(
+            "generate", "--prompts", path, "--model", tiny_bundle, "-s", 1, "-o", output, *words
+        )
 
     return call
 
@@ -141,9 +142,12 @@ def test_options_of_a_line(draw_lines, tmp_path):
     assert code == 0
     found = {entry["file"]: entry["options"] for entry in manifest(tmp_path / "out")}
     assert list(found) == [
-        "00001.png", *(f"00002{n}.png" for n in ("", "-2", "-3", "-4")), "00003.png",
-        "00003-2.png", "00004.png",
-    ]  # fmt: skip
+        "00001.png",
+        *(f"00002{n}.png" for n in ("", "-2", "-3", "-4")),
+        "00003.png",
+        "00003-2.png",
+        "00004.png",
+    ]
     first, second, third, last = (found[f"0000{n}.png"] for n in (1, 2, 3, 4))
     assert (first["num_inference_steps"], first["seed"], first["guidance_scale"]) == (2, 9, 2.0)
     assert (first["negative_prompt"], first["eta"]) == ("fog", 0.25)
@@ -158,8 +162,22 @@ def test_options_of_a_line(draw_lines, tmp_path):
 
 def test_standard_input_and_a_picture_to_start_from(draw_lines, tmp_path, monkeypatch, tiny_bundle):
     Image.effect_noise((64, 64), 50).save(tmp_path / "in.png")
-    command = [sys.executable, "-m", "bksdm.cli", "generate", "--prompts", "-", "--steps", "2",
-               "--model", str(tiny_bundle), "--image", "in.png", "-o", "out"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "bksdm.cli",
+        "generate",
+        "--prompts",
+        "-",
+        "--steps",
+        "2",
+        "--model",
+        str(tiny_bundle),
+        "--image",
+        "in.png",
+        "-o",
+        "out",
+    ]
     row = '{ "prompt": "a dog", "strength": 0.5}\n{"prompt": "a fox"}'
     done = subprocess.run(command, input=row, text=True, cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stdout.split()) == (0, ["out/00001.png", "out/00002.png"])
@@ -243,8 +261,9 @@ def test_what_cannot_be_is_refused_before_the_work(
     (tmp_path / "listed").mkdir()
     (tmp_path / "listed" / "manifest.jsonl").write_text('{"name": "x"}\n')
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = run("generate", "--model", tiny_bundle, "-s", 1, "--prompts", "prompts.txt",
-                         *words)  # fmt: skip
+    code, out, err = run(
+        "generate", "--model", tiny_bundle, "-s", 1, "--prompts", "prompts.txt", *words
+    )
     assert (code, out) == (2, "")
     assert named in err
     assert err.count("\n") == 1
@@ -253,9 +272,11 @@ def test_what_cannot_be_is_refused_before_the_work(
 
 def test_names_by_pattern(tmp_path):
     for text, line, name in [
-        ("{line}.png", 7, "00007.png"), ("a{line:03}b.jpg", 7, "a007b.jpg"),
-        ("{line:1}.png", 12, "12.png"), ("{line}.png", 10**6, "1000000.png"),
-    ]:  # fmt: skip
+        ("{line}.png", 7, "00007.png"),
+        ("a{line:03}b.jpg", 7, "a007b.jpg"),
+        ("{line:1}.png", 12, "12.png"),
+        ("{line}.png", 10**6, "1000000.png"),
+    ]:
         assert OutputPattern.read(str(tmp_path / text)).path(line) == tmp_path / name
     (tmp_path / "x{.png").mkdir()
     assert OutputPattern.read(str(tmp_path / "x{.png")).path(1) == tmp_path / "x{.png" / "00001.png"
@@ -269,8 +290,21 @@ def test_the_built_in_model_is_warned_of_once(run, tmp_path):
 
 
 def command(bundle, path, folder, steps, *words):
-    return [sys.executable, "-m", "bksdm.cli", "generate", "--prompts", str(path), "--model",
-            str(bundle), "--steps", str(steps), "-o", str(folder), *words]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "bksdm.cli",
+        "generate",
+        "--prompts",
+        str(path),
+        "--model",
+        str(bundle),
+        "--steps",
+        str(steps),
+        "-o",
+        str(folder),
+        *words,
+    ]
 
 
 @unix
@@ -280,10 +314,11 @@ def test_runs_that_are_ended_leave_whole_pictures_and_go_on(tiny_bundle, lines, 
     ends = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
     for number, (sent, code) in enumerate(ends.items(), 1):
         with subprocess.Popen(
-            command(tiny_bundle, lines, folder, 60), stdout=subprocess.PIPE,
+            command(tiny_bundle, lines, folder, 60),
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        ) as process:  # fmt: skip
+        ) as process:
             assert process.stdout is not None
             process.stdout.readline()
             process.send_signal(sent)
@@ -322,11 +357,24 @@ def test_three_parts_killed_again_and_again_are_one_run(tmp_path):
     rows = [
         {"prompt": f"a {what}, {colour} background", "count": 1 + (number % 5 == 0)}
         for number, (what, colour) in enumerate(
-            (what, colour) for what in ("dog", "cat", "fox", "bee", "pig", "owl", "bus", "car",
-                                        "star", "rocket", "house", "crown")
+            (what, colour)
+            for what in (
+                "dog",
+                "cat",
+                "fox",
+                "bee",
+                "pig",
+                "owl",
+                "bus",
+                "car",
+                "star",
+                "rocket",
+                "house",
+                "crown",
+            )
             for colour in ("black", "blue", "pink", "green", "white")
         )
-    ]  # fmt: skip
+    ]
     path.write_text("\n".join(map(json.dumps, rows)))
     whole, folder = tmp_path / "whole", tmp_path / "out"
     subprocess.run(command("emoji", path, whole, 3), check=True, capture_output=True)
@@ -338,10 +386,11 @@ def test_three_parts_killed_again_and_again_are_one_run(tmp_path):
         running = {
             number: subprocess.Popen(
                 command("emoji", path, folder, 3, "--shard", f"{number}/3"),
-                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             for number in left
-        }  # fmt: skip
+        }
         for number, process in running.items():
             time.sleep(chance.uniform(0, 4))
             if killed < 12 and process.poll() is None:
@@ -353,5 +402,6 @@ def test_three_parts_killed_again_and_again_are_one_run(tmp_path):
     subprocess.run(command("emoji", path, folder, 3), check=True, capture_output=True)
     found, expected = contents(folder), contents(whole)
     assert found == expected
-    assert np.all([hashlib.sha256(found[e["file"]]).hexdigest() == e["sha256"]
-                   for e in manifest(folder)])  # fmt: skip
+    assert np.all(
+        [hashlib.sha256(found[e["file"]]).hexdigest() == e["sha256"] for e in manifest(folder)]
+    )

@@ -55,18 +55,21 @@ def again(run, tmp_path, tiny_bundle, monkeypatch):
 
 
 @unix
-@pytest.mark.parametrize("words", [
-    ["a dog", "--steps", 3],
-    ["a dog", "--steps", 3, "--seed", 7, "--sampler", "dpm++2m-karras", "--guidance", 3.5],
-    ["a dog", "--steps", 2, "--negative", "fog, 'and' \"rain\"", "--size", "72x64"],
-    ["a (dog:1.3)", "--steps", 2, "--prompt-weights", "--guidance-rescale", 0.5],
-    ["a dog", "--steps", 3, "--sampler", "ddim", "--eta", 0.4, "--seed=-5"],
-    ["a dog", "--steps", 3, "--guidance-interval", "0:0.5", "--guidance=-2"],
-    ["it's $HOME `x` \\n", "--steps", 1],
-    ["two\nlines\t日本 🍎\x1b[31m", "--steps", 1],
-    ["-p", "x", "--prompt=--steps", "--steps", 1],
-    ["", "--steps", 1],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a dog", "--steps", 3],
+        ["a dog", "--steps", 3, "--seed", 7, "--sampler", "dpm++2m-karras", "--guidance", 3.5],
+        ["a dog", "--steps", 2, "--negative", "fog, 'and' \"rain\"", "--size", "72x64"],
+        ["a (dog:1.3)", "--steps", 2, "--prompt-weights", "--guidance-rescale", 0.5],
+        ["a dog", "--steps", 3, "--sampler", "ddim", "--eta", 0.4, "--seed=-5"],
+        ["a dog", "--steps", 3, "--guidance-interval", "0:0.5", "--guidance=-2"],
+        ["it's $HOME `x` \\n", "--steps", 1],
+        ["two\nlines\t日本 🍎\x1b[31m", "--steps", 1],
+        ["-p", "x", "--prompt=--steps", "--steps", 1],
+        ["", "--steps", 1],
+    ],
+)
 def test_one_picture_comes_again(again, words):
     assert [note for note in again(*words) if "again-" not in note] == []
 
@@ -81,10 +84,15 @@ def test_every_picture_of_a_batch_comes_again(again):
 
 
 @unix
-@pytest.mark.parametrize(("output", "words"), [
-    ("x.jpg", []), ("x.jpeg", ["--quality", 30]), ("x.webp", ["--quality", 95]),
-    ("x.webp", ["--lossless"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ("x.jpg", []),
+        ("x.jpeg", ["--quality", 30]),
+        ("x.webp", ["--quality", 95]),
+        ("x.webp", ["--lossless"]),
+    ],
+)
 def test_files_of_every_format_come_again(again, output, words):
     assert again("a dog", "--steps", 1, *words, output=output) == []
 
@@ -123,16 +131,35 @@ def test_a_bundle_that_is_not_here_is_named(draw, run, tmp_path, monkeypatch, ti
 def test_a_record_that_somebody_has_changed_is_no_order(tmp_path, run):
     chunks = PngImagePlugin.PngInfo()
     for name, value in {
-        "prompt": "x", "seed": "--force", "model": "$(touch y)", "width": "8", "index": "-1",
-        "command": "rm -rf /", "notes": "none", "batch": "[1]", "engine": "; ls", "fast": "9",
-    }.items():  # fmt: skip
+        "prompt": "x",
+        "seed": "--force",
+        "model": "$(touch y)",
+        "width": "8",
+        "index": "-1",
+        "command": "rm -rf /",
+        "notes": "none",
+        "batch": "[1]",
+        "engine": "; ls",
+        "fast": "9",
+    }.items():
         chunks.add_itxt(f"bksdm:{name}", value)
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=chunks)
     found = json.loads(run("info", tmp_path / "x.png", "--json")[1])
     assert words_of(found["command"]) == [
-        "generate", "x", "--width", "8", "--seed=--force", "--fast", "9", "--model", "$(touch y)",
-        "--engine", "; ls", "-o", "again.png",
-    ]  # fmt: skip
+        "generate",
+        "x",
+        "--width",
+        "8",
+        "--seed=--force",
+        "--fast",
+        "9",
+        "--model",
+        "$(touch y)",
+        "--engine",
+        "; ls",
+        "-o",
+        "again.png",
+    ]
     assert "rm -rf" not in run("info", tmp_path / "x.png")[1]
 
 
@@ -183,10 +210,25 @@ def test_a_picture_of_a1111s(run, tmp_path, tiny_bundle, monkeypatch, suffix):
     ]
     words = words_of(found["command"])
     assert words[1:] == [
-        "a (dog:1.2)", "--negative", "fog", "--size", "64x64", "--steps", "2", "--guidance", "7.0",
-        "--seed", "5", "--sampler", "euler-a", "--prompt-weights", "--model", "tiny", "-o",
+        "a (dog:1.2)",
+        "--negative",
+        "fog",
+        "--size",
+        "64x64",
+        "--steps",
+        "2",
+        "--guidance",
+        "7.0",
+        "--seed",
+        "5",
+        "--sampler",
+        "euler-a",
+        "--prompt-weights",
+        "--model",
+        "tiny",
+        "-o",
         "again.png",
-    ]  # fmt: skip
+    ]
     assert run(*words)[0] == 0
     text = read_record(tmp_path / "again.png").a1111
     assert text.startswith("a (dog:1.2)\nNegative prompt: fog\nSteps: 2, Sampler: Euler a, CFG sc")

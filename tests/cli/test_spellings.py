@@ -32,10 +32,16 @@ def test_every_spelling_means_the_same(draw, tmp_path, flag, value, name):
         assert read_parameters(path)[name] == value
 
 
-@pytest.mark.parametrize("words", [
-    ["-p", "a fox"], ["--prompt", "a fox"], ["--prompt=a fox"], ["a fox"],
-    ["--steps", 2, "a fox"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-p", "a fox"],
+        ["--prompt", "a fox"],
+        ["--prompt=a fox"],
+        ["a fox"],
+        ["--steps", 2, "a fox"],
+    ],
+)
 def test_a_prompt_may_be_a_flag(run, tiny_bundle, tmp_path, words):
     path = tmp_path / "x.png"
     assert run("generate", *words, "--model", tiny_bundle, "--steps", 1, "-o", path)[0] == 0

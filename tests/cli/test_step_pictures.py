@@ -32,10 +32,27 @@ def picture():
 
 
 def test_steps_and_an_animation_are_written(tmp_path, capsys):
-    code = main(["generate", "a red apple", "--steps", "4", "--sampler", "euler", "--count", "2",
-                 "--seed", "0", "-o", str(tmp_path / "a.png"), "--decode-steps",
-                 "--save-steps", str(tmp_path / "steps"),
-                 "--animate", str(tmp_path / "a.webp")])  # fmt: skip
+    code = main(
+        [
+            "generate",
+            "a red apple",
+            "--steps",
+            "4",
+            "--sampler",
+            "euler",
+            "--count",
+            "2",
+            "--seed",
+            "0",
+            "-o",
+            str(tmp_path / "a.png"),
+            "--decode-steps",
+            "--save-steps",
+            str(tmp_path / "steps"),
+            "--animate",
+            str(tmp_path / "a.webp"),
+        ]
+    )
     assert code == 0
     names = {path.name for path in (tmp_path / "steps").iterdir()}
     assert names == {f"step-{k}{image}.png" for k in range(1, 5) for image in ("", "-2")}
@@ -59,8 +76,22 @@ def test_steps_and_an_animation_are_written(tmp_path, capsys):
 
 def test_the_quick_map_enlarges_to_the_picture(tmp_path):
     steps = tmp_path / "steps"
-    code = main(["generate", "a red apple", "--steps", "2", "--sampler", "ddim", "--seed", "0",
-                 "-o", str(tmp_path / "a.png"), "--save-steps", str(steps)])  # fmt: skip
+    code = main(
+        [
+            "generate",
+            "a red apple",
+            "--steps",
+            "2",
+            "--sampler",
+            "ddim",
+            "--seed",
+            "0",
+            "-o",
+            str(tmp_path / "a.png"),
+            "--save-steps",
+            str(steps),
+        ]
+    )
     assert code == 0
     assert sorted(path.name for path in steps.iterdir()) == ["step-1.png", "step-2.png"]
     with Image.open(tmp_path / "a.png") as final:

@@ -14,15 +14,19 @@ from bksdm.runtime.pipeline import TextToImage
 @pytest.mark.parametrize(
     ("name", "format"),
     [
-        ("x.png", "PNG"), ("x.PNG", "PNG"), ("x.jpg", "JPEG"), ("x.JPEG", "JPEG"),
+        ("x.png", "PNG"),
+        ("x.PNG", "PNG"),
+        ("x.jpg", "JPEG"),
+        ("x.JPEG", "JPEG"),
         ("x.webp", "WEBP"),
     ],
-)  # fmt: skip
+)
 def test_the_extension_says_the_format(run, tiny_bundle, tmp_path, name, format):
     path = tmp_path / name
     prompt = "a dog, 日本 🍎"
-    code, out, err = run("generate", prompt, "--model", tiny_bundle, "--steps", 1, "--seed", 3,
-                         "-o", path, "-n", 2)  # fmt: skip
+    code, out, err = run(
+        "generate", prompt, "--model", tiny_bundle, "--steps", 1, "--seed", 3, "-o", path, "-n", 2
+    )
     second = path.with_name(f"x-2{path.suffix}")
     assert (code, out.split()) == (0, [str(path), str(second)])
     assert "seed: 3\n" in err
@@ -46,9 +50,11 @@ def test_a_seed_that_was_drawn_is_told(run, tiny_bundle, tmp_path):
 def test_quality_and_loss(draw, tmp_path):
     sizes = []
     for name, words in {
-        "a.jpg": ["--quality", 10], "b.jpg": ["--quality", 95],
-        "a.webp": ["--quality", 10], "b.webp": ["--quality", 95],
-    }.items():  # fmt: skip
+        "a.jpg": ["--quality", 10],
+        "b.jpg": ["--quality", 95],
+        "a.webp": ["--quality", 10],
+        "b.webp": ["--quality", 95],
+    }.items():
         assert draw("-o", tmp_path / name, *words)[0] == 0
         sizes.append((tmp_path / name).stat().st_size)
         assert read_parameters(tmp_path / name)["quality"] == str(words[1])

@@ -96,8 +96,10 @@ class _Called:
 
     def __init__(self, engine):
         self._run = engine.run
-        self.inputs = {name: TensorSpec(engine.dtype(name), tuple(node.shape))
-                       for name, node in engine.inputs.items()}  # fmt: skip
+        self.inputs = {
+            name: TensorSpec(engine.dtype(name), tuple(node.shape))
+            for name, node in engine.inputs.items()
+        }
 
     def __call__(self, feeds):
         return self._run(feeds)

@@ -78,10 +78,25 @@ def compiled_kernels(folder):
     source = files("bksdm.runtime.cuda") / "kernels.cu"
     library = Path(folder) / "kernels.so"
     subprocess.run(
-        ["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-ffp-contract=off", "-Wall", "-Werror",
-         "-include", str(here / "shim.h"), "-x", "c++", str(source), "-o", str(library)],
+        [
+            "g++",
+            "-std=c++17",
+            "-O2",
+            "-shared",
+            "-fPIC",
+            "-ffp-contract=off",
+            "-Wall",
+            "-Werror",
+            "-include",
+            str(here / "shim.h"),
+            "-x",
+            "c++",
+            str(source),
+            "-o",
+            str(library),
+        ],
         check=True,
-    )  # fmt: skip
+    )
     return ctypes.CDLL(str(library))
 
 
@@ -189,9 +204,12 @@ class Context:
             return False
         self._shapes[name] = tuple(shape)
         self._symbols.update(
-            {s: n for s, n in zip(self._engine.inputs[name].shape, shape, strict=True)
-             if isinstance(s, str)}
-        )  # fmt: skip
+            {
+                s: n
+                for s, n in zip(self._engine.inputs[name].shape, shape, strict=True)
+                if isinstance(s, str)
+            }
+        )
         return True
 
     def get_tensor_shape(self, name):
@@ -350,8 +368,11 @@ def simulated_tensorrt(device, version, engines):
             return engines.get(content)
 
     return SimpleNamespace(
-        __version__=version, Logger=Logger, Runtime=Runtime, nptype=lambda kind: kind,
+        __version__=version,
+        Logger=Logger,
+        Runtime=Runtime,
+        nptype=lambda kind: kind,
         TensorIOMode=SimpleNamespace(INPUT="input"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
-    )  # fmt: skip
+    )

@@ -54,8 +54,14 @@ def test_a_generator_goes_on(load, built, same_on_host):
     drawn = []
     for model in (load(built), same_on_host):
         generator = Generator().manual_seed(4)
-        drawn.append([model("a", generator=generator, output_type="latent", sampler="euler-a",
-                            **COMMON).images for _ in range(2)])  # fmt: skip
+        drawn.append(
+            [
+                model(
+                    "a", generator=generator, output_type="latent", sampler="euler-a", **COMMON
+                ).images
+                for _ in range(2)
+            ]
+        )
     for found, expected in zip(*drawn, strict=True):
         assert near(found, expected)
     assert not near(*drawn[0])

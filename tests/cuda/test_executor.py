@@ -52,8 +52,9 @@ def test_a_picture_waits_once_and_allocates_nothing(load, built, device):
     model("a", num_inference_steps=4, seed=0)
     for steps, sampler, guidance in ((4, "pndm", 7.5), (25, "pndm", 3.0), (9, "euler", 5.0)):
         device.counts.clear()
-        result = model("b", num_inference_steps=steps, sampler=sampler, seed=1,
-                       guidance_scale=guidance)  # fmt: skip
+        result = model(
+            "b", num_inference_steps=steps, sampler=sampler, seed=1, guidance_scale=guidance
+        )
         assert device.counts["synchronisations"] == 1
         assert device.counts["allocations"] == 0
         assert device.counts["graph launches"] == result.steps

@@ -34,8 +34,17 @@ def engine(target, nano_bundle_fp16, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpu") / "nano"
     shutil.copytree(nano_bundle_fp16, folder)
     for flavour, aim in (("tensorrt-rtx", ["--target", target]), ("tensorrt", [])):
-        command = ["build", str(folder), "--engine", flavour, *aim, "--batch", "1:1:3",
-                   "--size", "64x64:64x64:96x96"]  # fmt: skip
+        command = [
+            "build",
+            str(folder),
+            "--engine",
+            flavour,
+            *aim,
+            "--batch",
+            "1:1:3",
+            "--size",
+            "64x64:64x64:96x96",
+        ]
         if main(command) == 0:
             return folder, flavour
     pytest.skip(f"no TensorRT here builds for {target}")
@@ -59,9 +68,13 @@ def assert_drawn_alike(model, folder, **arguments):
 @pytest.mark.parametrize(("images", "width"), [(1, 64), (3, 96)])
 def test_pictures_are_those_of_the_cpu(model, nano_bundle_fp16, steps, images, width):
     assert_drawn_alike(
-        model, nano_bundle_fp16, num_inference_steps=steps, num_images_per_prompt=images,
-        width=width, seed=1,
-    )  # fmt: skip
+        model,
+        nano_bundle_fp16,
+        num_inference_steps=steps,
+        num_images_per_prompt=images,
+        width=width,
+        seed=1,
+    )
 
 
 MASK = {"image": Image.new("RGB", (64, 64), "teal"), "mask": Image.radial_gradient("L")}
@@ -128,8 +141,9 @@ def test_a_given_bundle_draws_what_the_cpu_draws(target, request):
     folder = request.config.getoption("--bundle")
     if folder is None:
         pytest.skip("no bundle was given with --bundle")
-    backends = {read_record(folder / "engines" / name)["backend"]
-                for name in list_plans(folder / "engines")}  # fmt: skip
+    backends = {
+        read_record(folder / "engines" / name)["backend"] for name in list_plans(folder / "engines")
+    }
     assert backends, f"nothing is built in {folder}; run `bksdm build`"
     expected = TextToImage.load(folder)("a lighthouse", num_inference_steps=2, seed=1).pixels
     for backend in backends:

@@ -68,9 +68,15 @@ def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, dr
     levels = rng.uniform(0, 1, (steps + 1, 2)).astype(np.float32)
     pictures, mask = rng.normal(size=(2, size)).astype(np.float32), rng.random(size) < 0.5
     run.put(pictures=pictures, mask=mask.astype(np.uint8), levels=levels)
-    run.put(rows=rows, timesteps=timesteps, input_scale=input_scale, history=history,
-            latents=start, sample=np.zeros(halves * size, np.float16),
-            timestep=np.zeros(halves * images, np.float32))  # fmt: skip
+    run.put(
+        rows=rows,
+        timesteps=timesteps,
+        input_scale=input_scale,
+        history=history,
+        latents=start,
+        sample=np.zeros(halves * size, np.float16),
+        timestep=np.zeros(halves * images, np.float32),
+    )
     run.control["total"] = run.control["first_bad_step"] = steps
     run.control["draws"], run.control["guidance"] = draws, 7.5
     of_mask = ("pictures", "mask") if masked else ()
@@ -79,8 +85,17 @@ def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, dr
     run.put(control=run.control)
     exact = list(history[:before].astype(np.float64))
     for k in range(steps):
-        run.kernel("feed", max(size, halves * images), "control", "latents", "sample", "timestep",
-                   size, halves, images)  # fmt: skip
+        run.kernel(
+            "feed",
+            max(size, halves * images),
+            "control",
+            "latents",
+            "sample",
+            "timestep",
+            size,
+            halves,
+            images,
+        )
         latents = run.get("latents", np.float32, size)
         fed = run.get("sample", np.float16, (halves, size))
         assert (fed == (latents * input_scale[k]).astype(np.float16)).all()
@@ -117,10 +132,14 @@ def test_guidance_is_rescaled_image_by_image(device, images, inner, amount):
     spread = rng.uniform(0.5, 2, (2, images, 1, 1, 1))
     prediction = (rng.normal(size=(2, images, *inner)) * spread + 3 * spread).astype(np.float16)
     run = Run(device)
-    run.put(prediction=prediction, latents=np.full(size, np.nan, np.float32),
-            history=np.zeros((2, size), np.float32), rows=np.eye(2, dtype=np.float32),
-            sums=np.full((images, PARTS, 4), np.nan),
-            factors=np.full(images, np.nan, np.float32))  # fmt: skip
+    run.put(
+        prediction=prediction,
+        latents=np.full(size, np.nan, np.float32),
+        history=np.zeros((2, size), np.float32),
+        rows=np.eye(2, dtype=np.float32),
+        sums=np.full((images, PARTS, 4), np.nan),
+        factors=np.full(images, np.nan, np.float32),
+    )
     run.control["total"] = run.control["first_bad_step"] = 1
     run.control["guidance"], run.control["rescale"] = 7.5, amount
     run.control["rows"], run.control["history"] = run.address("rows"), run.address("history")
@@ -192,8 +211,11 @@ def test_the_simulated_gpu_notices_what_a_real_one_would_not(device):
     with pytest.raises(SimulationError, match="touches device memory"):
         memory.array.sum()
     run = Run(device)
-    run.put(control=run.control, sample=np.zeros((1, 3, 300), np.float16),
-            pixels=np.zeros(3 * 299, np.uint8))  # fmt: skip
+    run.put(
+        control=run.control,
+        sample=np.zeros((1, 3, 300), np.float16),
+        pixels=np.zeros(3 * 299, np.uint8),
+    )
     run.kernel("to_pixels", 300, "control", "sample", "pixels", 300, 1)
     with pytest.raises(SimulationError, match="out of bounds"):
         device.synchronize()

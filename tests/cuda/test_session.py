@@ -36,9 +36,14 @@ CASES = {
     "never guided": {"guidance_interval": (0.9, 1.0), "num_inference_steps": 3},
     "weighted": {"prompt": "a (lighthouse:1.5)", "prompt_weights": True},
     "skipped layer": {"clip_skip": 1, "guidance_interval": (0.0, 0.5)},
-    "everything": {**MASK, "sampler": "euler-a", "guidance_rescale": 0.7, "strength": 0.9,
-                   "guidance_interval": (0.0, 0.6)},
-}  # fmt: skip
+    "everything": {
+        **MASK,
+        "sampler": "euler-a",
+        "guidance_rescale": 0.7,
+        "strength": 0.9,
+        "guidance_interval": (0.0, 0.6),
+    },
+}
 COMMON = {"prompt": "a lighthouse", "negative_prompt": "fog", "num_inference_steps": 6, "seed": 5}
 
 
@@ -81,8 +86,7 @@ def test_what_the_model_sees_behind_the_noise(load, built, same_on_host):
         seen.append((step.denoised, model.decode(step.denoised)))
 
     result = model(on_step=look, sampler="euler-a", **COMMON)
-    same_on_host(on_step=lambda step: expected.append(step.denoised),
-                 sampler="euler-a", **COMMON)  # fmt: skip
+    same_on_host(on_step=lambda step: expected.append(step.denoised), sampler="euler-a", **COMMON)
     for (latents, shown), wanted in zip(seen, expected, strict=True):
         # As of the steps themselves, times the guidance scale.
         np.testing.assert_allclose(latents, wanted, atol=2e-2 * np.abs(wanted).max())

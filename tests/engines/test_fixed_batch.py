@@ -69,9 +69,9 @@ def rename_output(folder, name, slots=None):
         node.output[:] = [name if old == output.name else old for old in node.output]
     output.name = name
     if slots:
-        proto.graph.node.extend([
-            onnx.helper.make_node("Slice", [name, "starts", "ends", "axes"], ["drawn"])
-        ])  # fmt: skip
+        proto.graph.node.extend(
+            [onnx.helper.make_node("Slice", [name, "starts", "ends", "axes"], ["drawn"])]
+        )
         for constant, value in (("starts", 0), ("ends", slots), ("axes", 1)):
             tensor = onnx.numpy_helper.from_array(np.array([value]), constant)
             proto.graph.initializer.append(tensor)
@@ -87,8 +87,12 @@ def emoji(tmp_path):
     return folder
 
 
-IMAGE = {"image": Image.new("RGB", (64, 64), "red"), "num_inference_steps": 4, "strength": 0.5,
-         "seed": 0}  # fmt: skip
+IMAGE = {
+    "image": Image.new("RGB", (64, 64), "red"),
+    "num_inference_steps": 4,
+    "strength": 0.5,
+    "seed": 0,
+}
 
 
 def test_a_distribution_by_an_older_name_is_read(emoji):

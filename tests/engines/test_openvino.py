@@ -174,10 +174,12 @@ def test_pictures_of_both_engines_are_alike(nano_bundle):
     made = []
     for engine in ("onnxruntime", "openvino"):
         model = TextToImage.load(nano_bundle, engine, threads=1)
-        made.append([
-            model("a red apple", num_inference_steps=2, seed=0, image=start).pixels.astype(int)
-            for start in (None, picture)
-        ])  # fmt: skip
+        made.append(
+            [
+                model("a red apple", num_inference_steps=2, seed=0, image=start).pixels.astype(int)
+                for start in (None, picture)
+            ]
+        )
     # Rounding to 8 bits may fall to either side.
     for one, other in zip(*made, strict=True):
         assert np.abs(one - other).max() <= 1

@@ -17,9 +17,15 @@ from bksdm.runtime.pipeline import TextToImage
 
 # Options that load further networks, change shapes, and fill caches.
 OPTIONS = [
-    {}, {"width": 64}, {"guidance_scale": 1.0}, {"clip_skip": 1}, {"fast": 2},
-    {"sampler": "euler-a"}, {"num_images_per_prompt": 2}, {"long_prompt": True},
-]  # fmt: skip
+    {},
+    {"width": 64},
+    {"guidance_scale": 1.0},
+    {"clip_skip": 1},
+    {"fast": 2},
+    {"sampler": "euler-a"},
+    {"num_images_per_prompt": 2},
+    {"long_prompt": True},
+]
 PROMPTS = ["a red apple", "a banana", "a green tree", "a dog", "a blue car"]
 
 

@@ -41,9 +41,12 @@ def graph(path, weight, *, cast=False):
     shape = ["batch", 4, "height", 64]
     info = helper.make_tensor_value_info
     body = helper.make_graph(
-        nodes, "g", [info("sample", half, shape)], [info("y", half, shape)],
+        nodes,
+        "g",
+        [info("sample", half, shape)],
+        [info("y", half, shape)],
         [numpy_helper.from_array(weight, "w.weight")],
-    )  # fmt: skip
+    )
     onnx.save(
         helper.make_model(body, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path
     )
@@ -53,9 +56,13 @@ def test_a_half_precision_graph_is_built(tmp_path):
     graph(tmp_path / "model.onnx", np.eye(64, dtype=np.float16))
     seen = []
     plan = build(
-        tmp_path / "model.onnx", "unet", "tensorrt-rtx", ["sm89", "sm120"], PROFILE,
+        tmp_path / "model.onnx",
+        "unet",
+        "tensorrt-rtx",
+        ["sm89", "sm120"],
+        PROFILE,
         lambda phase, part: seen.append((phase, part)),
-    )  # fmt: skip
+    )
     assert len(plan.content) > 1000
     assert plan.dtypes.get("float", 0) == 0
     assert seen
@@ -111,8 +118,11 @@ def test_every_network_of_a_bundle_is_built_in_half_precision(built, capsys):
     assert set(plans) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     # The path of the timestep, and four scalars of the text encoder.
     assert {name: plan["tensors"].get("float", 0) for name, plan in plans.items()} == {
-        "text_encoder": 4, "unet": 9, "vae_decoder": 0, "vae_encoder": 0
-    }  # fmt: skip
+        "text_encoder": 4,
+        "unet": 9,
+        "vae_decoder": 0,
+        "vae_encoder": 0,
+    }
     assert main(["build", str(built), "--list"]) == 0
     (name,) = capsys.readouterr().out.split()
     assert re.fullmatch(r"tensorrt-rtx-[\d.]+-sm89-float16-b1\.1\.2-64x64", name)
@@ -153,8 +163,12 @@ def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
         process.kill()
     assert list(folder.glob(f"engines/{PARTIAL}*"))
     assert main(["build", str(folder), "--list"]) == 0
-    assert main(["generate", "a", "--model", str(folder), "--steps", "1",
-                 "-o", str(tmp_path / "a.png")]) == 0  # fmt: skip
+    assert (
+        main(
+            ["generate", "a", "--model", str(folder), "--steps", "1", "-o", str(tmp_path / "a.png")]
+        )
+        == 0
+    )
     assert main(["build", str(folder), "--target", "sm89"]) == 0
     assert not list(folder.glob(f"engines/{PARTIAL}*"))
     (record,) = folder.glob("engines/*/engine.json")

@@ -10,20 +10,41 @@ import re
 
 import torch
 
-_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0",
-           "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
-           "conv_shortcut": "skip_connection"}  # fmt: skip
-_FIXED = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
-          "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}  # fmt: skip
-_VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
-                  "to_out.0": "proj_out"}  # fmt: skip
-_OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc",
-              "mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "time_emb_proj": "emb_layers.1",
+    "conv_shortcut": "skip_connection",
+}
+_FIXED = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+_VAE_ATTENTION = {
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_OPEN_CLIP = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
 _OPEN_CLIP_FIXED = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
-}  # fmt: skip
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
 
 
 def unet(model, per_block=None):
@@ -120,8 +141,9 @@ def whole(pipeline, second=False, per_block=None):
         # Of the trainer and of other versions of the libraries; merges make floats of it.
         "betas": torch.ones(1000),
         "model_ema.decay": torch.tensor(0.9999),
-        "cond_stage_model.transformer.text_model.embeddings.position_ids" if not second
+        "cond_stage_model.transformer.text_model.embeddings.position_ids"
+        if not second
         else "cond_stage_model.model.logit_scale": torch.arange(77.0)[None],
         "first_stage_model.loss.logvar": torch.zeros(1),
-    }  # fmt: skip
+    }
     return {name: tensor.clone().contiguous() for name, tensor in found.items()}

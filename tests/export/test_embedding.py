@@ -19,8 +19,13 @@ VECTORS = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
 
 
 def a1111(name, vectors):
-    return {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(vectors)},
-            "name": name, "step": 100, "sd_checkpoint": None}  # fmt: skip
+    return {
+        "string_to_token": {"*": 265},
+        "string_to_param": {"*": torch.nn.Parameter(vectors)},
+        "name": name,
+        "step": 100,
+        "sd_checkpoint": None,
+    }
 
 
 # How the file is written, and the token that it needs.
@@ -89,20 +94,27 @@ def write_bin(content):
 REFUSED = {
     "no such file": (lambda path: None, "", "no such file; --embedding takes"),
     "another width": (
-        write_bin({"<x>": torch.ones(48)}), "",
+        write_bin({"<x>": torch.ones(48)}),
+        "",
         "another model: its vectors have 48 numbers, the text encoder's 32",
     ),
     "a word that is known": (write_bin({"a": torch.ones(32)}), "", "knows 'a' already; choose"),
     "a special token": (
-        write_bin({"<x>": torch.ones(32)}), ":<|endoftext|>", "knows '<|endoftext|>' already"
+        write_bin({"<x>": torch.ones(32)}),
+        ":<|endoftext|>",
+        "knows '<|endoftext|>' already",
     ),
     "no token": (write_bin(torch.ones(32)), "", "names no token; write --embedding .*:TOKEN"),
     "an empty token": (write_bin({"<x>": torch.ones(32)}), ":", "names no token"),
     "two tokens": (
-        write_bin({"<x>": torch.ones(32), "<y>": torch.ones(32)}), "", "the vectors of one token"
+        write_bin({"<x>": torch.ones(32), "<y>": torch.ones(32)}),
+        "",
+        "the vectors of one token",
     ),
     "for XL": (
-        write_bin({"clip_l": torch.ones(32), "clip_g": torch.ones(48)}), "", "Stable Diffusion XL"
+        write_bin({"clip_l": torch.ones(32), "clip_g": torch.ones(48)}),
+        "",
+        "Stable Diffusion XL",
     ),
     "no vector": (write_bin({"<x>": torch.ones(())}), "", "not a textual inversion of vectors"),
     "no numbers": (write_bin({"<x>": torch.ones(0, 32)}), "", "not a textual inversion of vec"),
@@ -110,7 +122,7 @@ REFUSED = {
     "not finite": (write_bin({"<x>": torch.full((32,), torch.inf)}), "", "not finite numbers"),
     "code": (write_bin({"<x>": print}), "", "damaged, or a pickle of more than tensors"),
     "empty": (lambda path: path.touch(), "", "is empty"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -194,15 +194,19 @@ def test_missed_parity_refuses_the_bundle_with_the_table(nano_checkpoint, tmp_pa
     [
         ("DDIMScheduler", {"thresholding": True}, "thresholding = True is not implemented"),
         pytest.param(
-            "DEISMultistepScheduler", {"solver_type": "x"}, "solver_type must be one of",
+            "DEISMultistepScheduler",
+            {"solver_type": "x"},
+            "solver_type must be one of",
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            "FlowMatchEulerDiscreteScheduler", {},
-            "FlowMatchEulerDiscreteScheduler is not implemented", marks=pytest.mark.slow,
+            "FlowMatchEulerDiscreteScheduler",
+            {},
+            "FlowMatchEulerDiscreteScheduler is not implemented",
+            marks=pytest.mark.slow,
         ),
     ],
-)  # fmt: skip
+)
 def test_a_sampler_that_is_not_implemented_is_exported_with_a_word(
     checkpoint, nano_bundle, tmp_path, monkeypatch, class_name, changes, said
 ):
@@ -258,10 +262,12 @@ def test_a_unet_of_six_blocks(tmp_path):
 
 def _unet_of(blocks):
     return {
-        **unet_config("nano"), "block_out_channels": [16] + [32] * (blocks - 1),
-        "attention_head_dim": 8, "down_block_types": ["CrossAttnDownBlock2D"] * blocks,
+        **unet_config("nano"),
+        "block_out_channels": [16] + [32] * (blocks - 1),
+        "attention_head_dim": 8,
+        "down_block_types": ["CrossAttnDownBlock2D"] * blocks,
         "up_block_types": ["CrossAttnUpBlock2D"] * blocks,
-    }  # fmt: skip
+    }
 
 
 def _row():

@@ -27,17 +27,34 @@ UNETS = {
 }
 # What diffusers wrote in the year of these models.
 WRITTEN = {
-    "_class_name": "UNet2DConditionModel", "_diffusers_version": "0.19.0.dev0",
-    "_name_or_path": "someone/teacher", "act_fn": "silu", "addition_embed_type": None,
-    "center_input_sample": False, "class_embed_type": None, "conv_in_kernel": 3,
-    "downsample_padding": 1, "dual_cross_attention": False, "encoder_hid_dim": None,
-    "flip_sin_to_cos": True, "freq_shift": 0, "mid_block_only_cross_attention": None,
-    "mid_block_scale_factor": 1, "norm_eps": 1e-05, "num_attention_heads": None,
-    "num_class_embeds": None, "only_cross_attention": False, "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False, "resnet_time_scale_shift": "default", "time_cond_proj_dim": None,
-    "time_embedding_type": "positional", "transformer_layers_per_block": 1,
-    "upcast_attention": None, "use_linear_projection": False,
-}  # fmt: skip
+    "_class_name": "UNet2DConditionModel",
+    "_diffusers_version": "0.19.0.dev0",
+    "_name_or_path": "someone/teacher",
+    "act_fn": "silu",
+    "addition_embed_type": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "conv_in_kernel": 3,
+    "downsample_padding": 1,
+    "dual_cross_attention": False,
+    "encoder_hid_dim": None,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "mid_block_only_cross_attention": None,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-05,
+    "num_attention_heads": None,
+    "num_class_embeds": None,
+    "only_cross_attention": False,
+    "resnet_out_scale_factor": 1.0,
+    "resnet_skip_time_act": False,
+    "resnet_time_scale_shift": "default",
+    "time_cond_proj_dim": None,
+    "time_embedding_type": "positional",
+    "transformer_layers_per_block": 1,
+    "upcast_attention": None,
+    "use_linear_projection": False,
+}
 
 
 @pytest.fixture(params=UNETS)

@@ -51,8 +51,11 @@ def test_without_the_hub_its_cache_has_to_do_as_for_diffusers(cache, revision):
 
 
 def test_what_the_cache_lacks_is_refused_in_one_line(cache, tmp_path, capsys):
-    for arguments in (["other/name"], [HUB_ID, "--revision", "v2"], [HUB_ID, "--token", "x",
-                      "--revision", "v2"]):  # fmt: skip
+    for arguments in (
+        ["other/name"],
+        [HUB_ID, "--revision", "v2"],
+        [HUB_ID, "--token", "x", "--revision", "v2"],
+    ):
         assert main(["export", *arguments, "-o", str(tmp_path / "bundle")]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "cannot be fetched from the hub" in line
@@ -98,9 +101,11 @@ def test_small_files_come_first_and_then_weights_of_the_same_commit(hub):
     assert (first, second) == ("v1", COMMIT)
     assert "*/config.json" in small
     assert weights == [
-        "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-        "text_encoder/model.safetensors", "safety_checker/model.safetensors",
-    ]  # fmt: skip
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "safety_checker/model.safetensors",
+    ]
     assert hub.tokens == ["secret"] * 3
 
 
@@ -111,8 +116,9 @@ def test_a_sharded_unet_and_variants_are_fetched(hub):
     hub.files += [*shards, f"{stem}.safetensors.index.json", f"{stem}.fp16.safetensors"]
     resolve(HUB_ID)
     assert [f for f in hub.asked[1][1] if "unet" in f] == [
-        f"{stem}.safetensors.index.json", *shards
-    ]  # fmt: skip
+        f"{stem}.safetensors.index.json",
+        *shards,
+    ]
     with pytest.raises(ExportError, match="no weights of variant 'ema'; known: fp16"):
         resolve(HUB_ID, variant="ema")
     hub.asked.clear()

@@ -35,8 +35,18 @@ from ..parity.pictures import assert_same_pictures, pictures
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 # Linear layers and convolutions of 1 and 3, in blocks of all kinds.
-UNET = [*ATTENTION, "proj_in", "ff.net.0.proj", "conv1", "conv_in", "time_emb_proj",
-        "conv_shortcut", "linear_1", "downsamplers.0.conv", "upsamplers.0.conv"]  # fmt: skip
+UNET = [
+    *ATTENTION,
+    "proj_in",
+    "ff.net.0.proj",
+    "conv1",
+    "conv_in",
+    "time_emb_proj",
+    "conv_shortcut",
+    "linear_1",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 
@@ -168,9 +178,13 @@ def test_diffusers_older_namings(nano_checkpoint, folder):
     path = _save(adapters, folder / "older.safetensors", convert_state_dict_to_diffusers)
     tensors = {key: tensor.bfloat16() for key, tensor in load_file(path).items()}
     assert {key.partition(".lora")[2] for key in tensors} == {
-        ".down.weight", ".up.weight", "_A.weight", "_B.weight",
-        "_linear_layer.down.weight", "_linear_layer.up.weight",
-    }  # fmt: skip
+        ".down.weight",
+        ".up.weight",
+        "_A.weight",
+        "_B.weight",
+        "_linear_layer.down.weight",
+        "_linear_layer.up.weight",
+    }
     save_file(tensors, path)
     found = _merged(nano_checkpoint, (path, -1.5))
     _assert_same(found, _fused(nano_checkpoint, (path, -1.5)))
@@ -220,10 +234,15 @@ def test_folders_and_files_of_peft(nano_checkpoint, original, tmp_path, whole):
     """Nothing names the network; factors of more than one rank and of every kind of alpha."""
     pipeline, expected, read = open_pipeline(nano_checkpoint), {}, []
     configs = {
-        "unet": {"r": 4, "lora_alpha": 6, "target_modules": UNET, "rank_pattern": {"to_q": 2},
-                 "alpha_pattern": {"conv_in": 1, r"up_blocks\.\d.*to_[qk]": 10}},
+        "unet": {
+            "r": 4,
+            "lora_alpha": 6,
+            "target_modules": UNET,
+            "rank_pattern": {"to_q": 2},
+            "alpha_pattern": {"conv_in": 1, r"up_blocks\.\d.*to_[qk]": 10},
+        },
         "text_encoder": {"r": 3, "lora_alpha": 5, "target_modules": TEXT, "use_rslora": True},
-    }  # fmt: skip
+    }
     for name, fields in configs.items():
         torch.manual_seed(0)
         config = LoraConfig(**fields, init_lora_weights=False)
@@ -333,8 +352,10 @@ def test_the_bundle_draws_what_the_fused_pipeline_draws(
     for component, count in layers.items():
         for path in (plain, odd):
             assert f"{component}: merging {count} layers of {path}\n" in said
-    files = [{"file": plain.name, "sha256": sha256_of(plain), "scale": 0.3},
-             {"file": odd.name, "sha256": sha256_of(odd), "scale": 1.0}]  # fmt: skip
+    files = [
+        {"file": plain.name, "sha256": sha256_of(plain), "scale": 0.3},
+        {"file": odd.name, "sha256": sha256_of(odd), "scale": 1.0},
+    ]
     assert json.loads((bundle / "model_index.json").read_text())["_lora"] == files
     assert main(["info", str(bundle)]) == 0
     assert f"merged LoRAs: file {plain.name} sha256 {sha256_of(plain)} scale 0.3, file odd" in (
@@ -360,15 +381,22 @@ def _pair(layer=LAYER, down=DOWN, up=UP, **more):
 
 KOHYA = "lora_unet_mid_block_attentions_0_proj_in"
 REFUSED = {
-    "no layer": (_pair("unet.mid_block.resnets.0.conv1"), "unet.mid_block.resnets.0.conv1: the "
-                 "unet has no such layer; a LoRA made for another architecture"),
+    "no layer": (
+        _pair("unet.mid_block.resnets.0.conv1"),
+        "unet.mid_block.resnets.0.conv1: the "
+        "unet has no such layer; a LoRA made for another architecture",
+    ),
     "no layer, Kohya": (_pair(KOHYA), f"{KOHYA}: the unet has no such layer"),
     "SDXL": (_pair("lora_te2_text_model_encoder_layers_0_mlp_fc1"), "lora_te2_text_model"),
     "first of two": (_pair("unet.y", DOWN.clone(), UP.clone()) | _pair("unet.x"), "unet.x: "),
-    "wider": (_pair(down=torch.ones(2, 320), up=torch.ones(320, 2)),
-              f"{LAYER} is for [320, 320], the unet has [16, 16]; a LoRA made for another"),
-    "kernel": (_pair("unet.conv_in", torch.ones(2, 4, 3, 1), torch.ones(16, 2, 1, 1)),
-               "unet.conv_in is for [16, 4, 3, 1], the unet has [16, 4, 3, 3]"),
+    "wider": (
+        _pair(down=torch.ones(2, 320), up=torch.ones(320, 2)),
+        f"{LAYER} is for [320, 320], the unet has [16, 16]; a LoRA made for another",
+    ),
+    "kernel": (
+        _pair("unet.conv_in", torch.ones(2, 4, 3, 1), torch.ones(16, 2, 1, 1)),
+        "unet.conv_in is for [16, 4, 3, 1], the unet has [16, 4, 3, 3]",
+    ),
     "LoHa": ({f"{LAYER}.hada_w1_a": DOWN}, "hada_w1_a belongs to LoHa; only plain LoRA"),
     "LoKr": ({f"{LAYER}.lokr_w1": DOWN}, "lokr_w1 belongs to LoKr"),
     "DoRA": (_pair(dora_scale=torch.ones(16)), "dora_scale belongs to DoRA"),
@@ -383,7 +411,7 @@ REFUSED = {
     "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
     "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "duplicates another"),
     "empty": ({}, "not a LoRA file, it holds no tensors"),
-}  # fmt: skip
+}
 HEADERS = {
     "text": ("{", "lora_adapter_metadata in its header is not valid JSON"),
     "list": ("[]", "lora_adapter_metadata in its header is no JSON object"),
@@ -449,8 +477,10 @@ def test_refused_files(nano_checkpoint, plain, tmp_path, capsys, damage):
 
 def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
     path = tmp_path / "x.pt"
-    for content, named in ((print, "pickle of more than tensors; convert it to safetensors"),
-                           ({"state_dict": _pair()}, "other than named tensors")):  # fmt: skip
+    for content, named in (
+        (print, "pickle of more than tensors; convert it to safetensors"),
+        ({"state_dict": _pair()}, "other than named tensors"),
+    ):
         torch.save(content, path)
         _refused(nano_checkpoint, path, named, capsys)
     path.unlink()
@@ -472,7 +502,12 @@ def test_scale_after_the_last_colon(tmp_path):
     assert split_scale(str(odd)) == (odd, 1.0)
     assert split_scale(f"{odd}:-2") == (odd, -2.0)
     assert split_scale("nothing") == (Path("nothing"), 1.0)
-    for text, named in {"x:abc": "'abc' is no scale", "C:\\x": "no such file", "x:": "'' is no",
-                        "x:nan": "finite", "x:inf": "finite"}.items():  # fmt: skip
+    for text, named in {
+        "x:abc": "'abc' is no scale",
+        "C:\\x": "no such file",
+        "x:": "'' is no",
+        "x:nan": "finite",
+        "x:inf": "finite",
+    }.items():
         with pytest.raises(ExportError, match=named):
             split_scale(text)

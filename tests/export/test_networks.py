@@ -24,8 +24,14 @@ def test_a_text_encoder_that_returns_tuples_is_the_same(checkpoint):
 
 
 def test_a_safety_checker_that_returns_tuples_is_the_same():
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
-              "num_attention_heads": 4, "image_size": 32, "patch_size": 8}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
     network = SafetyChecker(checker.eval(), {"vision_config": vision})
     example = network.example(Case(2, 8, 8, 0))

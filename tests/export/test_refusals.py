@@ -112,8 +112,10 @@ def unet_of(**fields):
 
 
 def blocks(kind, last="DownBlock2D", first="UpBlock2D"):
-    return {"down_block_types": [f"{kind}DownBlock2D"] * 3 + [last],
-            "up_block_types": [first] + [f"{kind}UpBlock2D"] * 3}  # fmt: skip
+    return {
+        "down_block_types": [f"{kind}DownBlock2D"] * 3 + [last],
+        "up_block_types": [first] + [f"{kind}UpBlock2D"] * 3,
+    }
 
 
 def index_of_shards(text):
@@ -220,7 +222,8 @@ REFUSED = {
     "another attention": (unet_of(**blocks("SimpleCrossAttn")), f"{UNET}: the unet cannot be run"),
     "odd sizes": (unet_of(**blocks("Attn")), f"{UNET}: the unet cannot be run .*Sizes"),
     "Katherine's blocks": (
-        unet_of(**blocks("KCrossAttn", "KDownBlock2D", "KUpBlock2D")), f"{UNET}: the unet cannot",
+        unet_of(**blocks("KCrossAttn", "KDownBlock2D", "KUpBlock2D")),
+        f"{UNET}: the unet cannot",
     ),
     "blocks for tests": (
         unet_of(down_block_types=["SkipDownBlock2D"] * 4, up_block_types=["SkipUpBlock2D"] * 4),
@@ -243,7 +246,7 @@ REFUSED = {
     "no padding": (edit(TOKENS, pad_token="<x>"), "tokenizer: '<x>' is token number 1024"),
     "null padding": (edit(TOKENS, pad_token=None), "tokenizer.*: pad_token is None"),
     "a tokenizer of nothing": (write("tokenizer/tokenizer.json", b"{}"), r"tokenizer\.json: not a"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -40,15 +40,31 @@ UNETS = {
     "base": {"block_out_channels": FOUR},
     "small": {"block_out_channels": FOUR},
     "tiny": {"block_out_channels": THREE},
-    "v2": {"block_out_channels": [64, 64, 64, 64], "cross_attention_dim": 1024,
-           "use_linear_projection": True, "attention_head_dim": [1, 1, 1, 1],
-           "sample_size": 96},
-}  # fmt: skip
-VAE = {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 2, "norm_num_groups": 32,
-       "sample_size": 512}  # fmt: skip
+    "v2": {
+        "block_out_channels": [64, 64, 64, 64],
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+        "attention_head_dim": [1, 1, 1, 1],
+        "sample_size": 96,
+    },
+}
+VAE = {
+    "block_out_channels": [32, 32, 32, 32],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "sample_size": 512,
+}
 # diffusers writes down defaults that say nothing, and who wrote it.
-IGNORED = {"_diffusers_version", "_use_default_values", "force_upcast", "projection_dim", "dtype",
-           "torch_dtype", "transformers_version", "upcast_attention"}  # fmt: skip
+IGNORED = {
+    "_diffusers_version",
+    "_use_default_values",
+    "force_upcast",
+    "projection_dim",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "upcast_attention",
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +88,32 @@ def build(name, nano, folder):
         unet = UNet2DConditionModel(**{**published, **NARROW, **UNETS[name]})
         vae = AutoencoderKL(**{**vae_config("nano"), **VAE})
         width = unet.config.cross_attention_dim
-        text = CLIPTextModel(CLIPTextConfig(**{
-            **text_config("nano"), "hidden_size": width, "num_attention_heads": width // 64,
-            "hidden_act": "gelu" if second else "quick_gelu",
-            "num_hidden_layers": 1 if second else 2,
-        }))  # fmt: skip
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                **{
+                    **text_config("nano"),
+                    "hidden_size": width,
+                    "num_attention_heads": width // 64,
+                    "hidden_act": "gelu" if second else "quick_gelu",
+                    "num_hidden_layers": 1 if second else 2,
+                }
+            )
+        )
         scheduler = PNDMScheduler.from_pretrained(nano / "scheduler")
         if second:
             scheduler = DDIMScheduler.from_config(
                 scheduler.config, prediction_type="v_prediction", timestep_spacing="leading"
             )
         pipeline = StableDiffusionPipeline(
-            vae, text, CLIPTokenizer.from_pretrained(nano / "tokenizer"), unet, scheduler,
-            None, None, requires_safety_checker=False,
-        )  # fmt: skip
+            vae,
+            text,
+            CLIPTokenizer.from_pretrained(nano / "tokenizer"),
+            unet,
+            scheduler,
+            None,
+            None,
+            requires_safety_checker=False,
+        )
         pipeline.save_pretrained(folder)
     return pipeline, folder
 
@@ -131,9 +159,17 @@ def test_it_is_what_diffusers_loads(pipelines, tmp_path, name, given):
         found = json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())
         opened = StableDiffusionPipeline.from_pretrained(checkpoint, safety_checker=None)
         assert type(opened.scheduler) is type(expected.scheduler)
-        for field in ("beta_start", "beta_end", "beta_schedule", "clip_sample", "steps_offset",
-                      "set_alpha_to_one", "prediction_type", "num_train_timesteps",
-                      "timestep_spacing"):  # fmt: skip
+        for field in (
+            "beta_start",
+            "beta_end",
+            "beta_schedule",
+            "clip_sample",
+            "steps_offset",
+            "set_alpha_to_one",
+            "prediction_type",
+            "num_train_timesteps",
+            "timestep_spacing",
+        ):
             assert opened.scheduler.config[field] == expected.scheduler.config[field], field
     with quiet():
         asked = _legacy_load_scheduler(DDIMScheduler, tensors, "scheduler")
@@ -271,11 +307,13 @@ def more(**shapes):
 UNET, VAES = "model.diffusion_model.", "first_stage_model."
 REFUSED = {
     "harmful": (
-        "model.ckpt", lambda path, tensors: torch.save({**tensors, "x": Harmful()}, path),
+        "model.ckpt",
+        lambda path, tensors: torch.save({**tensors, "x": Harmful()}, path),
         "damaged, or a pickle of more than tensors; convert it to safetensors",
     ),
     "a plain pickle": (
-        "model.ckpt", lambda path, tensors: path.write_bytes(pickle.dumps(Harmful())),
+        "model.ckpt",
+        lambda path, tensors: path.write_bytes(pickle.dumps(Harmful())),
         "damaged, or a pickle of more than tensors",
     ),
     "a list": ("model.pt", lambda path, tensors: torch.save([1], path), "other than named tensors"),
@@ -288,29 +326,33 @@ REFUSED = {
     "empty": ("model.ckpt", lambda path, tensors: path.touch(), "is empty"),
     "another format": ("model.gguf", lambda path, tensors: path.write_text("x"), "neither .safete"),
     "a LoRA": (
-        "style.safetensors", only(**{"lora_unet_mid.lora_down.weight": (1, 2)}),
+        "style.safetensors",
+        only(**{"lora_unet_mid.lora_down.weight": (1, 2)}),
         "a LoRA, .* --lora style.safetensors",
     ),
     "an embedding": (
-        "cat.safetensors", only(emb_params=(2, 64)), "no checkpoint; .* --embedding cat.safetensors"
+        "cat.safetensors",
+        only(emb_params=(2, 64)),
+        "no checkpoint; .* --embedding cat.safetensors",
     ),
     "a VAE": (
-        "vae.safetensors", without(("model.", "cond_stage_model.", "betas")),
+        "vae.safetensors",
+        without(("model.", "cond_stage_model.", "betas")),
         "a VAE alone; export a model with --vae vae.safetensors",
     ),
     "no UNet": ("model.safetensors", without(UNET), "a VAE alone"),
     "a UNet of diffusers": (
-        "unet.safetensors", only(**{f"down_blocks.{i}.conv.weight": (1,) for i in range(3)}),
+        "unet.safetensors",
+        only(**{f"down_blocks.{i}.conv.weight": (1,) for i in range(3)}),
         "a UNet of diffusers alone; name the folder",
     ),
     "something": (
-        "some.safetensors", only(**{f"layer{i}.weight": (1, 2, 3) for i in range(3)}),
+        "some.safetensors",
+        only(**{f"layer{i}.weight": (1, 2, 3) for i in range(3)}),
         r"holds no UNet \(model\.diffusion_model",
     ),
     "no VAE": ("model.safetensors", without(VAES), r"holds no VAE .*; give one by --vae"),
-    "half a VAE": (
-        "model.safetensors", without(f"{VAES}encoder"), r"holds no VAE \(encoder.…\)"
-    ),
+    "half a VAE": ("model.safetensors", without(f"{VAES}encoder"), r"holds no VAE \(encoder.…\)"),
     "no text encoder": ("model.safetensors", without("cond_"), "holds no text encoder"),
     "XL": (
         "xl.safetensors",
@@ -319,10 +361,12 @@ REFUSED = {
     ),
     "3": (
         "model.safetensors",
-        more(**{
-            f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": (9216,),
-            f"{UNET}pos_embed": (1, 36864, 1),
-        }),
+        more(
+            **{
+                f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": (9216,),
+                f"{UNET}pos_embed": (1, 36864, 1),
+            }
+        ),
         "a file of Stable Diffusion 3; supported are",
     ),
     "half of 3": (
@@ -331,23 +375,27 @@ REFUSED = {
         "a file of another kind of model; supported are",
     ),
     "inpainting": (
-        "model.safetensors", more(**{f"{UNET}input_blocks.0.0.weight": (32, 9, 3, 3)}),
+        "model.safetensors",
+        more(**{f"{UNET}input_blocks.0.0.weight": (32, 9, 3, 3)}),
         "a file of Stable Diffusion for inpainting",
     ),
     "a tensor less": (
-        "model.safetensors", without(f"{UNET}time_embed.0.bias"),
+        "model.safetensors",
+        without(f"{UNET}time_embed.0.bias"),
         r"model\.safetensors.*: not the \d+ tensors of this network: 1 missing",
     ),
     "a tensor more": (
-        "model.safetensors", more(**{f"{UNET}input_blocks.1.0.in_layers.9.weight": (3,)}),
+        "model.safetensors",
+        more(**{f"{UNET}input_blocks.1.0.in_layers.9.weight": (3,)}),
         r"1 unknown",
     ),
     "no input": ("model.safetensors", without(f"{UNET}input_blocks.0."), "its UNet lacks input_b"),
     "a block with one layer more": (
-        "model.safetensors", more(**{f"{UNET}output_blocks.8.0.in_layers.2.weight": (64, 64, 3)}),
+        "model.safetensors",
+        more(**{f"{UNET}output_blocks.8.0.in_layers.2.weight": (64, 64, 3)}),
         "no UNet of Stable Diffusion's family: its blocks differ",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -479,8 +527,13 @@ def test_pictures_of_the_bundle_are_those_of_the_file(nano_checkpoint, tmp_path,
     assert "vae_decoder" in capsys.readouterr().out
 
 
-V2_1 = {**unet_config("sd-v1-4"), "cross_attention_dim": 1024, "use_linear_projection": True,
-        "attention_head_dim": [5, 10, 20, 20], "sample_size": 96}  # fmt: skip
+V2_1 = {
+    **unet_config("sd-v1-4"),
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+    "attention_head_dim": [5, 10, 20, 20],
+    "sample_size": 96,
+}
 PUBLISHED = {**{name: unet_config(name) for name in CARD_MODELS}, "v2-1": V2_1}
 
 

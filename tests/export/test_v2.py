@@ -23,8 +23,12 @@ V2_UNET = {
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
 }
-V2_TEXT = {"hidden_size": 1024, "hidden_act": "gelu", "num_attention_heads": 16,
-           "num_hidden_layers": 2}  # fmt: skip
+V2_TEXT = {
+    "hidden_size": 1024,
+    "hidden_act": "gelu",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 2,
+}
 
 
 def unet():

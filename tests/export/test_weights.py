@@ -41,8 +41,14 @@ FILES = {
     "vae": "diffusion_pytorch_model.safetensors",
     "safety_checker": "model.safetensors",
 }
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-          "num_attention_heads": 4, "image_size": 32, "patch_size": 8}  # fmt: skip
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +86,12 @@ def _old_names(folder, subfolder, tensors):
         if subfolder == "safety_checker":
             name = name.replace("vision_model.", "vision_model.vision_model.")
         if subfolder == "vae" and ".attentions." in name:
-            for now, then in {"to_q": "query", "to_k": "key", "to_v": "value",
-                              "to_out.0": "proj_attn"}.items():  # fmt: skip
+            for now, then in {
+                "to_q": "query",
+                "to_k": "key",
+                "to_v": "value",
+                "to_out.0": "proj_attn",
+            }.items():
                 name = name.replace(f".{now}.", f".{then}.")
         old[name] = tensor
     if subfolder == "text_encoder":
@@ -143,9 +153,16 @@ def _old_sharded_half(folder, subfolder, tensors):
     index.with_name(new).write_text(text)
 
 
-LAYOUTS = {"today": _as_it_is, "old names": _old_names, "new names": _new_names,
-           "pickle": _pickle, "old pickle": _old_pickle, "sharded": _sharded,
-           "fp16": _half, "old sharded fp16": _old_sharded_half}  # fmt: skip
+LAYOUTS = {
+    "today": _as_it_is,
+    "old names": _old_names,
+    "new names": _new_names,
+    "pickle": _pickle,
+    "old pickle": _old_pickle,
+    "sharded": _sharded,
+    "fp16": _half,
+    "old sharded fp16": _old_sharded_half,
+}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -279,17 +296,22 @@ HALVES = [f"{STEM}.fp16-0000{n}-of-00002.safetensors" for n in (1, 2)]
 TEXT = {"text_encoder/model.safetensors", "safety_checker/model.safetensors"}
 LISTINGS = {
     "plain": _named(f"{STEM}.safetensors") | TEXT,
-    "with pickles": _named(f"{STEM}.safetensors", f"{STEM}.bin") | TEXT
+    "with pickles": _named(f"{STEM}.safetensors", f"{STEM}.bin")
+    | TEXT
     | {"text_encoder/pytorch_model.bin", "safety_checker/pytorch_model.bin"},
     "pickles": _named(f"{STEM}.bin")
     | {"text_encoder/pytorch_model.bin", "safety_checker/pytorch_model.bin"},
-    "variants": _named(f"{STEM}.safetensors", f"{STEM}.fp16.safetensors",
-                       f"{STEM}.non_ema.safetensors")
-    | TEXT | {"text_encoder/model.fp16.safetensors"},
+    "variants": _named(
+        f"{STEM}.safetensors", f"{STEM}.fp16.safetensors", f"{STEM}.non_ema.safetensors"
+    )
+    | TEXT
+    | {"text_encoder/model.fp16.safetensors"},
     "sharded": _named(*SHARDS, f"{STEM}.safetensors.index.json") | TEXT,
-    "sharded variant": _named(*SHARDS, f"{STEM}.safetensors.index.json", *HALVES,
-                              f"{STEM}.safetensors.index.fp16.json") | TEXT,
-}  # fmt: skip
+    "sharded variant": _named(
+        *SHARDS, f"{STEM}.safetensors.index.json", *HALVES, f"{STEM}.safetensors.index.fp16.json"
+    )
+    | TEXT,
+}
 
 
 @pytest.mark.parametrize(
@@ -302,9 +324,16 @@ def test_files_are_those_that_diffusers_would_download(name, variant):
     listing = files | {*names, "unet/config.json", "unet/model.onnx", "text_encoder/flax.msgpack"}
     folders = ["unet", "vae", "text_encoder", "safety_checker"]
     patterns = _get_ignore_patterns(
-        [], folders, listing, use_safetensors=True, allow_pickle=True, use_onnx=None,
-        is_onnx=False, use_flashpack=False, variant=variant,
-    )  # fmt: skip
+        [],
+        folders,
+        listing,
+        use_safetensors=True,
+        allow_pickle=True,
+        use_onnx=None,
+        is_onnx=False,
+        use_flashpack=False,
+        variant=variant,
+    )
     expected, _ = variant_compatible_siblings(listing, variant, patterns)
     assert set(weight_files(listing, variant=variant)) == {f for f in expected if f in files}
 

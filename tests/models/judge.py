@@ -40,8 +40,11 @@ class Judge:
 def background_names(pixels):
     """Return the background colour nearest to the corners of each picture."""
     c = CORNER
-    corners = [pixels[:, rows, columns] for rows in (slice(c), slice(-c, None))
-               for columns in (slice(c), slice(-c, None))]  # fmt: skip
+    corners = [
+        pixels[:, rows, columns]
+        for rows in (slice(c), slice(-c, None))
+        for columns in (slice(c), slice(-c, None))
+    ]
     found = np.stack(corners).reshape(4, len(pixels), -1, 3).mean((0, 2))
     names = list(CONCEPTS["backgrounds"])
     table = np.array([CONCEPTS["backgrounds"][name] for name in names], float)

@@ -34,9 +34,12 @@ def judge():
 
 def draw(model, prompts, seed, guidance=GUIDANCE, steps=STEPS, fast=0):
     return model(
-        list(prompts), num_inference_steps=steps, guidance_scale=guidance, fast=fast,
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        fast=fast,
         seed=[1000 * seed + i for i in range(len(prompts))],
-    ).pixels  # fmt: skip
+    ).pixels
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +137,10 @@ def test_held_out_pairs_are_reported(model, judge):
     recognised = judge.recognised(pixels, [concept for concept, _ in pairs] * len(SEEDS))
     wanted = [colour for _, colour in pairs] * len(SEEDS)
     coloured = np.array([a == b for a, b in zip(background_names(pixels), wanted, strict=True)])
-    print(f"\nheld out: {recognised.sum()} of {len(pixels)} objects, {coloured.sum()} backgrounds, "
-          f"{(recognised & coloured).sum()} both")  # fmt: skip
+    print(
+        f"\nheld out: {recognised.sum()} of {len(pixels)} objects, {coloured.sum()} backgrounds, "
+        f"{(recognised & coloured).sum()} both"
+    )
     assert pixels.shape == (len(prompts) * len(SEEDS), 128, 128, 3)
 
 

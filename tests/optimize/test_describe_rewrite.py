@@ -32,9 +32,12 @@ def test_every_convolution_has_a_form(nano_bundle, capsys, monkeypatch):
         shapes = {w.name: w.dims for w in graph.initializer}
         filters = [shapes[n.input[1]] for n in graph.node if n.op_type == "Conv"]
         halving = sum(
-            list(a.ints) == [2, 2] for n in graph.node if n.op_type == "Conv"
-            for a in n.attribute if a.name == "strides"
-        )  # fmt: skip
+            list(a.ints) == [2, 2]
+            for n in graph.node
+            if n.op_type == "Conv"
+            for a in n.attribute
+            if a.name == "strides"
+        )
         total = sum(list(dims[2:]) == [3, 3] for dims in filters) - halving
         # Nothing gains at the model's own size of 8×8 latents.
         assert plain[name] == f"{total} of {total} 3x3 convolutions direct"

@@ -19,8 +19,12 @@ CHANNELS, WIDTH = 6, 10
 
 def gated_model(split_sizes=False, approximate="none", twice=False):
     rng = np.random.default_rng(0)
-    sizes = {"w1": (CHANNELS, 2 * WIDTH), "b1": (2 * WIDTH,), "w2": (WIDTH, CHANNELS),
-             "b2": (CHANNELS,)}  # fmt: skip
+    sizes = {
+        "w1": (CHANNELS, 2 * WIDTH),
+        "b1": (2 * WIDTH,),
+        "w2": (WIDTH, CHANNELS),
+        "b2": (CHANNELS,),
+    }
     values = {name: rng.standard_normal(size) for name, size in sizes.items()}
     split = ["wide"]
     initializers = [numpy_helper.from_array(v.astype(np.float32), n) for n, v in values.items()]

@@ -33,8 +33,11 @@ def calls():
         encode, NoisePredictor(engines["unet"]), engines["vae_decoder"], bundle.scaling_factor
     )
     TextToImage(bundle, executor)("a red apple", num_inference_steps=25, seed=0)
-    return {name: (bundle.model(name), engine.last) for name, engine in engines.items()
-            if engine.last is not None}  # fmt: skip
+    return {
+        name: (bundle.model(name), engine.last)
+        for name, engine in engines.items()
+        if engine.last is not None
+    }
 
 
 def outputs_of(model_path, feeds, change):
@@ -58,8 +61,10 @@ def test_sines_of_the_timestep_need_single_precision():
     def error(kind):
         return np.linalg.norm(embed(kind) - embed(np.float64)) / np.linalg.norm(embed(np.float64))
 
-    print(f"\ntimestep embedding: relative L2 {error(np.float16):.1e} in float16, "
-          f"{error(np.float32):.1e} in float32")  # fmt: skip
+    print(
+        f"\ntimestep embedding: relative L2 {error(np.float16):.1e} in float16, "
+        f"{error(np.float32):.1e} in float32"
+    )
     # An angle near 1000 is rounded to a multiple of 0.5 in float16: those sines are noise.
     assert error(np.float16) > 0.02
     assert error(np.float32) < 1e-4
@@ -79,22 +84,31 @@ def test_group_normalisation_needs_single_precision(calls):
                 assert settings.get("stash_type", 1) == 1
                 name = node.output[0]
                 shape = np.array([0, settings["num_groups"], -1], np.int64)
-                proto.graph.initializer.extend([
-                    numpy_helper.from_array(shape, f"{name}:groups"),
-                    numpy_helper.from_array(np.array([2], np.int64), f"{name}:axis"),
-                ])  # fmt: skip
-                proto.graph.node.extend([
-                    helper.make_node("Reshape", [node.input[0], f"{name}:groups"], [f"{name}:g"]),
-                    helper.make_node("ReduceSumSquare", [f"{name}:g", f"{name}:axis"],
-                                     [f"{name}:squares"]),
-                ])  # fmt: skip
+                proto.graph.initializer.extend(
+                    [
+                        numpy_helper.from_array(shape, f"{name}:groups"),
+                        numpy_helper.from_array(np.array([2], np.int64), f"{name}:axis"),
+                    ]
+                )
+                proto.graph.node.extend(
+                    [
+                        helper.make_node(
+                            "Reshape", [node.input[0], f"{name}:groups"], [f"{name}:g"]
+                        ),
+                        helper.make_node(
+                            "ReduceSumSquare", [f"{name}:g", f"{name}:axis"], [f"{name}:squares"]
+                        ),
+                    ]
+                )
                 names.append(f"{name}:squares")
             return names
 
         found = [float(sums.max()) for sums in outputs_of(model_path, call.feeds, squares)]
         over = sum(value > LARGEST for value in found)
-        print(f"\n{component}: the largest sum of squares of a group is {max(found):.3g}; beyond "
-              f"float16 in {over} of {len(found)} normalisations")  # fmt: skip
+        print(
+            f"\n{component}: the largest sum of squares of a group is {max(found):.3g}; beyond "
+            f"float16 in {over} of {len(found)} normalisations"
+        )
         largest[component] = max(found)
     assert min(largest.values()) > LARGEST
 
@@ -117,6 +131,8 @@ def test_queries_are_scaled_before_the_product(calls):
 
         (found,) = outputs_of(model_path, call.feeds, scores)
         sizes[scaled] = float(np.abs(found).max())
-    print(f"\nattention scores of the VAE decoder: at most {sizes[True]:.3g} scaled before the "
-          f"product, {sizes[False]:.3g} after it")  # fmt: skip
+    print(
+        f"\nattention scores of the VAE decoder: at most {sizes[True]:.3g} scaled before the "
+        f"product, {sizes[False]:.3g} after it"
+    )
     assert sizes[False] > 5 * sizes[True]

@@ -18,9 +18,12 @@ HALF, FLOAT = TensorProto.FLOAT16, TensorProto.FLOAT
 def model_of(nodes, weights, kind=HALF):
     info = helper.make_tensor_value_info
     graph = helper.make_graph(
-        nodes, "g", [info("x", kind, ["n"])], [info("y", kind, ["n"])],
+        nodes,
+        "g",
+        [info("x", kind, ["n"])],
+        [info("y", kind, ["n"])],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 

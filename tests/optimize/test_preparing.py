@@ -88,8 +88,10 @@ def test_it_is_saved_once_and_gives_the_same(model, cache):
     assert saved(cache) == [folder]
     assert (folder / "model.onnx").stat().st_mtime_ns == stamp
     assert sorted(p.name for p in folder.iterdir()) == [
-        "engine.json", "model.onnx", "model.onnx.data",
-    ]  # fmt: skip
+        "engine.json",
+        "model.onnx",
+        "model.onnx.data",
+    ]
 
 
 def test_a_weight_that_did_not_change_is_stored_once(model, cache):
@@ -208,9 +210,20 @@ def damage(folder, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    ["no data", "short data", "a folder for data", "a broken link", "a link in a circle",
-     "no graph", "half a graph", "an empty folder", "a file", "a link", "a pipe for a graph"],
-)  # fmt: skip
+    [
+        "no data",
+        "short data",
+        "a folder for data",
+        "a broken link",
+        "a link in a circle",
+        "no graph",
+        "half a graph",
+        "an empty folder",
+        "a file",
+        "a link",
+        "a pipe for a graph",
+    ],
+)
 def test_a_damaged_one_is_made_anew(model, cache, kind):
     expected = run(model, cache)
     folder = saved(cache)[0]

@@ -36,11 +36,12 @@ def conv_model(into=7, out=5, strides=(1, 1), pads=(1, 1, 1, 1)):
 
 def small_model(nodes, initializers, shape):
     graph = helper.make_graph(
-        nodes, "small",
+        nodes,
+        "small",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
         initializers,
-    )  # fmt: skip
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
 
 
@@ -61,10 +62,10 @@ def direct(x, weight, bias):
     height, width = x.shape[2:]
     padded = np.pad(x.astype(float), ((0, 0), (0, 0), (1, 1), (1, 1)))
     parts = [
-        np.einsum("kc,nchw->nkhw", weight[:, :, i, j],
-                  padded[:, :, i : i + height, j : j + width])
-        for i in range(3) for j in range(3)
-    ]  # fmt: skip
+        np.einsum("kc,nchw->nkhw", weight[:, :, i, j], padded[:, :, i : i + height, j : j + width])
+        for i in range(3)
+        for j in range(3)
+    ]
     return sum(parts) + bias[:, None, None]
 
 
@@ -125,9 +126,13 @@ def doubled_model(told, into=7, out=5):
     graph.node[0].input[0] = "doubled"
     scales, size = ("", "size") if told else ("scales", "")
     resize = helper.make_node(
-        "Resize", ["x", "", scales, size][: 4 if told else 3], ["doubled"], mode="nearest",
-        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
-    )  # fmt: skip
+        "Resize",
+        ["x", "", scales, size][: 4 if told else 3],
+        ["doubled"],
+        mode="nearest",
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
     graph.node.insert(0, resize)
     if told:
         graph.input.append(helper.make_tensor_value_info("size", TensorProto.INT64, [4]))

@@ -138,8 +138,9 @@ def test_a_second_engine_is_added(bundle):
     store(bundle, openvino=3.0)
     found = read_tuned(bundle / "engines", bundle / "unet" / "model.onnx", registry.version_of)
     assert {name: entry.seconds for name, entry in found.items()} == {
-        "onnxruntime": 2.0, "openvino": 3.0,
-    }  # fmt: skip
+        "onnxruntime": 2.0,
+        "openvino": 3.0,
+    }
 
 
 def another_machine(bundle, monkeypatch):

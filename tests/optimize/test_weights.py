@@ -48,18 +48,26 @@ def in_branches(offset):
 
     constant = helper.make_node("Constant", [], ["w"], value=outside("w", offset))
     nodes = [
-        helper.make_node("If", ["yes"], ["y"], then_branch=branch([constant], []),
-                         else_branch=branch([], [outside("w")]))
-    ]  # fmt: skip
+        helper.make_node(
+            "If",
+            ["yes"],
+            ["y"],
+            then_branch=branch([constant], []),
+            else_branch=branch([], [outside("w")]),
+        )
+    ]
     return nodes, [numpy_helper.from_array(np.array(True), "yes")]
 
 
 def model_of(nodes, weights):
     shape = ["b", 8, 8]
     graph = helper.make_graph(
-        nodes, "network", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)], weights,
-    )  # fmt: skip
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        weights,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
 

@@ -91,9 +91,13 @@ def test_guidance_for_a_time_equals_a_pipeline_that_stops_it(reference, ours):
     arguments = {"num_inference_steps": 4}
     reference.scheduler = DDIMScheduler.from_config(reference.scheduler.config)
     expected = pictures(
-        reference, "a house", seed=2, callback_on_step_end=stop,
-        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **arguments,
-    )  # fmt: skip
+        reference,
+        "a house",
+        seed=2,
+        callback_on_step_end=stop,
+        callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
+        **arguments,
+    )
     found = ours("a house", seed=2, sampler="ddim", guidance_interval=(0, 0.5), **arguments)
     assert_same_pictures(found.pixels, expected)
     whole = ours("a house", seed=2, sampler="ddim", **arguments)

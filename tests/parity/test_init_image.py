@@ -70,8 +70,12 @@ def use(pipeline, ours, name=None):
 def test_image_to_image_by_every_sampler(pair, name, seed):
     reference, _, ours = pair
     use(reference, ours, name)
-    arguments = {"num_inference_steps": 6, "num_images_per_prompt": 2, "strength": 0.7,
-                 "image": picture()}  # fmt: skip
+    arguments = {
+        "num_inference_steps": 6,
+        "num_images_per_prompt": 2,
+        "strength": 0.7,
+        "image": picture(),
+    }
     expected = pictures(reference, "a red apple", seed=seed, **arguments)
     found = ours("a red apple", seed=seed, sampler=name, **arguments)
     assert_same_pictures(found.pixels, expected)
@@ -83,8 +87,12 @@ def test_image_to_image_by_every_sampler(pair, name, seed):
 def test_inpainting_by_every_sampler(pair, name, seed):
     _, reference, ours = pair
     use(reference, ours, name)
-    arguments = {"num_inference_steps": 6, "num_images_per_prompt": 2, "strength": 0.7,
-                 "image": picture()}  # fmt: skip
+    arguments = {
+        "num_inference_steps": 6,
+        "num_images_per_prompt": 2,
+        "strength": 0.7,
+        "image": picture(),
+    }
     size = {"height": 64, "width": 64}
     expected = pictures(reference, "a cat", seed=seed, mask_image=hole(), **size, **arguments)
     found = ours("a cat", seed=seed, sampler=name, mask=hole(), **arguments)

@@ -266,10 +266,12 @@ def test_a_stated_clipping_is_loaded_from_a_bundle_as_from_its_checkpoint(
     write_scheduler(checkpoint, class_name, {**base_config, "clip_sample": True})
     exported = export_small_files(checkpoint, nano_bundle, tmp_path / "exported")
     found, expected = (
-        {start: pipeline.scheduler.config.get("clip_sample", ABSENT)
-         for start, pipeline in open_pipelines(folder, networks).items()}
+        {
+            start: pipeline.scheduler.config.get("clip_sample", ABSENT)
+            for start, pipeline in open_pipelines(folder, networks).items()
+        }
         for folder in (exported, checkpoint)
-    )  # fmt: skip
+    )
     assert found == expected == {"noise": False, "image": False, "masked image": True}
 
 
@@ -284,8 +286,10 @@ def test_an_export_writes_the_mended_values(nano_checkpoint, base_config, tmp_pa
     written = tmp_path / "bundle" / "scheduler" / "scheduler_config.json"
     fields = json.loads(written.read_text())
     assert {name: fields[name] for name in ("_class_name", "steps_offset", "clip_sample")} == {
-        "_class_name": "DDIMScheduler", "steps_offset": 1, "clip_sample": False,
-    }  # fmt: skip
+        "_class_name": "DDIMScheduler",
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
     unet = tmp_path / "bundle" / "unet" / "config.json"
     assert json.loads(unet.read_text())["sample_size"] == 64
 
@@ -314,9 +318,12 @@ def test_small_unets_of_old_versions_grow(nano_checkpoint, networks, size, versi
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     pipeline = StableDiffusionPipeline(
-        **{**networks, "unet": unet}, scheduler=None, safety_checker=None, feature_extractor=None,
+        **{**networks, "unet": unet},
+        scheduler=None,
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
-    )  # fmt: skip
+    )
     assert loaded_sample_size(config) == pipeline.unet.config.sample_size
 
 

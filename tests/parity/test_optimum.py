@@ -38,8 +38,9 @@ def test_optimum_draws_the_same_picture_from_our_bundle(nano_bundle, tmp_path, o
     np.savez(feeds, latents=latents, **{name: np.array(v) for name, v in arguments.items()})
     optimum.ask("load", stage="picture", source="", folder=str(nano_bundle), threads=1)
     optimum.ask("run", feeds=str(feeds), output=str(pixels))
-    ours = TextToImage.load(nano_bundle)("a red apple", height=64, width=64,
-                                         num_inference_steps=4, latents=latents)  # fmt: skip
+    ours = TextToImage.load(nano_bundle)(
+        "a red apple", height=64, width=64, num_inference_steps=4, latents=latents
+    )
     assert_same_pictures(ours.pixels, np.load(pixels).astype(np.uint8))
 
 

@@ -33,10 +33,13 @@ def table_rows():
     lines = [
         line for line in PAGE.splitlines() if line.startswith("| ") and "diffusers |" not in line
     ]
-    rows = [[cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-            for line in lines]  # fmt: skip
-    return [[cell[1:-1] if cell.startswith("`") else cell for cell in row[:2]] + row[2:]
-            for row in rows]  # fmt: skip
+    rows = [
+        [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in lines
+    ]
+    return [
+        [cell[1:-1] if cell.startswith("`") else cell for cell in row[:2]] + row[2:] for row in rows
+    ]
 
 
 def snippets():
@@ -58,8 +61,14 @@ def hole():
 
 
 EMBEDS = torch.randn((1, 77, 32), generator=torch.Generator().manual_seed(0))
-INPUTS = {"prompt": "a red apple", "picture": smooth(0), "mask": hole(), "torch": torch, "np": np,
-          "bksdm": bksdm}  # fmt: skip
+INPUTS = {
+    "prompt": "a red apple",
+    "picture": smooth(0),
+    "mask": hole(),
+    "torch": torch,
+    "np": np,
+    "bksdm": bksdm,
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +87,12 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     pipe, ours = loaded
     pipe.disable_attention_slicing()
     # Lines that state no number of steps would take diffusers' fifty.
-    for kind in (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline,
-                 StableDiffusionInpaintPipeline, TextToImage):  # fmt: skip
+    for kind in (
+        StableDiffusionPipeline,
+        StableDiffusionImg2ImgPipeline,
+        StableDiffusionInpaintPipeline,
+        TextToImage,
+    ):
         function = inspect.unwrap(kind.__call__)
         few = tuple(6 if value == 50 else value for value in function.__defaults__)
         monkeypatch.setattr(function, "__defaults__", few)
@@ -89,17 +102,29 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     changing = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     painting = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
     embeds = EMBEDS[:, :, :1].expand(1, 77, pipe.unet.config.cross_attention_dim)
-    schedulers = {name: getattr(diffusers, name) for name in dir(diffusers)
-                  if name.endswith("Scheduler")}  # fmt: skip
+    schedulers = {
+        name: getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")
+    }
     common = {**INPUTS, "embeds": embeds, **schedulers}
     return (
-        {**common, "pipe": pipe, "img2img": changing, "inpaint": painting,
-         "StableDiffusionPipeline": StableDiffusionPipeline,
-         "StableDiffusionImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
-         "StableDiffusionInpaintPipeline": StableDiffusionInpaintPipeline},
-        {**common, "pipe": ours, "img2img": ours, "inpaint": ours,
-         "StableDiffusionPipeline": TextToImage, "TextToImage": TextToImage},
-    )  # fmt: skip
+        {
+            **common,
+            "pipe": pipe,
+            "img2img": changing,
+            "inpaint": painting,
+            "StableDiffusionPipeline": StableDiffusionPipeline,
+            "StableDiffusionImg2ImgPipeline": StableDiffusionImg2ImgPipeline,
+            "StableDiffusionInpaintPipeline": StableDiffusionInpaintPipeline,
+        },
+        {
+            **common,
+            "pipe": ours,
+            "img2img": ours,
+            "inpaint": ours,
+            "StableDiffusionPipeline": TextToImage,
+            "TextToImage": TextToImage,
+        },
+    )
 
 
 def value_of(code, names):
@@ -305,9 +330,24 @@ result = pipe("a cat", num_inference_steps=6, generator=torch.Generator().manual
 
 
 @pytest.mark.parametrize(
-    "name", ["pndm", "ddim", "euler", "dpm++2m", "unipc", "heun", "euler-a", "dpm++2s", "lms",
-             "lcm", "deis", "kdpm2", "ddpm", "dpm++2m-sde"]
-)  # fmt: skip
+    "name",
+    [
+        "pndm",
+        "ddim",
+        "euler",
+        "dpm++2m",
+        "unipc",
+        "heun",
+        "euler-a",
+        "dpm++2s",
+        "lms",
+        "lcm",
+        "deis",
+        "kdpm2",
+        "ddpm",
+        "dpm++2m-sde",
+    ],
+)
 def test_latents_that_a_callback_changes_by_sampler(names, name):
     theirs, ours = names
     class_name, fields = NAMED[name]
@@ -319,8 +359,14 @@ def test_latents_that_a_callback_changes_by_sampler(names, name):
     assert_same(ours["result"], theirs["result"])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMED if "-karras" not in name and
-                                  "-exponential" not in name and "-beta" not in name])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in NAMED
+        if "-karras" not in name and "-exponential" not in name and "-beta" not in name
+    ],
+)
 def test_a_sampler_draws_as_much_as_in_diffusers(names, name):
     """So that the next call with the same generator starts where it starts there."""
     theirs, ours = names
@@ -336,8 +382,11 @@ def test_a_sampler_draws_as_much_as_in_diffusers(names, name):
 
 
 def parameters(function):
-    return {name: parameter for name, parameter in inspect.signature(function).parameters.items()
-            if name not in ("self", "kwargs")}  # fmt: skip
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in ("self", "kwargs")
+    }
 
 
 def test_the_arguments_are_diffusers_own_in_their_order():

@@ -64,10 +64,13 @@ def test_a_long_prompt_equals_diffusers_with_embeddings_in_parts(pair):
     count = parts_needed(reference, LONG)
     assert count > 1
     expected = pictures(
-        reference, None, seed=3, num_inference_steps=4,
+        reference,
+        None,
+        seed=3,
+        num_inference_steps=4,
         prompt_embeds=parts_of(reference, LONG, count),
         negative_prompt_embeds=parts_of(reference, "blurry", count),
-    )  # fmt: skip
+    )
     found = ours(
         LONG, negative_prompt="blurry", seed=3, num_inference_steps=4, long_prompt=True
     ).pixels
@@ -81,9 +84,13 @@ def test_a_long_and_a_short_prompt_in_one_batch(pair):
     embeddings = torch.cat([parts_of(reference, text, count) for text in prompts])
     none = parts_of(reference, "", count).repeat(2, 1, 1)
     expected = pictures(
-        reference, None, seed=[3, 4], num_inference_steps=3, prompt_embeds=embeddings,
+        reference,
+        None,
+        seed=[3, 4],
+        num_inference_steps=3,
+        prompt_embeds=embeddings,
         negative_prompt_embeds=none,
-    )  # fmt: skip
+    )
     found = ours(prompts, seed=[3, 4], num_inference_steps=3, long_prompt=True).pixels
     assert_same_pictures(found, expected)
 
@@ -113,10 +120,14 @@ def test_weights_reach_into_the_second_part(pair):
 SKIPPING = {
     "a negative prompt": {"negative_prompt": "blurry"},
     "none": {},
-    "a batch": {"prompt": ["a house", "a red apple"], "negative_prompt": ["blurry", "a house"],
-                "num_images_per_prompt": 2, "seed": [5, 6, 7, 8]},
+    "a batch": {
+        "prompt": ["a house", "a red apple"],
+        "negative_prompt": ["blurry", "a house"],
+        "num_images_per_prompt": 2,
+        "seed": [5, 6, 7, 8],
+    },
     "no guidance": {"negative_prompt": "blurry", "guidance_scale": 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SKIPPING)
@@ -153,14 +164,21 @@ def test_layers_of_a_long_prompt_are_skipped_for_the_prompt_alone(pair):
     count = parts_needed(reference, LONG)
     for prompt, negative in ((LONG, "blurry"), ("a house", LONG)):
         expected = pictures(
-            reference, None, seed=3, num_inference_steps=3,
+            reference,
+            None,
+            seed=3,
+            num_inference_steps=3,
             prompt_embeds=parts_of(reference, prompt, count, clip_skip=1),
             negative_prompt_embeds=parts_of(reference, negative, count),
-        )  # fmt: skip
+        )
         found = ours(
-            prompt, negative_prompt=negative, seed=3, num_inference_steps=3, long_prompt=True,
+            prompt,
+            negative_prompt=negative,
+            seed=3,
+            num_inference_steps=3,
+            long_prompt=True,
             clip_skip=1,
-        ).pixels  # fmt: skip
+        ).pixels
         assert_same_pictures(found, expected)
 
 

@@ -34,8 +34,14 @@ SIDE = 32
 def make_checker():
     """A checker of random weights, whose thresholds about half of all pictures pass."""
     torch.manual_seed(0)
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-              "num_attention_heads": 4, "image_size": SIDE, "patch_size": 8}  # fmt: skip
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": SIDE,
+        "patch_size": 8,
+    }
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16))
     for embeddings in (checker.concept_embeds, checker.special_care_embeds):
         embeddings.data = torch.randn(embeddings.shape)
@@ -65,8 +71,12 @@ def reference(checkpoint):
     # Thresholds that part these pictures: the middle of what they score.
     checker, scores = pipeline.safety_checker, []
     for seed in range(8):
-        image = pipeline("a cat", num_inference_steps=2, output_type="np",
-                         generator=torch.Generator().manual_seed(seed)).images  # fmt: skip
+        image = pipeline(
+            "a cat",
+            num_inference_steps=2,
+            output_type="np",
+            generator=torch.Generator().manual_seed(seed),
+        ).images
         shown = pipeline.feature_extractor(pipeline.numpy_to_pil(image), return_tensors="pt")
         with torch.no_grad():
             embedding = checker.visual_projection(checker.vision_model(shown.pixel_values)[1])
@@ -126,15 +136,27 @@ def test_nothing_is_checked_without_it(reference, bundle, nano_bundle):
 
 
 def test_an_unfit_picture_is_not_written(reference, bundle, tmp_path, capsys):
-    found = TextToImage.load(bundle)("a cat", seed=list(range(8)), num_inference_steps=2,
-                                     num_images_per_prompt=8).nsfw_content_detected  # fmt: skip
+    found = TextToImage.load(bundle)(
+        "a cat", seed=list(range(8)), num_inference_steps=2, num_images_per_prompt=8
+    ).nsfw_content_detected
     command = ["generate", "a cat", "--model", str(bundle), "--steps", "2"]
     for flag in (True, False):
         seed, path = str(found.index(flag)), tmp_path / f"{flag}.png"
         film = path.with_suffix(".webp")
         steps = tmp_path / f"{flag}"
-        code = main([*command, "--seed", seed, "-o", str(path), "--animate", str(film),
-                     "--save-steps", str(steps)])  # fmt: skip
+        code = main(
+            [
+                *command,
+                "--seed",
+                seed,
+                "-o",
+                str(path),
+                "--animate",
+                str(film),
+                "--save-steps",
+                str(steps),
+            ]
+        )
         assert film.exists() == path.exists() == any(steps.iterdir())
         assert (code, path.exists()) == ((1, False) if flag else (0, True))
         assert ("the safety checker found the picture unfit" in capsys.readouterr().err) == flag
@@ -173,10 +195,13 @@ def test_the_decision_is_that_of_diffusers():
         # Thresholds a few thousandths off, on either side.
         thresholds = cosine + (torch.rand(20, generator=generator) * 24 - 2 - 0.3) / 1000
         checker = SimpleNamespace(
-            vision_model=lambda x: (None, x), visual_projection=lambda x: x,
-            special_care_embeds=basis[:3], special_care_embeds_weights=thresholds[:3],
-            concept_embeds=basis[3:], concept_embeds_weights=thresholds[3:],
-        )  # fmt: skip
+            vision_model=lambda x: (None, x),
+            visual_projection=lambda x: x,
+            special_care_embeds=basis[:3],
+            special_care_embeds_weights=thresholds[:3],
+            concept_embeds=basis[3:],
+            concept_embeds_weights=thresholds[3:],
+        )
         images = [np.ones((8, 8, 3))]
         _, (expected,) = StableDiffusionSafetyChecker.forward(checker, embedding, images)
         scores = (cosine - thresholds).numpy()

@@ -14,8 +14,22 @@ from bksdm.runtime.samplers import NAMED
 from .pictures import assert_same_pictures, pictures
 
 # Every class, and of those that differ most by their fields more than one.
-NAMES = ["ddim", "ddpm", "euler-karras", "euler-a", "heun", "lms", "kdpm2-a", "dpm++2m-karras",
-         "dpm++2m-sde", "dpm++2s", "unipc", "deis", "lcm", "tcd"]  # fmt: skip
+NAMES = [
+    "ddim",
+    "ddpm",
+    "euler-karras",
+    "euler-a",
+    "heun",
+    "lms",
+    "kdpm2-a",
+    "dpm++2m-karras",
+    "dpm++2m-sde",
+    "dpm++2s",
+    "unipc",
+    "deis",
+    "lcm",
+    "tcd",
+]
 
 
 @pytest.fixture(scope="module")

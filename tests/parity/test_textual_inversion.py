@@ -136,9 +136,12 @@ def test_every_vector_has_the_weight_of_its_token(reference, ours):
     weighted = torch.from_numpy(apply_weights(plain[0].numpy(), weights)[None])
     arguments = {"seed": 4, "num_inference_steps": 2}
     expected = pictures(
-        reference, None, prompt_embeds=weighted, negative_prompt_embeds=embeddings(reference, [[]]),
+        reference,
+        None,
+        prompt_embeds=weighted,
+        negative_prompt_embeds=embeddings(reference, [[]]),
         **arguments,
-    )  # fmt: skip
+    )
     found = ours("a (<cat>:1.6) house", prompt_weights=True, **arguments).pixels
     assert_same_pictures(found, expected)
     assert (found != ours("a <cat> house", **arguments).pixels).any()
@@ -149,9 +152,12 @@ def test_long_prompts_are_converted_before_they_are_divided(reference, ours):
     assert len(ids) == 75
     arguments = {"seed": 5, "num_inference_steps": 2}
     expected = pictures(
-        reference, None, prompt_embeds=embeddings(reference, [ids[:ROOM], ids[ROOM:]]),
-        negative_prompt_embeds=embeddings(reference, [[], []]), **arguments,
-    )  # fmt: skip
+        reference,
+        None,
+        prompt_embeds=embeddings(reference, [ids[:ROOM], ids[ROOM:]]),
+        negative_prompt_embeds=embeddings(reference, [[], []]),
+        **arguments,
+    )
     found = ours("<cat> " * 25, long_prompt=True, **arguments).pixels
     assert_same_pictures(found, expected)
 

@@ -151,8 +151,12 @@ def compare(class_name, config, steps, sampler=None, stated=(), eta=None, first=
 
     ``custom`` is ``timesteps`` or ``sigmas`` of ``set_timesteps``.
     """
-    fields = {"_class_name": class_name, **config, **({} if eta is None else {"eta": eta}),
-              **(custom or {})}  # fmt: skip
+    fields = {
+        "_class_name": class_name,
+        **config,
+        **({} if eta is None else {"eta": eta}),
+        **(custom or {}),
+    }
     table, refusal = None, ""
     try:
         table = step_table(fields, steps, sampler, first)

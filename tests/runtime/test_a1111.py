@@ -81,10 +81,18 @@ def test_names_are_those_of_samplers():
 
 def test_options_come_back(text):
     given = {
-        "prompt": "a (dog:1.2)\nNegative", "negative_prompt": "fog: 3, b", "seed": 2**63,
-        "num_inference_steps": 7, "guidance_scale": 1.25, "width": 72, "height": 64,
-        "prompt_weights": True, "clip_skip": 1, "sampler": "ddim", "eta": 0.25,
-    }  # fmt: skip
+        "prompt": "a (dog:1.2)\nNegative",
+        "negative_prompt": "fog: 3, b",
+        "seed": 2**63,
+        "num_inference_steps": 7,
+        "guidance_scale": 1.25,
+        "width": 72,
+        "height": 64,
+        "prompt_weights": True,
+        "clip_skip": 1,
+        "sampler": "ddim",
+        "eta": 0.25,
+    }
     assert options_of(A1111Text.read(text(**given))) == (given, [])
     options, _ = options_of(A1111Text.read(text(prompt="a (dog)")))
     assert "prompt_weights" not in options
@@ -96,8 +104,10 @@ def test_a_text_of_the_webui_is_read():
     assert read.negative_prompt == "ugly, fat, (((deformed))), [blurry], bad anatomy"
     options, lost = options_of(read)
     assert (options["sampler"], options["seed"], options["guidance_scale"]) == (
-        "euler-a", 965400086, 7.0,
-    )  # fmt: skip
+        "euler-a",
+        965400086,
+        7.0,
+    )
     assert (options["num_inference_steps"], options["width"], options["height"]) == (20, 512, 512)
     assert options["prompt_weights"] is True
     # Its noise is the graphics card's unless it says otherwise.
@@ -129,9 +139,13 @@ def test_what_no_option_says_is_named():
     options, lost = options_of(A1111Text.read(text))
     assert options["prompt"] == "a dog , [a:b:0.5]"
     assert lost == [
-        "Sampler: DPM adaptive", "Denoising strength: 0.5, with a picture to start from",
-        "<lora:ink:0.8>", "[a:b:0.5]", "Seed: x", "VAE: a, b",
-    ]  # fmt: skip
+        "Sampler: DPM adaptive",
+        "Denoising strength: 0.5, with a picture to start from",
+        "<lora:ink:0.8>",
+        "[a:b:0.5]",
+        "Seed: x",
+        "VAE: a, b",
+    ]
     assert (
         options_of(A1111Text.read("a prompt: alone, b: c"))[0]["prompt"] == "a prompt: alone, b: c"
     )

@@ -120,16 +120,26 @@ def test_a_closed_model_makes_no_more_pictures():
         ({"on_step": print, "callback_on_step_end": print}, "on_step and callback"),
         ({"callback_on_step_end": 5}, "callback_on_step_end must be a function"),
         ({"callback_on_step_end": lambda *_: None}, "must return a dictionary, as in"),
-        ({"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["mask"]},
-         "callback_on_step_end_tensor_inputs may hold latents, prompt_embeds"),
-        ({"callback_on_step_end": lambda *_: {"latents": np.zeros((1, 4, 8, 9), "f4")}},
-         "latents must have shape"),
+        (
+            {"callback_on_step_end": print, "callback_on_step_end_tensor_inputs": ["mask"]},
+            "callback_on_step_end_tensor_inputs may hold latents, prompt_embeds",
+        ),
+        (
+            {"callback_on_step_end": lambda *_: {"latents": np.zeros((1, 4, 8, 9), "f4")}},
+            "latents must have shape",
+        ),
         ({"callback_on_step_end": lambda *_: {"latents": "x"}}, "latents must be a numpy array"),
-        ({"callback_on_step_end": lambda p, i, t, k: {"prompt_embeds": k["prompt_embeds"][:1]},
-          "callback_on_step_end_tensor_inputs": ["prompt_embeds"]},
-         "prompt_embeds must have 2 rows at a guidance scale of 7.5, not 1"),
+        (
+            {
+                "callback_on_step_end": lambda p, i, t, k: {
+                    "prompt_embeds": k["prompt_embeds"][:1]
+                },
+                "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+            },
+            "prompt_embeds must have 2 rows at a guidance scale of 7.5, not 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_excludes_or_does_not_fit_is_named(model, arguments, named):
     with pytest.raises(RequestError, match=named):
         model(**{"prompt": "x", "num_inference_steps": 2, **arguments})

@@ -82,8 +82,12 @@ class Stub:
         self._name, self._calls = name, calls
         latents = TensorSpec(np.dtype(np.float32), ("batch", 4, "height", "width"))
         text = TensorSpec(latents.dtype, ("batch", "tokens", 8))
-        self.inputs = {"sample": latents, "timestep": TensorSpec(latents.dtype, ("batch",)),
-                       "encoder_hidden_states": text, DEEP_FEATURES: latents}  # fmt: skip
+        self.inputs = {
+            "sample": latents,
+            "timestep": TensorSpec(latents.dtype, ("batch",)),
+            "encoder_hidden_states": text,
+            DEEP_FEATURES: latents,
+        }
         if name == "whole":
             del self.inputs[DEEP_FEATURES]
         self.outputs = {"out_sample": latents, DEEP_FEATURES: latents}
@@ -103,9 +107,14 @@ def run(every, guidance, steps):
     predict = NoisePredictor(Stub("whole", calls), lambda: Stub("shallow", calls))
     latents = np.zeros((2, 4, 1, 1), np.float32)
     job = DenoisingJob(
-        ("a",), ("",), guidance, step_table(SCHEDULE, steps, "ddim"), latents, latents[:0, None],
+        ("a",),
+        ("",),
+        guidance,
+        step_table(SCHEDULE, steps, "ddim"),
+        latents,
+        latents[:0, None],
         cache_interval=every,
-    )  # fmt: skip
+    )
     embeddings = np.zeros((4, 77, 8), np.float32)
     denoising = predict.start(job, {"encoder_hidden_states": embeddings})
     while not denoising.done:
@@ -161,10 +170,11 @@ def test_what_cannot_be_is_refused(nano_bundle):
         with pytest.raises(RequestError, match="fast must be a whole number from 0 to 3"):
             model("a", fast=level)
     graph = helper.make_graph(
-        [helper.make_node("Relu", ["sample"], ["out_sample"])], "unet",
+        [helper.make_node("Relu", ["sample"], ["out_sample"])],
+        "unet",
         [helper.make_tensor_value_info("sample", TensorProto.FLOAT, ["batch", 4, "h", "w"])],
         [helper.make_tensor_value_info("out_sample", TensorProto.FLOAT, None)],
-    )  # fmt: skip
+    )
     plain = helper.make_model(graph)
     with pytest.raises(EngineError, match="joins no features"):
         keep_shallow(plain)

@@ -119,8 +119,20 @@ def be_swapped(file, rng):
     other.write_bytes(content)
 
 
-DAMAGE = [flip, overwrite, truncate, extend, empty, remove, become_a_folder,
-          become_a_link_to_nothing, become_a_pipe, rename, be_copied, be_swapped]  # fmt: skip
+DAMAGE = [
+    flip,
+    overwrite,
+    truncate,
+    extend,
+    empty,
+    remove,
+    become_a_folder,
+    become_a_link_to_nothing,
+    become_a_pipe,
+    rename,
+    be_copied,
+    be_swapped,
+]
 
 
 def test_no_damage_is_missed(whole, tmp_path, capsys):

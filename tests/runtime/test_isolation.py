@@ -41,8 +41,19 @@ OPTIONS = ["--steps", "4", "--seed", "0"]
 
 def draw(bundle, output, *options):
     """Draw a picture in a process that can import none of what an export takes."""
-    command = [sys.executable, "-c", PROGRAM, "generate", "a red apple", "--model", str(bundle),
-               "-o", str(output), *OPTIONS, *options]  # fmt: skip
+    command = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "generate",
+        "a red apple",
+        "--model",
+        str(bundle),
+        "-o",
+        str(output),
+        *OPTIONS,
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -61,8 +72,21 @@ def test_a_prepared_bundle_needs_numpy_and_its_engine(nano_bundle, tmp_path, eng
         assert done.returncode == 0
         assert "warning" not in done.stderr
         assert done.stdout.strip() == str(output)
-        assert main(["generate", "a red apple", "--model", str(bundle), "-o", str(expected),
-                     *OPTIONS, *options]) == 0  # fmt: skip
+        assert (
+            main(
+                [
+                    "generate",
+                    "a red apple",
+                    "--model",
+                    str(bundle),
+                    "-o",
+                    str(expected),
+                    *OPTIONS,
+                    *options,
+                ]
+            )
+            == 0
+        )
         np.testing.assert_array_equal(pixels(output), pixels(expected))
 
 
@@ -73,8 +97,12 @@ def test_a_bundle_that_was_not_prepared_runs_as_exported(nano_bundle, tmp_path):
     done = draw(bundle, output)
     assert done.returncode == 0
     assert done.stderr.count("pip install 'bksdm-runtime[optimize]'") == 1
-    assert main(["generate", "a red apple", "--model", str(nano_bundle), "-o", str(expected),
-                 *OPTIONS]) == 0  # fmt: skip
+    assert (
+        main(
+            ["generate", "a red apple", "--model", str(nano_bundle), "-o", str(expected), *OPTIONS]
+        )
+        == 0
+    )
     assert abs(pixels(output) - pixels(expected)).max() <= 1
     for options, named in [
         (["--fast", "1"], "package onnx"),
@@ -89,12 +117,34 @@ def test_a_bundle_that_was_not_prepared_runs_as_exported(nano_bundle, tmp_path):
 
 # State that a process has once: who changes it, even for a moment, changes it for other threads.
 GLOBAL = {
-    "catch_warnings", "simplefilter", "filterwarnings", "showwarning", "seterr", "setbufsize",
-    "set_printoptions", "chdir", "fchdir", "umask", "putenv", "setlocale", "setrecursionlimit",
-    "setswitchinterval", "setdefaulttimeout", "signal", "redirect_stdout", "redirect_stderr",
-    "set_seed", "set_default_logger_severity", "MAX_IMAGE_PIXELS", "LOAD_TRUNCATED_IMAGES",
-    "environ", "stdout", "stderr", "getcontext", "setcontext",
-}  # fmt: skip
+    "catch_warnings",
+    "simplefilter",
+    "filterwarnings",
+    "showwarning",
+    "seterr",
+    "setbufsize",
+    "set_printoptions",
+    "chdir",
+    "fchdir",
+    "umask",
+    "putenv",
+    "setlocale",
+    "setrecursionlimit",
+    "setswitchinterval",
+    "setdefaulttimeout",
+    "signal",
+    "redirect_stdout",
+    "redirect_stderr",
+    "set_seed",
+    "set_default_logger_severity",
+    "MAX_IMAGE_PIXELS",
+    "LOAD_TRUNCATED_IMAGES",
+    "environ",
+    "stdout",
+    "stderr",
+    "getcontext",
+    "setcontext",
+}
 
 
 def changes(tree):
@@ -121,7 +171,11 @@ def test_nothing_changes_what_all_threads_share():
                 found[path.name] = names
     assert found == {}
     examples = [
-        "np.random.seed(0)", "os.environ['X'] = '1'", "Image.MAX_IMAGE_PIXELS = None",
-        "with warnings.catch_warnings(): pass", "sys.stdout = x", "random.random()",
-    ]  # fmt: skip
+        "np.random.seed(0)",
+        "os.environ['X'] = '1'",
+        "Image.MAX_IMAGE_PIXELS = None",
+        "with warnings.catch_warnings(): pass",
+        "sys.stdout = x",
+        "random.random()",
+    ]
     assert all(list(changes(ast.parse(example))) for example in examples)

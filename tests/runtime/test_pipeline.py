@@ -75,10 +75,16 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def build(tokenizer, tmp_path):
     scheduler = {
-        "_class_name": "PNDMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085,
-        "beta_end": 0.012, "beta_schedule": "scaled_linear", "skip_prk_steps": True,
-        "set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False,
-    }  # fmt: skip
+        "_class_name": "PNDMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "skip_prk_steps": True,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "clip_sample": False,
+    }
     bundle = Bundle(tmp_path, scheduler, 4, 8, WIDTH, 0.5, 8)
 
     def make(text=None, noise=None, pixels=None):
@@ -133,9 +139,19 @@ def test_a_callback_that_returns_false_stops_with_its_step(build):
 
 @pytest.mark.parametrize(
     ("answer", "stops"),
-    [(False, True), (np.False_, True), (np.array(False), True), (None, False), (True, False),
-     (0, False), ({}, False), ("", False), (np.array(0), False), (np.array([]), False)],
-)  # fmt: skip
+    [
+        (False, True),
+        (np.False_, True),
+        (np.array(False), True),
+        (None, False),
+        (True, False),
+        (0, False),
+        ({}, False),
+        ("", False),
+        (np.array(0), False),
+        (np.array([]), False),
+    ],
+)
 def test_false_of_any_kind_stops_and_nothing_else(build, answer, stops):
     """Callbacks of diffusers return a dictionary, which may be empty."""
     noise = unet()
@@ -209,9 +225,7 @@ def test_what_does_not_fit_into_77_tokens_is_reported(build):
 
 def test_timings_name_every_stage(build):
     seconds = build()("x", num_inference_steps=2).seconds
-    assert set(seconds) == {
-        "tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8"
-    }  # fmt: skip
+    assert set(seconds) == {"tokenize", "text_encoder", "unet", "loop", "vae_decoder", "to_uint8"}
     assert all(value >= 0 for value in seconds.values())
 
 
@@ -233,8 +247,19 @@ class Tensor:
 
 F = np.float32
 SAME = {
-    "guidance_scale": [3.0, F(3), np.float64(3), np.float16(3), np.array(3.0), np.array(3), 3,
-                       np.int8(3), np.longdouble(3), Tensor(3.0), Fraction(3)],
+    "guidance_scale": [
+        3.0,
+        F(3),
+        np.float64(3),
+        np.float16(3),
+        np.array(3.0),
+        np.array(3),
+        3,
+        np.int8(3),
+        np.longdouble(3),
+        Tensor(3.0),
+        Fraction(3),
+    ],
     "guidance_rescale": [0.5, F(0.5), np.array(0.5), np.float16(0.5), Tensor(0.5)],
     "guidance_interval": [(0.0, 0.5), [0, 0.5], np.array([0, 0.5]), (np.int64(0), np.array(0.5))],
     "num_inference_steps": [2, np.int64(2), np.uint8(2), np.array(2), Tensor(2)],
@@ -250,17 +275,14 @@ SAME = {
     "prompt": ["a b", np.str_("a b"), np.array("a b"), ["a b"], ("a b",), np.array(["a b"])],
     "negative_prompt": ["c", np.str_("c"), np.array("c"), ["c"], np.array(["c"])],
     "sampler": ["ddim", np.str_("ddim"), np.array("ddim")],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_numbers_texts_and_truth_values_of_numpy_are_those_of_python(build, name):
     model = build()
     usual = {"prompt": "x", "num_inference_steps": 1, "seed": 1, "sampler": "ddim"}
-    first, *others = (
-        model(**{**usual, name: value})
-        for value in SAME[name]
-    )  # fmt: skip
+    first, *others = (model(**{**usual, name: value}) for value in SAME[name])
     for other in others:
         np.testing.assert_array_equal(other.pixels, first.pixels)
         assert other.seed == first.seed
@@ -269,33 +291,72 @@ def test_numbers_texts_and_truth_values_of_numpy_are_those_of_python(build, name
 
 LATENTS = np.zeros((1, 4, 8, 8), F)
 WRONG = [
-    *({name: value} for value in ("much", None, [1.0], 1j, True, np.True_, np.array([1.0]), object)
-      for name in ("guidance_scale", "guidance_rescale", "eta")),
-    *({name: value} for value in ("2", 2.0, F(2), [2], True, np.True_, 0, -1, 10**30, 10**5000, 1j)
-      for name in ("num_inference_steps", "num_images_per_prompt", "height", "width")),
-    *({name: value} for value in (float("nan"), -0.1, 1.5, np.array(7), 10**400)
-      for name in ("guidance_rescale", "eta")),
-    *({name: value} for value in (1, "yes", None, np.array([True, False]), 0.0)
-      for name in ("prompt_weights", "long_prompt")),
-    *({name: value} for value in (5, b"x", Path("x"), [1], [["x"]], {"x"}, np.array([1]))
-      for name in ("prompt", "negative_prompt")),
+    *(
+        {name: value}
+        for value in ("much", None, [1.0], 1j, True, np.True_, np.array([1.0]), object)
+        for name in ("guidance_scale", "guidance_rescale", "eta")
+    ),
+    *(
+        {name: value}
+        for value in ("2", 2.0, F(2), [2], True, np.True_, 0, -1, 10**30, 10**5000, 1j)
+        for name in ("num_inference_steps", "num_images_per_prompt", "height", "width")
+    ),
+    *(
+        {name: value}
+        for value in (float("nan"), -0.1, 1.5, np.array(7), 10**400)
+        for name in ("guidance_rescale", "eta")
+    ),
+    *(
+        {name: value}
+        for value in (1, "yes", None, np.array([True, False]), 0.0)
+        for name in ("prompt_weights", "long_prompt")
+    ),
+    *(
+        {name: value}
+        for value in (5, b"x", Path("x"), [1], [["x"]], {"x"}, np.array([1]))
+        for name in ("prompt", "negative_prompt")
+    ),
     *({"guidance_scale": value} for value in (float("nan"), float("inf"), 1e39, 10**400, F("inf"))),
-    *({"guidance_interval": value} for value in (
-        (0.8, 0.2), (0, 2), 0.5, "0:1", (0.1,), (0, 0.5, 1), (float("nan"), 1), ("0", "1"))),
+    *(
+        {"guidance_interval": value}
+        for value in (
+            (0.8, 0.2),
+            (0, 2),
+            0.5,
+            "0:1",
+            (0.1,),
+            (0, 0.5, 1),
+            (float("nan"), 1),
+            ("0", "1"),
+        )
+    ),
     *({"seed": value} for value in (1.5, "7", True, [1, 2], 2**64, -(2**63) - 1, [1.5], Path("7"))),
     *({"sampler": value} for value in (5, ["ddim"], b"ddim", "magic", "")),
     *({"clip_skip": value} for value in (-1, 1.0, "1", True, 10**9)),
     *({"fast": value} for value in (4, -1, "1", True, None)),
-    *({"latents": value} for value in (
-        LATENTS.tolist(), LATENTS[0], LATENTS.astype(int), LATENTS * np.nan, LATENTS[..., :4],
-        LATENTS.astype(np.float64) + 1e300, "x")),
+    *(
+        {"latents": value}
+        for value in (
+            LATENTS.tolist(),
+            LATENTS[0],
+            LATENTS.astype(int),
+            LATENTS * np.nan,
+            LATENTS[..., :4],
+            LATENTS.astype(np.float64) + 1e300,
+            "x",
+        )
+    ),
     *({"image": value} for value in ("apple.png", [], b"x", np.zeros((8, 8, 3), np.uint8), [None])),
-    *({"timesteps": value} for value in (
-        [], 5, "9,1", [1, 9], [9, 9], [9.5, 1], [9, -1], [10**9], [1000, 1], [True])),
+    *(
+        {"timesteps": value}
+        for value in ([], 5, "9,1", [1, 9], [9, 9], [9.5, 1], [9, -1], [10**9], [1000, 1], [True])
+    ),
     *({"sigmas": value} for value in ([], 5.0, [5.0], [1.0, 5.0], [5.0, -1.0], [5.0, "0"])),
     *({"generator": value} for value in (5, "x", [], [None])),
-    *({"negative_prompt_embeds": value} for value in (
-        LATENTS, "x", [], np.zeros((2, 77, WIDTH), F), np.zeros((1, 0, WIDTH), F))),
+    *(
+        {"negative_prompt_embeds": value}
+        for value in (LATENTS, "x", [], np.zeros((2, 77, WIDTH), F), np.zeros((1, 0, WIDTH), F))
+    ),
     {"mask": picture(64, 64)},
     {"strength": 0.5},
     *({"on_step": value} for value in (5, "x", [])),
@@ -303,7 +364,7 @@ WRONG = [
     {"prompt": ()},
     {"prompt": np.array([], str)},
     {"negative_prompt": []},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=[str(i) for i in range(len(WRONG))])

@@ -19,16 +19,31 @@ from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.samplers import NAMED, step_table
 
-CONFIG = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-          "num_train_timesteps": 1000, "clip_sample": False}  # fmt: skip
+CONFIG = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "clip_sample": False,
+}
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize(
     "name",
-    ["ddim", "ddpm", "euler", "euler-karras", "euler-a", "lms", "heun", "kdpm2", "kdpm2-beta",
-     "kdpm2-a"],
-)  # fmt: skip
+    [
+        "ddim",
+        "ddpm",
+        "euler",
+        "euler-karras",
+        "euler-a",
+        "lms",
+        "heun",
+        "kdpm2",
+        "kdpm2-beta",
+        "kdpm2-a",
+    ],
+)
 def test_the_predicted_original_is_that_of_diffusers(name, prediction_type):
     """In float64; diffusers rounds its levels to float32, and what it makes of them once more."""
     class_name, fields = NAMED[name]
@@ -58,8 +73,9 @@ def test_the_last_step_of_eulers_method_is_the_picture():
     np.testing.assert_allclose(steps[-1].denoised, steps[-1].latents, rtol=0, atol=2e-5)
     decoded = model.decode(steps[-1].denoised)
     assert np.abs(decoded.astype(int) - result.pixels).max() <= 1
-    early, late = (np.abs(model.decode(steps[k].denoised).astype(float) - result.pixels).mean()
-                   for k in (0, 4))  # fmt: skip
+    early, late = (
+        np.abs(model.decode(steps[k].denoised).astype(float) - result.pixels).mean() for k in (0, 4)
+    )
     assert late < early
 
 
@@ -81,32 +97,40 @@ def _linear_vae(folder, matrix):
     inverse = np.linalg.pinv(matrix)
     graphs = {
         "vae_encoder": (
-            "sample", ["n", 3, "h", "w"], "latent_parameters", np.concatenate([matrix, matrix]),
+            "sample",
+            ["n", 3, "h", "w"],
+            "latent_parameters",
+            np.concatenate([matrix, matrix]),
             lambda out, weight: [
-                helper.make_node("AveragePool", ["sample"], ["mean"], kernel_shape=[8, 8],
-                                 strides=[8, 8]),
+                helper.make_node(
+                    "AveragePool", ["sample"], ["mean"], kernel_shape=[8, 8], strides=[8, 8]
+                ),
                 helper.make_node("Conv", ["mean", weight], [out]),
             ],
         ),
         "vae_decoder": (
-            "latent_sample", ["n", 4, "h", "w"], "sample", inverse,
+            "latent_sample",
+            ["n", 4, "h", "w"],
+            "sample",
+            inverse,
             lambda out, weight: [
                 helper.make_node("Conv", ["latent_sample", weight], ["mixed"]),
                 helper.make_node("Resize", ["mixed", "", "scales"], [out], mode="nearest"),
             ],
         ),
-    }  # fmt: skip
+    }
     for name, (feed, shape, out, weight, nodes) in graphs.items():
         constants = [
             numpy_helper.from_array(weight[:, :, None, None].astype(np.float32), "weight"),
             numpy_helper.from_array(np.array([1, 1, 8, 8], np.float32), "scales"),
         ]
         graph = helper.make_graph(
-            nodes(out, "weight"), name,
+            nodes(out, "weight"),
+            name,
             [helper.make_tensor_value_info(feed, TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["n", len(weight), "a", "b"])],
             constants,
-        )  # fmt: skip
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
         model.ir_version = 10
         (folder / name).mkdir()

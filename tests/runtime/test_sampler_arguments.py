@@ -17,8 +17,12 @@ from .diffusers_matrix import ARRAY, compare, same_levels, scheduler_of
 
 pytestmark = pytest.mark.filterwarnings(ARRAY)
 
-BASE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "clip_sample": False}  # fmt: skip
+BASE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+}
 FLAG, OFF = ([False, True], []), ([False], [True])
 VARIANCES = [None, "fixed_small", "fixed_small_log", "fixed_large"]
 # By argument: values that are implemented, or do nothing, and values that are refused.
@@ -65,7 +69,7 @@ VALUES = {
     "solver_p": ([None], ["PNDMScheduler"]),
     "original_inference_steps": ([50, 25, 20], [0, 1001]),
     "timestep_scaling": ([10.0, 3.0], ["x"]),
-}  # fmt: skip
+}
 # Where a class takes others, or nothing comes of them.
 OF_CLASS = {
     "DDPMScheduler": {"variance_type": (VARIANCES, ["fixed_large_log", "learned"])},
@@ -107,8 +111,9 @@ def test_every_argument_gives_diffusers_matrix_or_is_refused_by_name(class_name)
         around = {k: v for k, v in {**BASE, **context}.items() if k in taken and k != name}
         if name in ("use_exponential_sigmas", "use_beta_sigmas"):
             around.pop("use_karras_sigmas", None)
-        reasons = [compare(class_name, {**around, name: value}, steps, eta=eta)
-                   for value in accepted]  # fmt: skip
+        reasons = [
+            compare(class_name, {**around, name: value}, steps, eta=eta) for value in accepted
+        ]
         # Not the last of UniPC's forms and orders, which ends on no number.
         assert None in reasons, (name, reasons)
         assert all(r in (None, "not finite in diffusers") for r in reasons), (name, reasons)
@@ -125,8 +130,11 @@ def test_nothing_stated_gives_what_a_class_does_by_itself(class_name):
     eta = 0.3 if class_name == "TCDScheduler" else None
     assert compare(class_name, fields, 6, eta=eta) is None
     # A flag that is null is off; a number that is null is none.
-    null = [name for name in ("set_alpha_to_one", "lower_order_final", "clip_sample")
-            if name in arguments(class_name)]  # fmt: skip
+    null = [
+        name
+        for name in ("set_alpha_to_one", "lower_order_final", "clip_sample")
+        if name in arguments(class_name)
+    ]
     finals = {"final_sigmas_type": "sigma_min"}
     assert compare(class_name, {**finals, **dict.fromkeys(null)}, 16, eta=eta) is None
     with pytest.raises(SamplerError, match="num_train_timesteps"):

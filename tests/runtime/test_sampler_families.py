@@ -42,8 +42,14 @@ FAMILIES = {
     # Its Runge–Kutta start has another table of steps: see below.
     "PNDMScheduler": ([{"skip_prk_steps": True}], SCHEDULES, TIMES, OFFSETS, PREDICTIONS, ONES),
     "DDIMScheduler": (NO_CLIPPING, SCHEDULES, TIMES, OFFSETS, PREDICTIONS, ONES, ETAS),
-    "DDPMScheduler": (NO_CLIPPING, SCHEDULES, TIMES, OFFSETS, PREDICTIONS,
-                      [{"variance_type": t} for t in ("fixed_small", "fixed_large")]),
+    "DDPMScheduler": (
+        NO_CLIPPING,
+        SCHEDULES,
+        TIMES,
+        OFFSETS,
+        PREDICTIONS,
+        [{"variance_type": t} for t in ("fixed_small", "fixed_large")],
+    ),
     "EulerDiscreteScheduler": (*_LEVELS, FINALS),
     "EulerAncestralDiscreteScheduler": (SCHEDULES, TIMES, OFFSETS, PREDICTIONS),
     "HeunDiscreteScheduler": _LEVELS,
@@ -51,25 +57,56 @@ FAMILIES = {
     "KDPM2DiscreteScheduler": _LEVELS,
     "KDPM2AncestralDiscreteScheduler": _LEVELS,
     "DPMSolverMultistepScheduler": (
-        SCHEDULES, [*SPACINGS, {"use_lu_lambdas": True}], BOUNDS, TIMES, OFFSETS, PREDICTIONS,
-        ORDERS, FORMS, LOWER, FINALS, [{"euler_at_final": flag} for flag in (False, True)],
+        SCHEDULES,
+        [*SPACINGS, {"use_lu_lambdas": True}],
+        BOUNDS,
+        TIMES,
+        OFFSETS,
+        PREDICTIONS,
+        ORDERS,
+        FORMS,
+        LOWER,
+        FINALS,
+        [{"euler_at_final": flag} for flag in (False, True)],
         [{"algorithm_type": f"{kind}dpmsolver++"} for kind in ("", "sde-")],
     ),
-    "DPMSolverSinglestepScheduler": (SCHEDULES, SPACINGS, BOUNDS, PREDICTIONS, ORDERS, FORMS,
-                                     LOWER, FINALS),
+    "DPMSolverSinglestepScheduler": (
+        SCHEDULES,
+        SPACINGS,
+        BOUNDS,
+        PREDICTIONS,
+        ORDERS,
+        FORMS,
+        LOWER,
+        FINALS,
+    ),
     # The others have no number at their last step: see below.
     "UniPCMultistepScheduler": (
-        *_LEVELS, ORDERS,
-        [{"solver_type": form, "final_sigmas_type": final, "lower_order_final": lower}
-         for form, final, lower in [("bh2", "zero", True), *product(("bh1", "bh2"), ("sigma_min",),
-                                                                    (False, True))]],
+        *_LEVELS,
+        ORDERS,
+        [
+            {"solver_type": form, "final_sigmas_type": final, "lower_order_final": lower}
+            for form, final, lower in [
+                ("bh2", "zero", True),
+                *product(("bh1", "bh2"), ("sigma_min",), (False, True)),
+            ]
+        ],
     ),
     "DEISMultistepScheduler": (*_LEVELS, ORDERS, LOWER),
-    "LCMScheduler": (NO_CLIPPING, SCHEDULES, PREDICTIONS, [{"timestep_scaling": 4.0}, {}],
-                     [{"original_inference_steps": n} for n in (50, 25)]),
-    "TCDScheduler": (SCHEDULES, PREDICTIONS, ETAS,
-                     [{"original_inference_steps": n} for n in (50, 25)]),
-}  # fmt: skip
+    "LCMScheduler": (
+        NO_CLIPPING,
+        SCHEDULES,
+        PREDICTIONS,
+        [{"timestep_scaling": 4.0}, {}],
+        [{"original_inference_steps": n} for n in (50, 25)],
+    ),
+    "TCDScheduler": (
+        SCHEDULES,
+        PREDICTIONS,
+        ETAS,
+        [{"original_inference_steps": n} for n in (50, 25)],
+    ),
+}
 
 
 def covering(*groups, seed=0):
@@ -86,8 +123,10 @@ def covering(*groups, seed=0):
         i, a, j, b = min(left)
         tried = rng.integers(0, [len(group) for group in groups], (30, len(groups)))
         tried[:, [i, j]] = a, b
-        met = [left & {(p, r[p], q, r[q]) for p, q in combinations(range(len(groups)), 2)}
-               for r in tried.tolist()]  # fmt: skip
+        met = [
+            left & {(p, r[p], q, r[q]) for p, q in combinations(range(len(groups)), 2)}
+            for r in tried.tolist()
+        ]
         best = int(np.argmax([len(pairs) for pairs in met]))
         left -= met[best]
         rows.append([group[k] for group, k in zip(groups, tried[best], strict=True)])
@@ -104,8 +143,10 @@ def compared(class_name, *parts, steps, beginning):
 @pytest.mark.parametrize("class_name", FAMILIES)
 def test_matrices_equal_diffusers(class_name):
     rows = covering(*FAMILIES[class_name], STEPS, BEGINNINGS)
-    reasons = [compared(class_name, *parts, steps=steps, beginning=beginning)
-               for *parts, steps, beginning in rows]  # fmt: skip
+    reasons = [
+        compared(class_name, *parts, steps=steps, beginning=beginning)
+        for *parts, steps, beginning in rows
+    ]
     # Heun's form and the third order have no number where the last level is the final one.
     assert reasons.count(None) > 0.8 * len(rows)
 

@@ -77,9 +77,14 @@ def test_every_name_is_its_own_and_no_two_are_spelled_alike():
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("DPM++ 2M Karas", "dpm++2m-karras"), ("euler-b", "euler"), ("DPMSolver", "DPMSolverMulti"),
-     ("ddmi", "ddim"), ("unipcc", "unipc")],
-)  # fmt: skip
+    [
+        ("DPM++ 2M Karas", "dpm++2m-karras"),
+        ("euler-b", "euler"),
+        ("DPMSolver", "DPMSolverMulti"),
+        ("ddmi", "ddim"),
+        ("unipcc", "unipc"),
+    ],
+)
 def test_an_unknown_sampler_is_answered_with_the_nearest(text, nearest):
     with pytest.raises(SamplerError) as caught:
         step_table(BASE, 10, text)
@@ -113,11 +118,15 @@ WRITERS = {
     "DDPMScheduler": {"clip_sample": False, "variance_type": "fixed_large"},
     "EulerDiscreteScheduler": {"use_karras_sigmas": True, "sigma_min": 0.1},
     "PNDMScheduler": {"skip_prk_steps": True, "steps_offset": 1},
-    "DPMSolverMultistepScheduler": {"algorithm_type": "sde-dpmsolver++", "solver_order": 3,
-                                    "use_lu_lambdas": True, "final_sigmas_type": "sigma_min"},
+    "DPMSolverMultistepScheduler": {
+        "algorithm_type": "sde-dpmsolver++",
+        "solver_order": 3,
+        "use_lu_lambdas": True,
+        "final_sigmas_type": "sigma_min",
+    },
     "DPMSolverSinglestepScheduler": {"use_exponential_sigmas": True, "solver_type": "heun"},
     "UniPCMultistepScheduler": {"solver_type": "bh1", "final_sigmas_type": "sigma_min"},
-}  # fmt: skip
+}
 NAMES = [*NAMED, *(name for name in DIFFUSERS_CLASSES if sampler_name(name) == name)]
 
 

@@ -69,12 +69,19 @@ def request(bundle, generator):
         if generator.random() < 0.5:
             mask = Image.fromarray(np.tri(side, dtype=np.uint8) * 255)
     config = GenerationConfig(
-        "", height=side, width=side, seed=int(generator.integers(1000)),
-        num_inference_steps=int(generator.integers(3, 7)), sampler=str(pick(*SAMPLERS)),
-        guidance_scale=pick(1.0, 3.0, 7.5), guidance_rescale=pick(0.0, 0.5),
-        guidance_interval=pick(None, (0.0, 0.5), (0.4, 1.0)), fast=int(pick(0, 0, 1, 2)),
-        num_images_per_prompt=int(pick(1, 1, 2)), strength=None if image is None else 0.8,
-    )  # fmt: skip
+        "",
+        height=side,
+        width=side,
+        seed=int(generator.integers(1000)),
+        num_inference_steps=int(generator.integers(3, 7)),
+        sampler=str(pick(*SAMPLERS)),
+        guidance_scale=pick(1.0, 3.0, 7.5),
+        guidance_rescale=pick(0.0, 0.5),
+        guidance_interval=pick(None, (0.0, 0.5), (0.4, 1.0)),
+        fast=int(pick(0, 0, 1, 2)),
+        num_images_per_prompt=int(pick(1, 1, 2)),
+        strength=None if image is None else 0.8,
+    )
     return Request.resolve(bundle, ON_HOST, config, image, mask)
 
 
@@ -92,9 +99,10 @@ def run(predict, denoisings, joins=None):
     turn = 0
     while not all(denoising.done for denoising in denoisings):
         under_way = [
-            denoising for denoising, joined in zip(denoisings, joins, strict=True)
+            denoising
+            for denoising, joined in zip(denoisings, joins, strict=True)
             if joined <= turn and not denoising.done
-        ]  # fmt: skip
+        ]
         for denoising, told in zip(under_way, predict(under_way, {}), strict=True):
             denoising.advance(told)
         turn += 1
@@ -141,10 +149,11 @@ class Conditioned:
         single = np.dtype(np.float32)
         latents = TensorSpec(single, ("batch", 4, "height", "width"))
         self.inputs = {
-            "sample": latents, "timestep": TensorSpec(single, ("batch",)),
+            "sample": latents,
+            "timestep": TensorSpec(single, ("batch",)),
             "encoder_hidden_states": TensorSpec(single, ("batch", "tokens", 8)),
             "brightness": TensorSpec(np.dtype(np.float16), ("batch", 1)),
-        }  # fmt: skip
+        }
         self.outputs = {"out_sample": latents}
 
     def __call__(self, feeds):
@@ -156,9 +165,13 @@ class Conditioned:
 def test_any_other_input_of_the_unet_is_forwarded_by_name():
     latents = np.zeros((2, 4, 8, 8), np.float32)
     job = DenoisingJob(
-        ("a",), ("",), Guidance(2.0, 0.0, 0.0, 0.5), step_table(SCHEDULE, 2, "ddim"), latents,
+        ("a",),
+        ("",),
+        Guidance(2.0, 0.0, 0.0, 0.5),
+        step_table(SCHEDULE, 2, "ddim"),
+        latents,
         latents[:0, None],
-    )  # fmt: skip
+    )
     predict = NoisePredictor(Conditioned())
     conditioning = {
         "encoder_hidden_states": np.zeros((4, 77, 8), np.float32),

@@ -21,11 +21,30 @@ from bksdm.runtime.tokenizer_files import TokenizerFiles
 PIECES = st.one_of(
     st.text(max_size=12),
     st.sampled_from(
-        ["<|endoftext|>", "<|startoftext|>", "😀", "👩‍👩‍👧", "é", "e\u0301", "漢字",
-         "\x00", "\u200d", "\t\n", "'re", "don't", "x" * 300, "123", "ǅ", "!", "\ufeff", "ﬁ",
-         "İ", "</w>"]
+        [
+            "<|endoftext|>",
+            "<|startoftext|>",
+            "😀",
+            "👩‍👩‍👧",
+            "é",
+            "e\u0301",
+            "漢字",
+            "\x00",
+            "\u200d",
+            "\t\n",
+            "'re",
+            "don't",
+            "x" * 300,
+            "123",
+            "ǅ",
+            "!",
+            "\ufeff",
+            "ﬁ",
+            "İ",
+            "</w>",
+        ]
     ),
-)  # fmt: skip
+)
 TEXTS = st.lists(PIECES, max_size=8).map(" ".join) | st.lists(PIECES, max_size=8).map("".join)
 
 
@@ -68,8 +87,19 @@ def flags():
     return st.fixed_dictionaries({}, optional={name: st.booleans() for name in names})
 
 
-TOKENS = ["<|startoftext|>", "<|endoftext|>", "!", "[PAD]", "<s>", "</s>", "<cat>", "<x>", "a", "",
-          "A"]  # fmt: skip
+TOKENS = [
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "!",
+    "[PAD]",
+    "<s>",
+    "</s>",
+    "<cat>",
+    "<x>",
+    "a",
+    "",
+    "A",
+]
 TOKEN = st.sampled_from(TOKENS)
 DESCRIBED = st.builds(lambda content, chosen: {"content": content, **chosen}, TOKEN, flags())
 MARKED = DESCRIBED.map(lambda token: {"__type": "AddedToken", **token})
@@ -117,26 +147,54 @@ MAP = st.fixed_dictionaries(
 ADDED = st.dictionaries(TOKEN, st.sampled_from([0, 1024, 1025, 5000, 2000]), max_size=3)
 SIDES = st.sampled_from(["Left", "Right"])
 PADDING = SIDES.map(
-    lambda side: {"strategy": {"Fixed": 12}, "direction": side, "pad_to_multiple_of": None,
-                  "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
-)  # fmt: skip
+    lambda side: {
+        "strategy": {"Fixed": 12},
+        "direction": side,
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "!",
+    }
+)
 TRUNCATION = SIDES.map(
     lambda side: {"direction": side, "max_length": 10, "strategy": "LongestFirst", "stride": 0}
 )
 LISTED = st.builds(
     lambda index, token, chosen: {
-        "id": index, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-        "normalized": False, "special": False, **chosen,
+        "id": index,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": False,
+        **chosen,
     },
-    st.sampled_from([0, 320, 1024, 1025]), TOKEN, flags(),
-)  # fmt: skip
+    st.sampled_from([0, 320, 1024, 1025]),
+    TOKEN,
+    flags(),
+)
 WHOLE = st.fixed_dictionaries(
     {"more": st.lists(LISTED, max_size=3)},
-    optional={"truncation": TRUNCATION, "padding": PADDING, "normalizer": st.none(),
-              "post_processor": st.none()},
-)  # fmt: skip
-NASTY = ["", "a! b", "<cat>! <CAT> <s>x</s>", "a <|endoftext|> b <|STARTOFTEXT|>", "[PAD] <x>y",
-         "日本 e\u0301 😀", "x " * 100, "!!!", "<img><x> <x>y", " lead  'RE trail "]  # fmt: skip
+    optional={
+        "truncation": TRUNCATION,
+        "padding": PADDING,
+        "normalizer": st.none(),
+        "post_processor": st.none(),
+    },
+)
+NASTY = [
+    "",
+    "a! b",
+    "<cat>! <CAT> <s>x</s>",
+    "a <|endoftext|> b <|STARTOFTEXT|>",
+    "[PAD] <x>y",
+    "日本 e\u0301 😀",
+    "x " * 100,
+    "!!!",
+    "<img><x> <x>y",
+    " lead  'RE trail ",
+]
 
 
 def write_folder(folder, plain, saved, config, mapped, added, whole):
@@ -162,9 +220,12 @@ def by_transformers(folder):
     length = tokenizer.model_max_length
     unlimited = isinstance(length, (int, float)) and length >= 1e20
     found = tokenizer(
-        NASTY, padding="max_length", max_length=77 if unlimited else length, truncation=True,
+        NASTY,
+        padding="max_length",
+        max_length=77 if unlimited else length,
+        truncation=True,
         return_tensors="np",
-    )  # fmt: skip
+    )
     return found.input_ids, found.attention_mask
 
 
@@ -179,13 +240,17 @@ AMBIGUOUS = "added_tokens: .* (as special and as not|are the same in lower case,
 @example({"pad_token": "!", "model_max_length": 77}, {"pad_token": "<|endoftext|>"}, None, None)
 @example(
     {"pad_token": "!", "model_max_length": 77, "added_tokens_decoder": {}},
-    {"pad_token": "<|endoftext|>"}, None, None,
-)  # fmt: skip
+    {"pad_token": "<|endoftext|>"},
+    None,
+    None,
+)
 # One file says that the end is special, the other that it is not.
 @example(
     {"split_special_tokens": True, "eos_token": "<|startoftext|>", "unk_token": "!"},
-    None, {"<|endoftext|>": 1024}, {"more": []},
-)  # fmt: skip
+    None,
+    {"<|endoftext|>": 1024},
+    {"more": []},
+)
 @example({"model_specific_special_tokens": {"picture": "<x>"}}, None, None, None)
 @pytest.mark.filterwarnings("ignore::bksdm.runtime.tokenizer.TruncationWarning")
 def test_any_folder_is_read_as_transformers_reads_it(
@@ -213,8 +278,15 @@ def test_any_folder_is_read_as_transformers_reads_it(
     np.testing.assert_array_equal(again[0], expected[0])
 
 
-SPECIAL = {"id": 1024, "content": "<x>", "special": True, "normalized": False, "lstrip": False,
-           "rstrip": False, "single_word": False}  # fmt: skip
+SPECIAL = {
+    "id": 1024,
+    "content": "<x>",
+    "special": True,
+    "normalized": False,
+    "lstrip": False,
+    "rstrip": False,
+    "single_word": False,
+}
 
 
 @pytest.mark.parametrize(
@@ -251,9 +323,15 @@ def no_file(path, kind):
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
 @pytest.mark.parametrize(
     "name",
-    ["vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-     "special_tokens_map.json", "added_tokens.json"],
-)  # fmt: skip
+    [
+        "vocab.json",
+        "merges.txt",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ],
+)
 def test_only_regular_files_are_read(folders, tmp_path, name, kind):
     folder = tmp_path / "tokenizer"
     shutil.copytree(folders[0], folder)

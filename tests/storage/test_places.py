@@ -23,9 +23,12 @@ def test_a_bundle_that_can_be_written_holds_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     "place",
-    ["lib/python3.11/site-packages/models/small", "lib/python3/dist-packages/small",
-     "hub/models--nota-ai--small/snapshots/1a2b"],
-)  # fmt: skip
+    [
+        "lib/python3.11/site-packages/models/small",
+        "lib/python3/dist-packages/small",
+        "hub/models--nota-ai--small/snapshots/1a2b",
+    ],
+)
 def test_what_others_manage_is_left_alone(tmp_path, place):
     bundle = tmp_path / place
     bundle.mkdir(parents=True)

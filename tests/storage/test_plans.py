@@ -41,9 +41,12 @@ def models(tmp_path):
         weight = numpy_helper.from_array(np.arange(3.0), name)
         graph = helper.make_graph([], name, [], [], [weight])
         onnx.save(
-            helper.make_model(graph), found[name], save_as_external_data=True,
-            location="model.onnx.data", size_threshold=0,
-        )  # fmt: skip
+            helper.make_model(graph),
+            found[name],
+            save_as_external_data=True,
+            location="model.onnx.data",
+            size_threshold=0,
+        )
     return found
 
 

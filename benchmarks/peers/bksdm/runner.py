@@ -28,9 +28,13 @@ def load(stage: str, source: str, folder: str, threads: int, fast: int = 0) -> R
             noise = feeds["latents"]
             height, width = int(feeds["height"]), int(feeds["width"])
             drawn = model(
-                str(feeds["prompt"]), height=height, width=width,
-                num_inference_steps=int(feeds["steps"]), latents=noise, fast=fast,
-            )  # fmt: skip
+                str(feeds["prompt"]),
+                height=height,
+                width=width,
+                num_inference_steps=int(feeds["steps"]),
+                latents=noise,
+                fast=fast,
+            )
             return drawn.pixels, drawn.seconds
 
         return draw

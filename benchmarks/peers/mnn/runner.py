@@ -22,10 +22,21 @@ def convert(source: str, folder: str) -> None:
     command = [sys.executable, "-c", "import sys, _tools; _tools.mnnconvert(sys.argv)"]
     for stage in ("unet", "vae_decoder"):
         subprocess.run(
-            [*command, "-f", "ONNX", "--modelFile", Path(source) / stage / "model.onnx",
-             "--MNNModel", target / f"{stage}.mnn", "--bizCode", "MNN", "--saveExternalData"],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                *command,
+                "-f",
+                "ONNX",
+                "--modelFile",
+                Path(source) / stage / "model.onnx",
+                "--MNNModel",
+                target / f"{stage}.mnn",
+                "--bizCode",
+                "MNN",
+                "--saveExternalData",
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def load(stage: str, source: str, folder: str, threads: int) -> Run:
@@ -41,9 +52,12 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
         ({"backend": "CPU", "numThread": threads, "precision": "high"},)
     )
     network = MNN.nn.load_module_from_file(
-        str(Path(folder) / f"{stage}.mnn"), inputs[stage], [outputs[stage]],
-        runtime_manager=manager, shape_mutable=False,
-    )  # fmt: skip
+        str(Path(folder) / f"{stage}.mnn"),
+        inputs[stage],
+        [outputs[stage]],
+        runtime_manager=manager,
+        shape_mutable=False,
+    )
 
     def run(feeds: Feeds) -> Any:
         given = []

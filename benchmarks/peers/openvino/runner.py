@@ -14,8 +14,18 @@ def convert(source: str, folder: str) -> None:
     """Write OpenVINO's folder, as ``optimum-cli export openvino`` does."""
     from optimum.commands.optimum_cli import main
 
-    sys.argv = ["optimum-cli", "export", "openvino", "--model", source, "--task", "text-to-image",
-                "--weight-format", "fp32", folder]  # fmt: skip
+    sys.argv = [
+        "optimum-cli",
+        "export",
+        "openvino",
+        "--model",
+        source,
+        "--task",
+        "text-to-image",
+        "--weight-format",
+        "fp32",
+        folder,
+    ]
     main()
 
 
@@ -64,9 +74,14 @@ def _pipeline(folder: str, options: dict[str, Any]) -> Run:
         noise = feeds["latents"]
         height, width = int(feeds["height"]), int(feeds["width"])
         drawn = pipeline.generate(
-            str(feeds["prompt"]), negative_prompt="", height=height, width=width,
-            num_inference_steps=int(feeds["steps"]), guidance_scale=7.5, generator=Given(noise),
-        )  # fmt: skip
+            str(feeds["prompt"]),
+            negative_prompt="",
+            height=height,
+            width=width,
+            num_inference_steps=int(feeds["steps"]),
+            guidance_scale=7.5,
+            generator=Given(noise),
+        )
         return drawn.data
 
     return run

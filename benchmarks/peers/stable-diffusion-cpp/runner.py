@@ -23,9 +23,14 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
     if not (Path(source) / "model_index.json").is_file():
         raise ValueError(f"{source} is no diffusers folder")
     model = StableDiffusion(
-        model_path=source, vae_decode_only=True, n_threads=threads, wtype="f32",
-        rng_type="cpu", sampler_rng_type="cpu", verbose=True,
-    )  # fmt: skip
+        model_path=source,
+        vae_decode_only=True,
+        n_threads=threads,
+        wtype="f32",
+        rng_type="cpu",
+        sampler_rng_type="cpu",
+        verbose=True,
+    )
     if not model._model.model:
         raise ValueError("it has no such architecture: its tensors have other shapes")
 
@@ -33,10 +38,15 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
         height, width = int(feeds["height"]), int(feeds["width"])
         # Its noise for a seed is torch's, which is what the latents were drawn with.
         (image,) = model.generate_image(
-            str(feeds["prompt"]), width=width, height=height, cfg_scale=7.5,
-            scheduler="discrete", sample_method="euler", sample_steps=int(feeds["steps"]),
+            str(feeds["prompt"]),
+            width=width,
+            height=height,
+            cfg_scale=7.5,
+            scheduler="discrete",
+            sample_method="euler",
+            sample_steps=int(feeds["steps"]),
             seed=int(feeds["seed"]),
-        )  # fmt: skip
+        )
         return np.asarray(image.convert("RGB"))[None]
 
     return run
