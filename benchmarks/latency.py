@@ -20,7 +20,7 @@ from bksdm.runtime.pipeline import TextToImage
 PROMPT = "a red apple on a table, number {}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The work that is timed.
 

@@ -42,7 +42,14 @@ def job_of(steps: int) -> DenoisingJob:
     """Return a request for a picture with a number of PNDM steps."""
     start = np.zeros((1, 4, SIDE, SIDE), np.float32)
     table = step_table(SCHEDULE, steps)
-    return DenoisingJob(("a",), ("",), Guidance(7.5), table, start, start[:0, None])
+    return DenoisingJob(
+        prompts=("a",),
+        negative_prompts=("",),
+        guidance=Guidance(7.5),
+        table=table,
+        latents=start,
+        noises=start[:0, None],
+    )
 
 
 def diffusers_loop() -> Callable[[int], object]:
@@ -180,10 +187,10 @@ def cuda_loop() -> Callable[[int], object]:
         device,
         plans,
         lambda name: kernel,
-        SimpleNamespace(size=1, address=0),
-        Shape(1, True, 8 * SIDE, 8 * SIDE),
-        8,
-        0.18215,
+        scratch=SimpleNamespace(size=1, address=0),
+        shape=Shape(1, True, 8 * SIDE, 8 * SIDE),
+        vae_scale=8,
+        scaling_factor=0.18215,
     )
     ids = np.zeros((2, TOKENS), np.int64)
 

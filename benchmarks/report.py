@@ -77,7 +77,16 @@ def _peers(
 ) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         checkpoint = str(_checkpoint(model, work))
-        task = Task(checkpoint, side, side, steps, rounds, repeat, threads, stages)
+        task = Task(
+            checkpoint=checkpoint,
+            height=side,
+            width=side,
+            steps=steps,
+            rounds=rounds,
+            repeat=repeat,
+            threads=threads,
+            stages=stages,
+        )
         return measure_peers(task, work, names, report)
 
     what = "beside other programs" if names == EXACT else "with less work beside other programs"
@@ -109,7 +118,12 @@ def _rewrite(model: str, side: int) -> Entry:
 def _shortcuts(model: str, steps: int, sampler: str, prompts: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         return measure_shortcuts(
-            _bundle(model, work), steps, threads, sampler, CHOICES, PROMPTS[:prompts]
+            _bundle(model, work),
+            steps,
+            threads,
+            sampler=sampler,
+            choices=CHOICES,
+            prompts=PROMPTS[:prompts],
         )
 
     return Entry(f"{model}, less work for nearly the same picture", measure)
@@ -119,7 +133,14 @@ def _throughput(model: str, steps: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         bundle = _bundle(model, work)
         return measure_throughput(
-            bundle, "onnxruntime", steps, (1, 2, 4), (0.3, 0.6, 0.9), (), 40, threads
+            bundle,
+            "onnxruntime",
+            steps,
+            batches=(1, 2, 4),
+            loads=(0.3, 0.6, 0.9),
+            rates=(),
+            requests=40,
+            threads=threads,
         )
 
     return Entry(f"{model} under load", measure)

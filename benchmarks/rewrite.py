@@ -81,7 +81,9 @@ def measure_rewrite(
         networks[name] = {
             **seconds,
             "relative_l2": float(error / np.linalg.norm(outputs["plain"])),
-            "operators": _operators(model, cache, made_for, threads, feeds, peak),
+            "operators": _operators(
+                model, cache, made_for, threads=threads, feeds=feeds, peak=peak
+            ),
         }
         progress()
     return {

@@ -85,7 +85,7 @@ EXACT = tuple(name for name, peer in PEERS.items() if "fast" not in peer.options
 """Peers that all do exactly the same work."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """The work of every peer.
 
@@ -217,7 +217,16 @@ def measure_peers(
                     continue
                 report(f"round {number + 1} of {task.rounds}, {stage}: {name}")
                 try:
-                    _turn(name, pythons[name], stage, task, models, checkpoint, feeds, entry)
+                    _turn(
+                        name,
+                        pythons[name],
+                        stage,
+                        task=task,
+                        models=models,
+                        checkpoint=checkpoint,
+                        feeds=feeds,
+                        entry=entry,
+                    )
                 except PeerError as error:
                     if name == REFERENCE:
                         raise

@@ -288,14 +288,14 @@ def _latency(options: argparse.Namespace) -> int:
         fast=options.fast,
     )
     settings = Settings(
-        options.engine,
-        options.steps,
-        height,
-        width,
-        options.batch,
-        options.repeat,
-        options.warmup,
-        options.threads,
+        engine=options.engine,
+        steps=options.steps,
+        height=height,
+        width=width,
+        batch=options.batch,
+        repeat=options.repeat,
+        warmup=options.warmup,
+        threads=options.threads,
         sampler=options.sampler,
         fast=options.fast,
     )
@@ -399,13 +399,13 @@ def _peers(options: argparse.Namespace) -> int:
     if not source.is_dir():
         raise RequestError(f"{source}: {no_folder(source)}; peers run a diffusers folder")
     task = Task(
-        str(source),
-        height,
-        width,
-        options.steps,
-        options.rounds,
-        options.repeat,
-        _threads(options.threads),
+        checkpoint=str(source),
+        height=height,
+        width=width,
+        steps=options.steps,
+        rounds=options.rounds,
+        repeat=options.repeat,
+        threads=_threads(options.threads),
     )
     record = measure_peers(task, options.work, names, _progress)
     _show(options, record, lambda path: plot_peers(record, path))
@@ -476,7 +476,12 @@ def _rewrite(options: argparse.Namespace) -> int:
     width, height = _size(options)
     with progress("", "run", 4 * options.rounds + 6) as bar:
         record = measure_rewrite(
-            options.bundle, height, width, options.rounds, _threads(options.threads), bar.update
+            options.bundle,
+            height,
+            width,
+            rounds=options.rounds,
+            threads=_threads(options.threads),
+            progress=bar.update,
         )
     for table in tables(record):
         table.print()
@@ -512,14 +517,14 @@ def _throughput(options: argparse.Namespace) -> int:
             options.bundle,
             options.engine,
             options.steps,
-            batches,
-            loads,
-            rates,
-            options.requests,
-            options.threads,
-            bar.update,
-            options.sampler,
-            options.engine_cache,
+            batches=batches,
+            loads=loads,
+            rates=rates,
+            requests=options.requests,
+            threads=options.threads,
+            progress=bar.update,
+            sampler=options.sampler,
+            engine_cache=options.engine_cache,
         )
     _show(options, record, lambda path: plot_throughput(record, path))
     return 0

@@ -183,10 +183,10 @@ def _build(path: Path, options: argparse.Namespace) -> int:
             path,
             options.engine or DEFAULT_ENGINE,
             tuple(part for part in (options.target or "").split(",") if part),
-            options.batch or "1",
-            options.size,
-            show,
-            built,
+            batch=options.batch or "1",
+            size=options.size,
+            progress=show,
+            built=built,
         )
     print(f"{time.monotonic() - began:.0f} s in all{_peak_memory()}")
     print(folder)

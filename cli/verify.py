@@ -131,13 +131,13 @@ def run(options: argparse.Namespace) -> int:
         options.bundle,
         options.against,
         options.revision,
-        steps,
-        options.sampler,
-        [split_scale(text) for text in options.lora],
-        options.variant,
-        options.token,
-        parts_of(options),
-        options.engine_cache,
+        steps=steps,
+        sampler=options.sampler,
+        loras=[split_scale(text) for text in options.lora],
+        variant=options.variant,
+        token=options.token,
+        parts=parts_of(options),
+        engine_cache=options.engine_cache,
     )
     print(printable(report, kept="\n"))
     return 0 if passed else 1

@@ -183,8 +183,22 @@ def _preparation(model: Path, variant: str, provider: str, made_for: MadeFor) ->
     rules = RULES[provider]
     if provider != "cpu":
         # A GPU's provider compiles for itself.
-        return Preparation(f"onnxruntime-{provider}", model, variant, rules, made_for)
-    return Preparation("onnxruntime", model, variant, rules, made_for, _optimise, ort.__version__)
+        return Preparation(
+            backend=f"onnxruntime-{provider}",
+            model=model,
+            variant=variant,
+            rules=rules,
+            made_for=made_for,
+        )
+    return Preparation(
+        backend="onnxruntime",
+        model=model,
+        variant=variant,
+        rules=rules,
+        made_for=made_for,
+        optimise=_optimise,
+        version=ort.__version__,
+    )
 
 
 def _open(

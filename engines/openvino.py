@@ -76,7 +76,14 @@ class OpenVinoEngine:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
         self._running = threading.Lock()
-        preparation = Preparation("openvino", model, variant, RULES, made_for, as_inputs=True)
+        preparation = Preparation(
+            backend="openvino",
+            model=model,
+            variant=variant,
+            rules=RULES,
+            made_for=made_for,
+            as_inputs=True,
+        )
         try:
             self._network, self.inputs, self.outputs, size = open_prepared(
                 preparation, cache, self._read

@@ -27,7 +27,7 @@ Optimise = Callable[[Prepared, Path], None]
 INSTALL = "pip install 'bksdm-runtime[optimize]'"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preparation:
     """What an engine wants of a network's graph.
 

@@ -91,7 +91,7 @@ def open_engine(
     tuned = {} if cache is None else _tuned(cache, model)
     name = _fastest(tuned) if name == AUTO else name
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
-    return make_engine(name, model, threads, cache, made_for, variant)
+    return make_engine(name, model, threads, cache=cache, made_for=made_for, variant=variant)
 
 
 def make_engine(

@@ -90,7 +90,15 @@ def export(
     with prepared(
         source, parts, revision, safety_checker, variant, token, report, bundle.parent
     ) as checkpoint:
-        return _export(checkpoint, bundle, PRECISIONS[dtype], read, safety_checker, variant, report)
+        return _export(
+            checkpoint,
+            bundle,
+            PRECISIONS[dtype],
+            loras=read,
+            safety_checker=safety_checker,
+            variant=variant,
+            report=report,
+        )
 
 
 def _export(
@@ -115,7 +123,15 @@ def _export(
         if safety_checker and SafetyChecker not in kinds:
             report("safety_checker: the checkpoint has none")
         rows = [
-            _export_network(kind, checkpoint, variant, loras, staging, precision, report)
+            _export_network(
+                kind,
+                checkpoint,
+                variant,
+                loras=loras,
+                staging=staging,
+                precision=precision,
+                report=report,
+            )
             for kind in kinds
         ]
         if not all(row.passed for row in rows):

@@ -61,7 +61,7 @@ _OTHER_KINDS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraLayer:
     """The two factors for the weight of one layer.
 
@@ -247,4 +247,11 @@ def _layer(
         scaling = float(parts["alpha"]) / rank
     else:
         raise ExportError(f"{where}: alpha is {list(parts['alpha'].shape)}, not one number")
-    return LoraLayer(prefix + module, _component(prefix, module), module, down, up, scaling)
+    return LoraLayer(
+        name=prefix + module,
+        component=_component(prefix, module),
+        module=module,
+        down=down,
+        up=up,
+        scaling=scaling,
+    )

@@ -105,10 +105,10 @@ def prepared(
                     checkpoint,
                     rest,
                     parts.config,
-                    parts.tokenizer,
-                    parts.ema,
-                    parts.vae is None,
-                    report,
+                    tokenizer=parts.tokenizer,
+                    ema=parts.ema,
+                    vae=parts.vae is None,
+                    report=report,
                 )
             if parts.vae:
                 _place_vae(parts.vae, whole / "vae")

@@ -92,9 +92,9 @@ def resolve(
             name,
             revision,
             token,
-            partial(_wanted, name, safety_checker, variant),
-            lambda small: _validate_unet(small / "unet" / "config.json"),
-            report,
+            choose=partial(_wanted, name, safety_checker, variant),
+            check=lambda small: _validate_unet(small / "unet" / "config.json"),
+            report=report,
         )
     else:
         raise ExportError(

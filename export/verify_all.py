@@ -29,7 +29,7 @@ LARGEST = 1
 TASKS = ("text to image", "image to image", "inpainting")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One picture of ours beside diffusers'.
 
@@ -89,12 +89,26 @@ def measure(
                 pipeline.scheduler = scheduler_of(own[task], sampler)
                 expected = draw(pipeline, PROMPT, SEED, count, **theirs)
             except (SamplerError, ValueError, IndexError) as error:
-                yield Cell(name, sampler, task, count, None, str(error))
+                yield Cell(
+                    model=name,
+                    sampler=sampler,
+                    task=task,
+                    steps=count,
+                    largest=None,
+                    reason=str(error),
+                )
                 continue
             largest, same_noise = _apart(found, expected), None
             if largest > LARGEST:
                 same_noise = _apart(_drawn_with_torchs_noise(ours, arguments), expected)
-            yield Cell(name, sampler, task, count, largest, same_noise=same_noise)
+            yield Cell(
+                model=name,
+                sampler=sampler,
+                task=task,
+                steps=count,
+                largest=largest,
+                same_noise=same_noise,
+            )
 
 
 def total(models: int) -> int:

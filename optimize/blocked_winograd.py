@@ -48,7 +48,7 @@ def write_blocked_tiles(
         The batch is one picture.
     """
     found, tile = choice.convolution, choice.tile
-    tiles = _transform(w, name, shared, x, tile, pads, block)
+    tiles = _transform(w, name, shared, x=x, tile=tile, pads=pads, block=block)
     v = w.add("Reshape", f"{name}:v", tiles, w.whole(0, tile.points * found.channels_in, -1, 0))
     # M = U V, a product of matrices for each point. A bias at the point 1 of rows and columns,
     # which all values of a tile have in common, is one of the result.

@@ -106,7 +106,7 @@ def _find(graph: onnx.GraphProto) -> list[_FeedForward]:
         _, down, narrow = second
         inner = (wide, split.input[0], *split.output, gelu.output[0], gate.output[0], narrow)
         width = weights[down[0]].dims[0]
-        found.append(_FeedForward(x, up, down, end.output[0], width, inner))
+        found.append(_FeedForward(x, up, down, output=end.output[0], width=width, replaced=inner))
     return found
 
 

@@ -71,6 +71,8 @@ def _make(
 ) -> Engine:
     began = time.monotonic()
     side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
-    opened = open_engine(engine, bundle.model(network), None, cache, side, variant)
+    opened = open_engine(
+        engine, bundle.model(network), None, cache=cache, side=side, variant=variant
+    )
     prepared(f"{network} {variant}".strip(), time.monotonic() - began)
     return opened

@@ -187,7 +187,7 @@ def _save(
             proto = load_graph(whole / GRAPH)
             files = find_files(proto, whole, composed.network)
             found = read_weights(proto, files, composed.network)
-            _store_once(found, proto, composed, stored, folder, staging / DATA)
+            _store_once(found, proto, composed, stored=stored, folder=folder, data=staging / DATA)
             onnx.save(proto, str(staging / GRAPH))
             for file in whole.iterdir():
                 file.unlink()

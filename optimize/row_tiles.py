@@ -277,7 +277,14 @@ class _RowTiles:
             joined = w.add("Concat", f"{name}:joined", *parts, axis=2)
         pads = [int(first), 1, int(last), 1]
         return write_blocked_tiles(
-            w, name, node.output[0], joined, choice, pads, self.block, alone=True
+            w,
+            name,
+            node.output[0],
+            x=joined,
+            choice=choice,
+            pads=pads,
+            block=self.block,
+            alone=True,
         )
 
     def _group_norm(self, node: onnx.NodeProto) -> list[str]:

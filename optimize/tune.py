@@ -71,7 +71,9 @@ def tune(
     for name in engines:
         load = partial(make_engine, name, model, threads, None)
         batch = max(len(array) for array in feeds.values())
-        candidates = _candidates(model, name, side, threads, batch, progress, clock)
+        candidates = _candidates(
+            model, name, side, threads=threads, batch=batch, progress=progress, clock=clock
+        )
         # One at a time against the fastest so far: two networks in memory, not all.
         fastest = candidates[0]
         for number, other in enumerate(candidates[1:], 1):
@@ -129,7 +131,9 @@ def _candidates(
         progress(f"{engine}, convolutions", number, len(sizes))
         row_tiles = tail.count if tail is not None and found.node.output[0] in inside else 1
         load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)
-        timings.append(time_convolution(found, batch, row_tiles, block, load, clock))
+        timings.append(
+            time_convolution(found, batch, row_tiles, block=block, load=load, clock=clock)
+        )
     made = [
         MadeFor(side),
         MadeFor(side, ()),

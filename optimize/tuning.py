@@ -85,7 +85,7 @@ def tune_bundle(
         def told(phase: str, done: int, total: int, network: str = network) -> None:
             progress(network, phase, done, total)
 
-        found[network] = tune(model, names, side, threads, feeds, told)
+        found[network] = tune(model, names, side, threads=threads, feeds=feeds, progress=told)
         measured(network, found[network])
     settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
     stored = write_tuned(engines_folder(bundle.path), models, found, settings, version_of)

@@ -117,7 +117,7 @@ def _write_whole(w: Writer, choice: Choice, name: str, block: int) -> str:
         return w.add("Slice", name, pixels, w.whole(0, 0), size, w.whole(2, 3))
     x = enter(w, f"{name}:entered", found.source, found.channels_in, block)
     pixels = write_blocked_tiles(
-        w, f"{name}:whole", name, x, choice, [top, top, bottom, bottom], block
+        w, f"{name}:whole", name, x=x, choice=choice, pads=[top, top, bottom, bottom], block=block
     )
     values = w.add("Mul", f"{name}:values in rows", size, w.whole(1, block))
     cut = w.add("Slice", f"{name}:cut", pixels, w.whole(0, 0), values, w.whole(2, 3))

@@ -165,9 +165,9 @@ class GenerationConfig:
         MISSING,
         "",
         "text, or several",
-        "what to draw; several prompts are drawn in one batch",
-        _one_or_several,
-        ("-p", "--prompt"),
+        help="what to draw; several prompts are drawn in one batch",
+        validate=_one_or_several,
+        also=("-p", "--prompt"),
     )
     negative_prompt: str | tuple[str, ...] | None = _option(
         None,
@@ -180,25 +180,25 @@ class GenerationConfig:
         None,
         "--height",
         _SIDES,
-        "height in pixels",
-        _side,
-        ("-H",),
+        help="height in pixels",
+        validate=_side,
+        also=("-H",),
     )
     width: int | None = _option(
         None,
         "--width",
         _SIDES,
-        "width in pixels",
-        _side,
-        ("-W",),
+        help="width in pixels",
+        validate=_side,
+        also=("-W",),
     )
     num_inference_steps: int = _option(
         50,
         "--steps",
         f"1 to {MAX_TRAIN_TIMESTEPS}",
-        "denoising steps",
-        partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
-        ("-s",),
+        help="denoising steps",
+        validate=partial(whole, lowest=1, highest=MAX_TRAIN_TIMESTEPS),
+        also=("-s",),
     )
     timesteps: tuple[int, ...] | None = _option(
         None,
@@ -218,17 +218,17 @@ class GenerationConfig:
         7.5,
         "--guidance",
         "a number; 1 or less turns guidance off",
-        "how closely to follow the prompt",
-        number,
-        ("--cfg-scale",),
+        help="how closely to follow the prompt",
+        validate=number,
+        also=("--cfg-scale",),
     )
     num_images_per_prompt: int = _option(
         1,
         "--count",
         f"1 to {MAX_IMAGES}",
-        "images per prompt",
-        partial(whole, lowest=1, highest=MAX_IMAGES),
-        ("-n",),
+        help="images per prompt",
+        validate=partial(whole, lowest=1, highest=MAX_IMAGES),
+        also=("-n",),
     )
     seed: int | tuple[int, ...] | None = _option(
         None,
@@ -265,9 +265,9 @@ class GenerationConfig:
         None,
         "--strength",
         "0 to 1; default: 0.8, or 1 with a mask",
-        "how much of the image to change",
-        _strength,
-        ("--denoising-strength",),
+        help="how much of the image to change",
+        validate=_strength,
+        also=("--denoising-strength",),
     )
     prompt_weights: bool = _option(
         False,

@@ -31,17 +31,17 @@ def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoi
         latents, noises, inpainting = _noised_image(request, encoder, noise)
     config = request.config
     return DenoisingJob(
-        config.prompts,
-        config.negative_prompts,
-        request.guidance,
-        request.table,
-        latents,
-        noises,
-        inpainting,
-        request.prompt_options,
-        request.cache_interval,
-        request.prompt_embeds,
-        request.negative_prompt_embeds,
+        prompts=config.prompts,
+        negative_prompts=config.negative_prompts,
+        guidance=request.guidance,
+        table=request.table,
+        latents=latents,
+        noises=noises,
+        inpainting=inpainting,
+        prompt_options=request.prompt_options,
+        cache_interval=request.cache_interval,
+        prompt_embeds=request.prompt_embeds,
+        negative_prompt_embeds=request.negative_prompt_embeds,
     )
 
 

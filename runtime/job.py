@@ -14,7 +14,7 @@ from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
 from bksdm.runtime.samplers import StepTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoisingJob:
     """Pictures to make, in one batch.
 

@@ -453,7 +453,13 @@ class TextToImage(DiffusersNames):
                     made[unfit] = 0
             seconds["safety_checker"] = time.perf_counter() - start
         return Result(
-            pixels, request.config, watch.steps, unfit, seconds, dict(self.engines), array
+            pixels=pixels,
+            config=request.config,
+            steps=watch.steps,
+            nsfw_content_detected=unfit,
+            seconds=seconds,
+            engines=dict(self.engines),
+            array=array,
         )
 
     @cached_property

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Result:
     """The pictures of one call.
 

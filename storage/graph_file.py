@@ -62,7 +62,7 @@ class StoredTensor:
         return "." in self.name or self.name.startswith("onnx::")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphFile:
     """What a graph's file says.
 
@@ -173,7 +173,14 @@ def _parse(content: memoryview) -> GraphFile:
             specs[number] |= _spec(_message(value))
     outside |= _outside(graph)
     inputs, outputs = (MappingProxyType(specs[number]) for number in (_INPUT, _OUTPUT))
-    return GraphFile(tuple(weights), tuple(sorted(outside)), nodes, opset, inputs, outputs)
+    return GraphFile(
+        weights=tuple(weights),
+        locations=tuple(sorted(outside)),
+        nodes=nodes,
+        opset=opset,
+        inputs=inputs,
+        outputs=outputs,
+    )
 
 
 def _spec(message: memoryview) -> dict[str, TensorSpec]:

@@ -56,7 +56,7 @@ class Prepared:
     inputs: Mapping[str, tuple[str, tuple[int, ...], str, int]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredGraph:
     """A prepared graph's place on disk.
 

@@ -159,7 +159,13 @@ class CudaExecutor:
             while len(self._sessions) >= KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
             self._sessions[shape] = Session(
-                self._device, plans, kernel, scratch, shape, scale, self._bundle.scaling_factor
+                self._device,
+                plans,
+                kernel,
+                scratch=scratch,
+                shape=shape,
+                vae_scale=scale,
+                scaling_factor=self._bundle.scaling_factor,
             )
         self._sessions.move_to_end(shape)
         return self._sessions[shape]

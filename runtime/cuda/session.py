@@ -133,10 +133,10 @@ class Session:
             device,
             plans["unet"],
             kernel,
-            scratch.address,
-            self._control.address,
-            Binding(self._latents.address, self._start_shape),
-            self._text.embeddings,
+            scratch=scratch.address,
+            control=self._control.address,
+            latents=Binding(self._latents.address, self._start_shape),
+            embeddings=self._text.embeddings,
         )
         self._vae_decoder = plans["vae_decoder"].bind(
             {

@@ -55,7 +55,7 @@ class Solver:
     init_noise_sigma: float = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepTable:
     """A compiled sampler with N model evaluations; immutable, float64.
 
@@ -169,14 +169,14 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
         np.stack(found), [1 + evaluations, 1 + evaluations + drawn], axis=1
     )
     table = StepTable(
-        np.array(timesteps, np.float64),
-        np.array(scales, np.float64),
-        np.ascontiguousarray(rows),
-        float(solver.init_noise_sigma),
-        np.ascontiguousarray(noise),
-        np.array([*levels, (1.0, 0.0)]),
-        denoising(np.array(own_levels, np.float64).reshape(-1, 2), prediction_type),
-        np.ascontiguousarray(carried),
+        timesteps=np.array(timesteps, np.float64),
+        input_scale=np.array(scales, np.float64),
+        rows=np.ascontiguousarray(rows),
+        init_noise_sigma=float(solver.init_noise_sigma),
+        noise=np.ascontiguousarray(noise),
+        levels=np.array([*levels, (1.0, 0.0)]),
+        denoised=denoising(np.array(own_levels, np.float64).reshape(-1, 2), prediction_type),
+        carried=np.ascontiguousarray(carried),
     )
     for array in (
         table.timesteps,

@@ -77,7 +77,7 @@ def fake_peers(tmp_path, monkeypatch):
 
 def task(checkpoint, **changes):
     work = {"height": 64, "width": 64, "steps": 2, "rounds": 2, "repeat": 2, "threads": 1}
-    return Task(str(checkpoint), **{**work, **changes})
+    return Task(checkpoint=str(checkpoint), **{**work, **changes})
 
 
 def test_peers_take_turns_and_the_first_run_does_not_count(nano_checkpoint, tmp_path, fake_peers):

@@ -137,11 +137,15 @@ def test_every_cell_is_measured(nano_checkpoint, nano_bundle):
 
 
 def test_a_picture_that_differs_does_not_pass():
-    assert not passed([Cell("nano", "pndm", TASKS[0], 2, 2)])
-    assert not passed([Cell("nano", "euler-a", TASKS[0], 2, 4, same_noise=2)])
-    cell = Cell("nano", "euler-a", TASKS[0], 2, 4, same_noise=1)
+    assert not passed([Cell(model="nano", sampler="pndm", task=TASKS[0], steps=2, largest=2)])
+    assert not passed(
+        [Cell(model="nano", sampler="euler-a", task=TASKS[0], steps=2, largest=4, same_noise=2)]
+    )
+    cell = Cell(model="nano", sampler="euler-a", task=TASKS[0], steps=2, largest=4, same_noise=1)
     assert passed([cell])
-    others = [Cell("nano", "euler-a", task, 2, 0) for task in TASKS[1:]]
+    others = [
+        Cell(model="nano", sampler="euler-a", task=task, steps=2, largest=0) for task in TASKS[1:]
+    ]
     assert "| euler-a | 4 (1) | 0 | 0 |" in render([cell, *others])
 
 

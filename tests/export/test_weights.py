@@ -225,7 +225,14 @@ def test_what_is_merged_into_a_network_stays_out_of_its_file(copy):
     before = path.read_bytes()
     network = load_network(TextEncoder, copy)
     name = "encoder.layers.0.mlp.fc1"
-    layer = LoraLayer(name, "text_encoder", name, torch.ones(1, 32), torch.ones(64, 1), 1.0)
+    layer = LoraLayer(
+        name=name,
+        component="text_encoder",
+        module=name,
+        down=torch.ones(1, 32),
+        up=torch.ones(64, 1),
+        scaling=1.0,
+    )
     lora = type("L", (), {"path": path, "scale": 1.0, "of": lambda self, component: [layer]})()
     merge(lora, "text_encoder", network.model)
     assert path.read_bytes() == before

@@ -107,12 +107,12 @@ def run(every, guidance, steps):
     predict = NoisePredictor(Stub("whole", calls), lambda: Stub("shallow", calls))
     latents = np.zeros((2, 4, 1, 1), np.float32)
     job = DenoisingJob(
-        ("a",),
-        ("",),
-        guidance,
-        step_table(SCHEDULE, steps, "ddim"),
-        latents,
-        latents[:0, None],
+        prompts=("a",),
+        negative_prompts=("",),
+        guidance=guidance,
+        table=step_table(SCHEDULE, steps, "ddim"),
+        latents=latents,
+        noises=latents[:0, None],
         cache_interval=every,
     )
     embeddings = np.zeros((4, 77, 8), np.float32)

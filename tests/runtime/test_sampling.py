@@ -165,12 +165,12 @@ class Conditioned:
 def test_any_other_input_of_the_unet_is_forwarded_by_name():
     latents = np.zeros((2, 4, 8, 8), np.float32)
     job = DenoisingJob(
-        ("a",),
-        ("",),
-        Guidance(2.0, 0.0, 0.0, 0.5),
-        step_table(SCHEDULE, 2, "ddim"),
-        latents,
-        latents[:0, None],
+        prompts=("a",),
+        negative_prompts=("",),
+        guidance=Guidance(2.0, 0.0, 0.0, 0.5),
+        table=step_table(SCHEDULE, 2, "ddim"),
+        latents=latents,
+        noises=latents[:0, None],
     )
     predict = NoisePredictor(Conditioned())
     conditioning = {
