@@ -126,16 +126,21 @@ def prepare(
     BksdmError
         The graph is damaged, or the engine cannot open it.
     """
-    try:
-        if stored is not None:
+    failed = None
+    if stored is not None:
+        try:
             return _store(preparation, stored, open_graph)
-    except NotStored as error:
+        except NotStored as error:
+            failed = error
+    opened = open_graph(_compose(preparation).prepared(as_inputs=preparation.as_inputs))
+    if stored is not None:
+        # A graph that cannot be opened either is the engine's error, not the disk's.
         warnings.warn(
             f"{preparation.model.parent.name}: every start takes as long, for the optimised graph "
-            f"cannot be stored in {stored and stored.cache} ({error})",
+            f"cannot be stored in {stored.cache} ({failed})",
             stacklevel=2,
         )
-    return open_graph(_compose(preparation).prepared(as_inputs=preparation.as_inputs))
+    return opened
 
 
 def _store(
