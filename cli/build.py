@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bksdm.cli.arguments import bundle_path, integer, options_named, refuse_beside
@@ -102,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
         with options_named():
-            return _tune(bundle.path, options.engine, options.threads)
+            return _tune(bundle, options.engine, options.threads)
     if options.threads is not None:
         raise EngineError("--threads needs --tune")
     if options.engine is not None and not capabilities(options.engine).on_device:
@@ -110,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for plans; {options.engine} runs every size")
         return _prepare(bundle, options.engine)
-    return _build(bundle.path, options)
+    return _build(bundle, options)
 
 
 def _prepare(bundle: Bundle, engine: str) -> int:
@@ -123,7 +122,7 @@ def _prepare(bundle: Bundle, engine: str) -> int:
     return 0
 
 
-def _tune(path: Path, engine: str | None, threads: int | None) -> int:
+def _tune(bundle: Bundle, engine: str | None, threads: int | None) -> int:
     from tqdm import tqdm
 
     from bksdm.engines.registry import backend
@@ -143,16 +142,15 @@ def _tune(path: Path, engine: str | None, threads: int | None) -> int:
         def measured(network: str, found: Mapping[str, Tuned]) -> None:
             bar.clear()
             for name, tuned in sorted(found.items(), key=lambda entry: entry[1].seconds):
-                model = path / network / "model.onnx"
-                forms = describe_rewrite(model, tuned.made_for, backend(name).rules)
+                forms = describe_rewrite(bundle.model(network), tuned.made_for, backend(name).rules)
                 print(f"{network:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
 
-        stored, _ = tune_bundle(path, engine, threads, show, measured)
+        stored, _ = tune_bundle(bundle, engine, threads, show, measured)
     print(stored)
     return 0
 
 
-def _build(path: Path, options: argparse.Namespace) -> int:
+def _build(bundle: Bundle, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bksdm.optimize.building import DEFAULT_ENGINE, Built, build_bundle
@@ -180,7 +178,7 @@ def _build(path: Path, options: argparse.Namespace) -> int:
             )
 
         folder = build_bundle(
-            path,
+            bundle,
             options.engine or DEFAULT_ENGINE,
             tuple(part for part in (options.target or "").split(",") if part),
             batch=options.batch or "1",

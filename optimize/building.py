@@ -15,7 +15,6 @@ from bksdm.optimize.plan import build, validate_targets
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.gpu import Gpu
-from bksdm.runtime.validation import folder
 from bksdm.storage.digest import model_digest
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.plans import Recipe, staged, validate_plans, write_plan, write_record
@@ -47,7 +46,7 @@ class Built:
 
 
 def build_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     engine: str = DEFAULT_ENGINE,
     targets: Sequence[str] = (),
     batch: str = "1",
@@ -59,7 +58,7 @@ def build_bundle(
 
     Parameters
     ----------
-    path : str or Path
+    path : str, Path or Bundle
         A float16 bundle.
     engine : str
         ``tensorrt-rtx`` (RTX GPUs, builds without one) or ``tensorrt`` (the GPU present).
@@ -80,7 +79,7 @@ def build_bundle(
     EngineError
         The bundle is not float16, the engine is not built, or a network cannot be.
     """
-    bundle = Bundle.open(folder("path", path))
+    bundle = Bundle.of(path)
     if not backend(engine).capabilities.on_device:
         raise EngineError(f"{engine} needs no building; tuning makes it faster")
     models = {name: bundle.model(name) for name in bundle.components}

@@ -14,10 +14,11 @@ from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
 from bksdm.optimize.clip_skip import skips_layers
 from bksdm.optimize.graph import load_graph
 from bksdm.runtime.bundle import Bundle
+from bksdm.storage.places import engines_folder
 
 
 def prepare_bundle(
-    bundle: Bundle,
+    path: str | Path | Bundle,
     engine: str,
     cache: Path | None = None,
     prepared: Callable[[str, float], object] = lambda network, seconds: None,
@@ -28,12 +29,13 @@ def prepare_bundle(
 
     Parameters
     ----------
-    bundle : Bundle
+    path : str, Path or Bundle
         The bundle.
     engine : str
         One that runs single networks.
     cache : Path, optional
-        Where they are stored; by default in the bundle's ``engines``.
+        Where they are stored; by default in the bundle, or in the user's cache if that cannot be
+        written.
     prepared : callable
         Told of each network and the seconds it took.
 
@@ -44,9 +46,10 @@ def prepare_bundle(
     EngineError
         The engine is not installed, or runs plans.
     """
+    bundle = Bundle.of(path)
     if backend(engine).open is None:
         raise EngineError(f"{engine} runs plans, which `bksdm build` makes in another way")
-    place = bundle.path / "engines" if cache is None else cache
+    place = engines_folder(bundle.path) if cache is None else cache
     make = partial(_make, bundle, engine, place, prepared)
     for network in bundle.components:
         if network == "unet" and backend(engine).capabilities.feature_reuse:

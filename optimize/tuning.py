@@ -14,7 +14,7 @@ from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.network_tensors import require_names
-from bksdm.runtime.validation import MAX_THREADS, folder, whole
+from bksdm.runtime.validation import MAX_THREADS, whole
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
 
@@ -23,7 +23,7 @@ Measured = Mapping[str, Mapping[str, Tuned]]
 
 
 def tune_bundle(
-    path: str | Path,
+    path: str | Path | Bundle,
     engine: str | None = None,
     threads: int | None = None,
     progress: Callable[[str, str, int, int], object] = lambda network, phase, done, total: None,
@@ -35,7 +35,7 @@ def tune_bundle(
 
     Parameters
     ----------
-    path : str or Path
+    path : str, Path or Bundle
         A float32 bundle.
     engine : str, optional
         One of the CPU's engines; by default all that are installed.
@@ -59,7 +59,7 @@ def tune_bundle(
         The bundle is not float32, an engine is none of the CPU's or not installed, or nothing can
         be written.
     """
-    bundle = Bundle.open(folder("path", path))
+    bundle = Bundle.of(path)
     threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
     if engine in (None, AUTO):
         names = tuple(name for name in cpu_engines() if backends()[name].version is not None)

@@ -15,7 +15,7 @@ from bksdm.runtime.loaded_configuration import (
     loaded_scheduler,
     scheduler_class,
 )
-from bksdm.runtime.validation import no_folder
+from bksdm.runtime.validation import folder, no_folder
 from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
 from bksdm.storage.places import engines_folder
@@ -55,6 +55,19 @@ class Bundle:
     scaling_factor: float
     vae_scale: int
     sample_sides: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, path: str | Path | Bundle) -> Bundle:
+        """Return a bundle that is open, or open one at a path.
+
+        Raises
+        ------
+        RequestError
+            It is neither.
+        BundleError
+            As of :meth:`open`.
+        """
+        return path if isinstance(path, Bundle) else cls.open(folder("path", path))
 
     @classmethod
     def open(cls, path: str | Path, graphs: bool = True) -> Bundle:

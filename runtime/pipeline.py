@@ -136,7 +136,7 @@ class TextToImage(DiffusersNames):
         able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
         wanted = flag("safety_checker", safety_checker)
-        bundle = path if isinstance(path, Bundle) else Bundle.open(folder("path", path))
+        bundle = Bundle.of(path)
         tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
         cache = bundle.path / "engines"
         if engine_cache is not None:
