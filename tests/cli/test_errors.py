@@ -279,7 +279,7 @@ OTHERS = [
     (["build", "nowhere", "--tune"], "nowhere: no such folder"),
     (["build", "{bundle}", "--tune", "--threads", "9999"], "--threads must be a whole"),
     (["build", "{bundle}", "--tune", "--threads", "x"], "--threads: must be a whole number"),
-    (["build", "{bundle}", "--remove", "../x"], "'../x' is not built; built: nothing"),
+    (["build", "{bundle}", "--remove", "../x"], "'../x' is not built; built: "),
     (["verify", "{bundle}", "--against", "x", "--steps", "0"], "--steps: num_inference_steps must"),
     (["verify", "{bundle}", "--against", "x", "-o", "y"], "-o goes with --all"),
     (["verify", "--all", "-o", "none/x.md"], "cannot write none/x.md: no writable folder"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 from PIL import Image, PngImagePlugin
 
@@ -22,8 +23,16 @@ def test_a_bundle_and_its_digest(run):
 
 
 def test_what_was_built_of_a_bundle_or_that_nothing_was(run, tiny_copy):
+    shutil.rmtree(tiny_copy / "engines", ignore_errors=True)
     assert "engines: none\n" in run("info", tiny_copy)[1]
     assert run("build", tiny_copy, "--list") == (0, "", "nothing is built yet\n")
+    assert run("build", tiny_copy, "--engine", "onnxruntime")[0] == 0
+    code, listed, _ = run("build", tiny_copy, "--list")
+    assert code == 0
+    assert "graphs-onnxruntime-" in run("info", tiny_copy)[1]
+    for name in listed.splitlines():
+        assert run("build", tiny_copy, "--remove", name)[0] == 0
+    assert run("build", tiny_copy, "--list")[1] == ""
 
 
 HOSTILE = "a\x1b[31mred\x07 \x9b2J\x7f\u202ecba\u2066\nsteps: 9\r\t\u2028日本 👩🏽‍🚀"
