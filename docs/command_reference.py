@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 
 from docutils import nodes
@@ -30,19 +30,24 @@ def _command(name: str) -> Iterator[str]:
 
 
 def _described(parser: argparse.ArgumentParser) -> Iterator[str]:
-    for group in parser._action_groups:
-        rows = [row for action in group._group_actions for row in _rows(action)]
-        if rows:
-            if group.title not in ("positional arguments", "options"):
-                yield from (str(group.title).capitalize(), "")
-            yield from ("| argument | what it does |", "|---|---|", *rows, "")
-        for action in group._group_actions:
-            if isinstance(action, argparse._SubParsersAction):
-                for choice in action._choices_actions:
-                    kind = action.choices[choice.dest]
-                    title = kind.prog.removeprefix("bksdm ")
-                    yield from (f"### {title}", "", _sentence(str(choice.help)), "")
-                    yield from _described(kind)
+    # The first two are what argparse calls positional arguments and options.
+    standard, own = parser._action_groups[:2], parser._action_groups[2:]
+    yield from _table(action for group in standard for action in group._group_actions)
+    for group in own:
+        yield from (str(group.title).capitalize(), "", *_table(group._group_actions))
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for choice in action._choices_actions:
+                kind = action.choices[choice.dest]
+                title = kind.prog.removeprefix("bksdm ")
+                yield from (f"### {title}", "", _sentence(str(choice.help)), "")
+                yield from _described(kind)
+
+
+def _table(actions: Iterable[argparse.Action]) -> Iterator[str]:
+    rows = [row for action in actions for row in _rows(action)]
+    if rows:
+        yield from ("| argument | what it does |", "|---|---|", *rows, "")
 
 
 def _sentence(text: str) -> str:
@@ -50,7 +55,9 @@ def _sentence(text: str) -> str:
 
 
 def _rows(action: argparse.Action) -> Iterator[str]:
-    if isinstance(action, (argparse._HelpAction, argparse._SubParsersAction)):
+    if isinstance(action, argparse._SubParsersAction) or {"--help", "--debug"} & {
+        *action.option_strings
+    }:
         return
     if action.option_strings:
         value = "" if action.nargs == 0 else f" {_metavar(action)}"
