@@ -39,6 +39,8 @@ autodoc_mock_imports = [
     "diffusers", "huggingface_hub", "onnxscript", "safetensors", "torch", "transformers",
 ]  # fmt: skip
 autodoc_member_order = "bysource"
+# As in the code: a default may be a path of this machine.
+autodoc_preserve_defaults = True
 # Types are in the docstrings, with shapes and units.
 autodoc_typehints = "none"
 # Programs' flags begin with two dashes.
