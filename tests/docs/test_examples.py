@@ -41,7 +41,7 @@ STAND_INS = {
 }
 # By tests/parity/test_porting.py, line by line beside diffusers.
 TESTED_ELSEWHERE = {"docs/porting.md"}
-SLOW_SCRIPTS = {"image_to_image.py"}
+SLOW_SCRIPTS = {"image_to_image.py", "start.py"}
 PAGES = [
     path
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -70,10 +70,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run_page(page, folder, request, chosen):
-    for told in stand_ins(ROOT / page):
+@pytest.fixture
+def stocked(folder, request):
+    """Return the folder with what stands in for a page's models."""
+    for told in stand_ins(ROOT / request.getfixturevalue("page")):
         name, fixture = STAND_INS[told]
         shutil.copytree(request.getfixturevalue(fixture), folder / name)
+    return folder
+
+
+def run_in(folder, chosen):
     names = {"__name__": "__main__"}
     for example in chosen:
         if example.language == "python":
@@ -85,14 +91,14 @@ def run_page(page, folder, request, chosen):
 
 
 @pytest.mark.parametrize("page", FAST)
-def test_examples_of_a_page(page, folder, request):
-    run_page(page, folder, request, [e for e in runnable(page) if "slow" not in e.notes])
+def test_examples_of_a_page(page, stocked):
+    run_in(stocked, [e for e in runnable(page) if "slow" not in e.notes])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW)
-def test_all_examples_of_a_page(page, folder, request):
-    run_page(page, folder, request, runnable(page))
+def test_all_examples_of_a_page(page, stocked):
+    run_in(stocked, runnable(page))
 
 
 @pytest.mark.parametrize(
