@@ -36,7 +36,7 @@ suppress_warnings = [
 
 # What the export needs is not needed to read its docstrings.
 autodoc_mock_imports = [
-    "diffusers", "huggingface_hub", "onnxscript", "safetensors", "torch", "transformers",
+    "diffusers", "huggingface_hub", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers",
 ]  # fmt: skip
 autodoc_member_order = "bysource"
 # As in the code: a default may be a path of this machine.
