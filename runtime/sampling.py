@@ -89,7 +89,7 @@ class Step:
 
     @cached_property
     def denoised(self) -> Latents:
-        """x̂_0: the latents of the picture that the model sees behind the noise."""
+        """x̂_0, the latents of the picture that the model sees behind the noise."""
         first, second = (np.float32(weight) for weight in self.weights)
         seen: Latents = first * self.moved.previous + second * self.moved.noise_prediction
         return seen
