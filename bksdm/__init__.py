@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bksdm.runtime.result import Result
     from bksdm.runtime.sampling import Cancelled, Step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _ERRORS = "bksdm.engines.errors"
 _MODULES = {

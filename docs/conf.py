@@ -36,8 +36,14 @@ suppress_warnings = [
 
 # What the export needs is not needed to read its docstrings.
 autodoc_mock_imports = [
-    "diffusers", "huggingface_hub", "onnx_ir", "onnxscript", "safetensors", "torch", "transformers",
-]  # fmt: skip
+    "diffusers",
+    "huggingface_hub",
+    "onnx_ir",
+    "onnxscript",
+    "safetensors",
+    "torch",
+    "transformers",
+]
 autodoc_member_order = "bysource"
 # As in the code: a default may be a path of this machine.
 autodoc_preserve_defaults = True

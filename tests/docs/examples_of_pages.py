@@ -65,17 +65,23 @@ def examples(path):
 
 def stand_ins(path):
     """Return what the page says of folders that its examples find."""
-    return [note[2] for note in NOTE.finditer(path.read_text(encoding="utf-8"))
-            if note[1] == "stand-in"]  # fmt: skip
+    return [
+        note[2] for note in NOTE.finditer(path.read_text(encoding="utf-8")) if note[1] == "stand-in"
+    ]
 
 
 def bash(script, folder):
     """Run a script as a user of this environment would, and return its process."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, check=False,
-        capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+        ["bash", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def run_shell(example, folder):

@@ -121,9 +121,13 @@ def test_every_stand_in_is_known():
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script(script, folder):
     done = subprocess.run(
-        [sys.executable, script], cwd=folder, capture_output=True, text=True, check=False,
+        [sys.executable, script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     told = done.stdout.split("wrote ")[1:]
     assert told
