@@ -102,7 +102,7 @@ def test_an_absent_flavour_says_what_to_do(monkeypatch):
 @pytest.fixture(scope="module")
 def built(nano_bundle_fp16, tmp_path_factory):
     folder = tmp_path_factory.mktemp("built") / "nano"
-    shutil.copytree(nano_bundle_fp16, folder)
+    shutil.copytree(nano_bundle_fp16, folder, ignore=shutil.ignore_patterns("engines"))
     command = ["build", str(folder), "--engine", "tensorrt-rtx", "--target", "sm89"]
     assert main([*command, "--batch", "1:1:2"]) == 0
     return folder
