@@ -20,7 +20,7 @@ from bksdm.runtime.pipeline import TextToImage
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
 def fixed(request, nano_bundle, tmp_path_factory):
     """A bundle with graphs for so many rows."""
     folder = tmp_path_factory.mktemp("fixed") / "nano"

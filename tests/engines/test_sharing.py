@@ -62,7 +62,9 @@ def differences(bundle, engine, threads, pictures, monkeypatch):
         return sum(pool.map(draw, range(threads)))
 
 
-@pytest.mark.parametrize("engine", cpu_engines())
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_threads_may_share_a_model(nano_bundle, engine, monkeypatch, eager_switches):
     assert differences(nano_bundle, engine, 4, 5, monkeypatch) == 0
 

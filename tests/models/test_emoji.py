@@ -103,7 +103,9 @@ def test_guidance_makes_pictures_clearer(model, drawn, judge):
 
 
 @pytest.mark.parametrize("pictures", ["some", pytest.param("drawn", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fast", [1, 2, 3])
+@pytest.mark.parametrize(
+    "fast", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_less_work_is_recognised_as_well(model, judge, request, fast, pictures):
     """Reused features, and with the last level less guidance, leave the objects what they are."""
     expected = request.getfixturevalue(pictures)

@@ -68,6 +68,7 @@ def compare(folder, steps, size):
     return {name: network.errors for name, network in watched.items()}, int(difference)
 
 
+@pytest.mark.slow
 def test_the_built_in_model_at_50_steps():
     errors, levels = compare(EMOJI, 50, 128)
     assert [len(calls) for calls in errors.values()] == [1, 51, 1]

@@ -25,7 +25,7 @@ from bksdm.runtime.pipeline import TextToImage
 def whole(nano_bundle, tmp_path_factory):
     """A bundle that has been run and tuned."""
     folder = tmp_path_factory.mktemp("whole") / "nano"
-    shutil.copytree(nano_bundle, folder)
+    shutil.copytree(nano_bundle, folder, ignore=shutil.ignore_patterns("engines"))
     TextToImage.load(folder, threads=1)
     models = {name: Bundle.open(folder).model(name) for name in Bundle.open(folder).components}
     measured = {name: {"onnxruntime": Tuned(0.1, USUAL)} for name in models}

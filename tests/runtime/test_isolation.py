@@ -61,7 +61,9 @@ def pixels(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)]
+)
 def test_a_prepared_bundle_needs_numpy_and_its_engine(nano_bundle, tmp_path, engine):
     """To the last bit what is drawn where everything is installed."""
     bundle = shutil.copytree(nano_bundle, tmp_path / "bundle")
