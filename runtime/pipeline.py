@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,37 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.backend import Capabilities
-from bksdm.engines.errors import BundleError, EngineError, RequestError
-from bksdm.engines.protocol import Engine
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.registry import (
     AUTO,
     DEFAULT,
     capabilities,
-    chosen_engine,
     cpu_engines,
-    open_engine,
 )
-from bksdm.engines.variants import DEEP, SHALLOW, skipping
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.generator import Generator
-from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
-from bksdm.runtime.network_tensors import require_tensors
+from bksdm.runtime.loading import load_networks
 from bksdm.runtime.noise import BatchNoise, Seeded
-from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.preview import Preview
-from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
 from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
 from bksdm.runtime.step_end import Callback, Run, StepEnd
-from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.runtime.validation import MAX_THREADS, flag, folder, plain, shown, whole
 from bksdm.storage.graph_file import GraphFile
@@ -120,8 +112,8 @@ class TextToImage(DiffusersNames):
         threads : int, optional
             CPU threads, up to 1024; by default one per physical core.
         engine_cache : str or Path, optional
-            Where optimised graphs are stored, for a bundle that cannot be written; by default its
-            own ``engines`` folder.
+            Where prepared graphs are stored; by default in the bundle's own ``engines`` folder, or
+            in the user's cache if that cannot be written.
         safety_checker : bool
             Whether pictures are checked, if the bundle has what it takes; the loop on the GPU
             leaves that to the CPU.
@@ -137,49 +129,11 @@ class TextToImage(DiffusersNames):
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
         wanted = flag("safety_checker", safety_checker)
         bundle = Bundle.of(path)
-        tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)
-        # The loop on a GPU leaves the rest to the CPU.
-        on_host = partial(
-            open_engine, DEFAULT if able.on_device else engine, threads=threads, cache=cache
-        )
-        latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
-        encoder = VaeEncoder(
-            partial(_open_network, partial(on_host, side=pixels), bundle.model("vae_encoder")),
-            bundle.scaling_factor,
-            bundle.latent_channels,
-        )
-        open_part = partial(on_host, side=latents)
-        checker = None
-        if wanted and bundle.has_safety_checker:
-            graph = bundle.model("safety_checker")
-            checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
-        encode = PromptEncoder(
-            tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
-        )
-        if bundle.masks_padding and not able.attention_mask:
-            raise EngineError(
-                f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
-                "engine onnxruntime"
-            )
-        if able.on_device:
-            from bksdm.runtime.cuda.executor import CudaExecutor
-            from bksdm.runtime.cuda.gpu import Gpu
-
-            cuda = CudaExecutor(bundle, encode, engine, Gpu())
-            return cls(bundle, cuda, encoder, checker, able)
-        _validate_text_inputs(bundle, tokenizer, encode.load(0))
-        # A second output would be copied from a GPU in every step.
-        deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
-        predict = NoisePredictor(
-            _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
-        )
-        decoder = _open_network(open_part, bundle.model("vae_decoder"))
-        executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
-        engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
-        return cls(bundle, executor, encoder, checker, able, engines)
+        networks = load_networks(bundle, engine, threads=threads, cache=cache, checked=wanted)
+        return cls(bundle, *networks[:3], able, networks.engines)
 
     @classmethod
     def from_pretrained(
@@ -496,29 +450,6 @@ class TextToImage(DiffusersNames):
                 f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"
             )
         return self._executor.decode(latents, {})
-
-
-def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) -> None:
-    """Refuse a text encoder that was made for other tokens than the bundle's."""
-    tokens = encoder.inputs["input_ids"].shape[1]
-    if isinstance(tokens, int) and tokens != tokenizer.length:
-        raise BundleError(
-            f"{bundle.path / 'tokenizer'}: model_max_length is {tokenizer.length}, but "
-            f"{bundle.model('text_encoder')} takes {tokens} tokens"
-        )
-    if bundle.masks_padding and "attention_mask" not in encoder.inputs:
-        raise BundleError(
-            f"{bundle.path / 'text_encoder' / 'config.json'}: use_attention_mask is set, but the "
-            "graph has no input attention_mask; export the model with `bksdm export`"
-        )
-
-
-def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
-    return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
-
-
-def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:
-    return require_tensors(open_part(model, variant=variant), model)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

@@ -1,0 +1,132 @@
+"""Load the networks of a bundle on an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from bksdm.engines.errors import BundleError, EngineError
+from bksdm.engines.protocol import Engine
+from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
+from bksdm.engines.variants import DEEP, SHALLOW, skipping
+from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.executor import Executor
+from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.network_tensors import require_tensors
+from bksdm.runtime.noise_predictor import NoisePredictor
+from bksdm.runtime.prompt_encoder import PromptEncoder
+from bksdm.runtime.safety_checker import SafetyChecker
+from bksdm.runtime.tokenizer import Tokenizer
+from bksdm.runtime.vae_encoder import VaeEncoder
+
+
+class Networks(NamedTuple):
+    """The networks of a bundle.
+
+    Attributes
+    ----------
+    executor : Executor
+        Runs those that every picture takes.
+    encoder : VaeEncoder
+        For pictures to start from; its network is loaded for the first.
+    checker : SafetyChecker or None
+        For finished pictures.
+    engines : mapping or None
+        The engine of each network; None where all have the same.
+    """
+
+    executor: Executor
+    encoder: VaeEncoder
+    checker: SafetyChecker | None
+    engines: Mapping[str, str] | None = None
+
+
+def load_networks(
+    bundle: Bundle, engine: str, threads: int | None, cache: Path, checked: bool
+) -> Networks:
+    """Load networks; see :meth:`~bksdm.runtime.pipeline.TextToImage.load`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The bundle.
+    engine : str
+        Its name.
+    threads : int or None
+        CPU threads; None takes one per physical core.
+    cache : Path
+        A folder of engines.
+    checked : bool
+        Whether the safety checker is loaded, if there is one.
+
+    Raises
+    ------
+    BundleError, EngineError
+        The bundle is damaged, or the engine is not available.
+    """
+    able = capabilities(engine)
+    tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
+    # The loop on a GPU leaves the rest to the CPU.
+    on_host = partial(
+        open_engine, DEFAULT if able.on_device else engine, threads=threads, cache=cache
+    )
+    latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
+    encoder = VaeEncoder(
+        partial(_open_network, partial(on_host, side=pixels), bundle.model("vae_encoder")),
+        bundle.scaling_factor,
+        bundle.latent_channels,
+    )
+    open_part = partial(on_host, side=latents)
+    checker = None
+    if checked and bundle.has_safety_checker:
+        graph = bundle.model("safety_checker")
+        checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
+    encode = PromptEncoder(
+        tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
+    )
+    if bundle.masks_padding and not able.attention_mask:
+        raise EngineError(
+            f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
+            "engine onnxruntime"
+        )
+    if able.on_device:
+        from bksdm.runtime.cuda.executor import CudaExecutor
+        from bksdm.runtime.cuda.gpu import Gpu
+
+        cuda = CudaExecutor(bundle, encode, engine, Gpu())
+        return Networks(cuda, encoder, checker)
+    _validate_text_inputs(bundle, tokenizer, encode.load(0))
+    # A second output would be copied from a GPU in every step.
+    deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
+    predict = NoisePredictor(
+        _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
+    )
+    decoder = _open_network(open_part, bundle.model("vae_decoder"))
+    executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
+    engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
+    return Networks(executor, encoder, checker, engines)
+
+
+def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine) -> None:
+    """Refuse a text encoder that was made for other tokens than the bundle's."""
+    tokens = encoder.inputs["input_ids"].shape[1]
+    if isinstance(tokens, int) and tokens != tokenizer.length:
+        raise BundleError(
+            f"{bundle.path / 'tokenizer'}: model_max_length is {tokenizer.length}, but "
+            f"{bundle.model('text_encoder')} takes {tokens} tokens"
+        )
+    if bundle.masks_padding and "attention_mask" not in encoder.inputs:
+        raise BundleError(
+            f"{bundle.path / 'text_encoder' / 'config.json'}: use_attention_mask is set, but the "
+            "graph has no input attention_mask; export the model with `bksdm export`"
+        )
+
+
+def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
+    return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
+
+
+def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:
+    return require_tensors(open_part(model, variant=variant), model)
