@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,34 +12,60 @@ import pytest
 # Before torch is imported: its threads wait for each other by spinning, which on networks as small
 # as these takes most of the time, and on a busy machine twenty times as much as the work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+WORKER = "PYTEST_XDIST_WORKER"
 
 
 def pytest_addoption(parser):
     parser.addoption("--bundle", type=Path, help="float16 bundle with engines, for -m gpu")
 
 
+def pytest_configure(config):
+    """Let the workers of a session share a user's cache that is nobody's."""
+    if WORKER not in os.environ:
+        config.user_cache = tempfile.mkdtemp(prefix="bksdm-tests-")
+        os.environ["XDG_CACHE_HOME"] = config.user_cache
+
+
+def pytest_unconfigure(config):
+    if WORKER not in os.environ:
+        shutil.rmtree(config.user_cache, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def nano_checkpoint(tmp_path_factory):
+def shared(tmp_path_factory):
+    """Return a folder by its name, made by the first worker of the session that asks for it."""
+    from bksdm.storage.files import alone
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if WORKER in os.environ else root
+
+    def folder(name, make):
+        place = root / "shared" / name
+        place.mkdir(parents=True, exist_ok=True)
+        with alone(place):
+            if not (place / "nano").exists():
+                make(place / "nano")
+        return place / "nano"
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_checkpoint(shared):
     from bksdm.export.dummy import create_dummy
 
-    folder = tmp_path_factory.mktemp("checkpoints") / "nano"
-    create_dummy("nano", folder)
-    return folder
+    return shared("checkpoints", lambda folder: create_dummy("nano", folder))
 
 
 @pytest.fixture(scope="session")
-def nano_bundle(nano_checkpoint, tmp_path_factory):
+def nano_bundle(nano_checkpoint, shared):
     from bksdm.export.exporter import export
 
-    folder = tmp_path_factory.mktemp("bundles") / "nano"
-    export(nano_checkpoint, folder, "float32")
-    return folder
+    return shared("bundles", lambda folder: export(nano_checkpoint, folder, "float32"))
 
 
 @pytest.fixture(scope="session")
-def nano_bundle_fp16(nano_checkpoint, tmp_path_factory):
+def nano_bundle_fp16(nano_checkpoint, shared):
     from bksdm.export.exporter import export
 
-    folder = tmp_path_factory.mktemp("bundles") / "nano-fp16"
-    export(nano_checkpoint, folder, "float16")
-    return folder
+    return shared("bundles-fp16", lambda folder: export(nano_checkpoint, folder, "float16"))
