@@ -84,7 +84,7 @@ def load_networks(
         graph = bundle.model("safety_checker")
         checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
     encode = PromptEncoder(
-        tokenizer, partial(_open_text_encoder, open_part, bundle), bundle.masks_padding
+        tokenizer, partial(open_text_encoder, open_part, bundle), bundle.masks_padding
     )
     if bundle.masks_padding and not able.attention_mask:
         raise EngineError(
@@ -124,7 +124,8 @@ def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine)
         )
 
 
-def _open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
+def open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
+    """Open the text encoder without its last ``skipped`` layers."""
     return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
 
 

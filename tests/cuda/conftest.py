@@ -16,7 +16,7 @@ from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.noise_predictor import NoisePredictor
-from bksdm.runtime.pipeline import TextToImage, _open_text_encoder
+from bksdm.runtime.pipeline import TextToImage, open_text_encoder
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
@@ -113,7 +113,7 @@ def _called(bundle, name):
 
 
 def _encode(bundle):
-    load = partial(_open_text_encoder, _on_host, bundle)
+    load = partial(open_text_encoder, _on_host, bundle)
     return PromptEncoder(
         Tokenizer.load(bundle.path / "tokenizer"),
         lambda skipped: load(skipped) if skipped else _called(bundle, "text_encoder"),
