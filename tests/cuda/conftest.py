@@ -15,8 +15,9 @@ from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.loading import open_text_encoder
 from bksdm.runtime.noise_predictor import NoisePredictor
-from bksdm.runtime.pipeline import TextToImage, open_text_encoder
+from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
