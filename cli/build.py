@@ -76,6 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
+    from bksdm.cli.extras import require
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.plans import list_built, remove_built
@@ -96,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if options.remove is not None:
         remove_built(engines, [options.remove])
         return 0
+    require("onnx", "optimize")
     if options.tune:
         for name in ("target", "batch", "size"):
             if getattr(options, name) is not None:

@@ -51,6 +51,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a table per network; exit 1 where float16 overflows."""
+    from bksdm.cli.extras import require
+
+    require("onnx", "optimize")
     from bksdm.cli.picture_options import parse_size
     from bksdm.engines.registry import DEFAULT, capabilities
     from bksdm.optimize.half import LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +115,6 @@ def describe_bundle(path: Path) -> dict[str, Any]:
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:
     from bksdm.engines.registry import DEFAULT, backend, version_of
-    from bksdm.optimize.compose import describe_rewrite
     from bksdm.optimize.rules import MadeFor
     from bksdm.optimize.tuned import read_tuned
     from bksdm.storage.graph_file import GraphFile
@@ -123,8 +123,12 @@ def _component(bundle: Bundle, name: str) -> dict[str, Any]:
     side = bundle.sample_size * (bundle.vae_scale if name == "vae_encoder" else 1)
     tuned = read_tuned(bundle.path / "engines", model, version_of)
     made_for = tuned[DEFAULT].made_for if DEFAULT in tuned else MadeFor(side)
-    forms = describe_rewrite(model, made_for, backend(DEFAULT).rules)
-    described = {**GraphFile.read(model).describe(), "on the CPU": forms}
+    described = GraphFile.read(model).describe()
+    if find_spec("onnx") is not None:
+        from bksdm.optimize.compose import describe_rewrite
+
+        forms = describe_rewrite(model, made_for, backend(DEFAULT).rules)
+        described["on the CPU"] = forms
     if tuned:
         times = sorted((entry.seconds, engine) for engine, entry in tuned.items())
         described["tuned"] = ", ".join(f"{engine} {seconds:.3g} s" for seconds, engine in times)

@@ -23,17 +23,12 @@ import sys
 BLOCKED = ("torch", "diffusers", "transformers", "optimum", "onnx")
 
 
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is blocked", name=name)
-
-
-sys.meta_path.insert(0, Block())
+for name in BLOCKED:
+    sys.modules[name] = None
 from bksdm.cli import main
 
 code = main(sys.argv[1:])
-assert not [m for m in sys.modules if m.split(".")[0] in BLOCKED]
+assert not [m for m in sys.modules if m.split(".")[0] in BLOCKED and m not in BLOCKED]
 sys.exit(code)
 """
 OPTIONS = ["--steps", "4", "--seed", "0"]
@@ -115,6 +110,32 @@ def test_a_bundle_that_was_not_prepared_runs_as_exported(nano_bundle, tmp_path):
         assert done.returncode == 2
         assert named in done.stderr
         assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        (["build", "{bundle}", "--engine", "onnxruntime"], "'bksdm-runtime[optimize]'"),
+        (["build", "{bundle}", "--tune"], "'bksdm-runtime[optimize]'"),
+        (["calibrate", "{bundle}"], "'bksdm-runtime[optimize]'"),
+        (["verify", "{bundle}", "--against", "{bundle}"], "'bksdm-runtime[export]'"),
+        (["export", "x", "-o", "y"], "'bksdm-runtime[export]'"),
+        (["info", "{bundle}"], None),
+        (["build", "{bundle}", "--list"], None),
+        (["cache"], None),
+        (["verify", "--integrity", "{bundle}"], None),
+    ],
+)
+def test_commands_do_without_onnx_or_name_what_brings_it(nano_bundle, command, named):
+    words = [word.format(bundle=nano_bundle) for word in command]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=False
+    )
+    if named is None:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert named in done.stderr
+        assert "fault of the program" not in done.stderr
 
 
 # State that a process has once: who changes it, even for a moment, changes it for other threads.
