@@ -118,10 +118,19 @@ def _text(path: Path) -> str:
         raise RequestError(f"{path}: line {number}: not UTF-8") from error
 
 
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, each of whose keys stands once."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if [name for name, _ in pairs].count(key) > 1)
+        raise RequestError(f"{twice} is given twice")
+    return found
+
+
 def _options(row: str) -> dict[str, Any]:
     """Return the options of a line of JSON by their names."""
     try:
-        found = json.loads(row)
+        found = json.loads(row, object_pairs_hook=_distinct)
     except json.JSONDecodeError as error:
         raise RequestError(f"not valid JSON ({error.msg} at column {error.colno})") from error
     except (ValueError, RecursionError) as error:  # a number too long, or too deep

@@ -14,6 +14,8 @@ from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
 from bksdm.optimize.clip_skip import skips_layers
 from bksdm.optimize.graph import load_graph
 from bksdm.runtime.bundle import Bundle
+from bksdm.storage.files import remove_unused
+from bksdm.storage.graph_cache import is_whole, stored_graphs
 from bksdm.storage.places import engines_folder
 
 
@@ -44,12 +46,16 @@ def prepare_bundle(
     BundleError
         The bundle is damaged.
     EngineError
-        The engine is not installed, or runs plans.
+        The engine is not installed or runs plans, or a graph cannot be stored.
     """
     bundle = Bundle.of(path)
     if backend(engine).open is None:
         raise EngineError(f"{engine} runs plans, which `bksdm build` makes in another way")
     place = engines_folder(bundle.path) if cache is None else cache
+    # Loading trusts what it stored; whoever asks for a build may have found that it is damaged.
+    for graph in stored_graphs(place):
+        if not is_whole(graph.path):
+            remove_unused(graph.path)
     make = partial(_make, bundle, engine, place, prepared)
     for network in bundle.components:
         if network == "unet" and backend(engine).capabilities.feature_reuse:
@@ -77,5 +83,8 @@ def _make(
     opened = open_engine(
         engine, bundle.model(network), None, cache=cache, side=side, variant=variant
     )
+    name = f"{network}-{variant}" if variant else network
+    if name not in {graph.network for graph in stored_graphs(cache)}:
+        raise EngineError(f"{name}: cannot be stored in {cache}; make room there, or remove it")
     prepared(f"{network} {variant}".strip(), time.monotonic() - began)
     return opened

@@ -36,7 +36,7 @@ from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
 from bksdm.runtime.step_end import Callback, Run, StepEnd
 from bksdm.runtime.vae_encoder import VaeEncoder
-from bksdm.runtime.validation import MAX_THREADS, flag, folder, plain, shown, whole
+from bksdm.runtime.validation import MAX_THREADS, flag, floats, folder, plain, shown, whole
 from bksdm.storage.graph_file import GraphFile
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class TextToImage(DiffusersNames):
         """
         dtype = others.pop("dtype", torch_dtype)
         refuse_unknown(others)
-        if safety_checker not in (None, True, False):
+        if safety_checker is not None and not isinstance(safety_checker, bool):
             raise RequestError("safety_checker is the bundle's; None leaves it out")
         model = cls.load(path, engine, threads, engine_cache, bool(safety_checker))
         return model if dtype is None else model.to(dtype)
@@ -302,7 +302,7 @@ class TextToImage(DiffusersNames):
             raise RequestError("on_step and callback_on_step_end exclude each other")
         given["mask"] = mask_image if mask is None else mask
         if prompt is None and prompt_embeds is not None:
-            given["prompt"] = [""] * len(prompt_embeds)
+            given["prompt"] = [""] * len(floats("prompt_embeds", prompt_embeds, (None,) * 3))
         elif prompt is None or prompt_embeds is not None:
             raise RequestError("give either prompt or prompt_embeds")
         if negative_prompt is not None and negative_prompt_embeds is not None:
@@ -372,11 +372,10 @@ class TextToImage(DiffusersNames):
         """
         if callback is not None and not callable(callback):
             raise RequestError(f"on_step must be a function, not {shown(callback)}")
-        if output_type not in OUTPUT_TYPES:
-            raise RequestError(
-                f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {shown(output_type)}"
-                f"{'; torch.from_numpy takes those of np' if output_type == 'pt' else ''}"
-            )
+        if not isinstance(output_type, str) or output_type not in OUTPUT_TYPES:
+            told = f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {shown(output_type)}"
+            hint = "; torch.from_numpy takes those of np" if told.endswith("'pt'") else ""
+            raise RequestError(told + hint)
         images, _, *side = request.shape
         height, width = (pixels * self.bundle.vae_scale for pixels in side)
         executor = self._executor

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bksdm.storage.digest import DIGESTS
+from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.storage.files import PARTIAL, clear_abandoned, remove_unused
 from bksdm.storage.places import ENGINES
-from bksdm.storage.stored_graph import FOLDERS
+from bksdm.storage.stored_graph import FOLDERS, RECORD
 
 MACHINES = f"{FOLDERS}*"
 """Folders of graphs that were prepared for one engine and kind of processor."""
@@ -57,6 +57,17 @@ def stored_graphs(root: Path) -> Iterator[CachedGraph]:
             model = place.parent.name if place.name == ENGINES else _NUMBER.sub("", place.name)
             network = path.name.rpartition("-")[0]
             yield CachedGraph(path, model, network, size, path.stat().st_mtime)
+
+
+def is_whole(folder: Path) -> bool:
+    """Return whether every file of a stored graph is what its record says."""
+    record = read_sealed(folder / RECORD)
+    try:
+        return record is not None and all(
+            sha256_of(folder / name) == digest for name, digest in record["files"].items()
+        )
+    except (OSError, KeyError):
+        return False
 
 
 def prune(root: Path, unused: float, kept: Path | None = None) -> list[CachedGraph]:

@@ -405,3 +405,11 @@ def test_three_parts_killed_again_and_again_are_one_run(tmp_path):
     assert np.all(
         [hashlib.sha256(found[e["file"]]).hexdigest() == e["sha256"] for e in manifest(folder)]
     )
+
+
+def test_a_key_that_is_given_twice_is_refused(run, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a dog", "seed": 1, "seed": 2}\n')
+    code, _, err = run("generate", "--prompts", file, "-o", tmp_path / "out")
+    assert code == 2
+    assert "seed is given twice" in err

@@ -16,9 +16,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bksdm.cli import main
 from bksdm.engines import onnxruntime as backend
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
+from bksdm.models import EMOJI
 from bksdm.optimize import preparing
 from bksdm.storage import digest
 from bksdm.storage.files import PARTIAL
@@ -431,3 +433,29 @@ def test_what_other_bundles_left_in_the_user_s_cache_is_pruned(in_site_packages,
     save_model(other, seed=1)
     run(other, other.parents[1] / "engines")
     assert not old.exists()
+
+
+@pytest.fixture
+def emoji(tmp_path):
+    folder = tmp_path / "emoji"
+    ignored = shutil.ignore_patterns("vae", "classifier", "engines")
+    return shutil.copytree(EMOJI, folder, ignore=ignored)
+
+
+def test_a_build_mends_what_is_damaged(emoji, capsys):
+    assert main(["build", str(emoji), "--engine", "onnxruntime"]) == 0
+    (data,) = emoji.glob("engines/graphs-*/unet-shallow-*/model.onnx.data")
+    whole = data.read_bytes()
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 0xFF
+    data.write_bytes(content)
+    assert main(["build", str(emoji), "--engine", "onnxruntime"]) == 0
+    assert data.read_bytes() == whole
+
+
+def test_a_build_that_stores_nothing_fails(emoji, capsys):
+    (emoji / "engines").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["build", str(emoji), "--engine", "onnxruntime"]) == 2
+    assert "cannot be stored in" in capsys.readouterr().err.splitlines()[-1]
