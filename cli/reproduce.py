@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,16 +170,15 @@ def _about_model(own: Mapping[str, str]) -> list[str]:
 def _input(own: Mapping[str, str], name: str, picture: Path) -> tuple[str, list[str]]:
     """Return the path of a picture that was started from, and what is to be said of it."""
     file = own[name]
-    found = next((p for p in (Path(file), picture.parent / file) if p.is_file()), None)
-    if found is None:
+    found = [path for path in (Path(file), picture.parent / file) if path.is_file()]
+    if not found:
         return file, [f"--{name}: name the file {file}"]
     digest = own.get(f"{name}_digest")
-    try:
-        same = digest is None or pixel_digest(open_picture(found)) == digest
-    except BksdmError:
-        same = False
-    told = [] if same else [f"--{name}: {found} is another picture than it was started from"]
-    return str(found), told
+    for path in found:
+        with suppress(BksdmError):
+            if digest is None or pixel_digest(open_picture(path)) == digest:
+                return str(path), []
+    return str(found[0]), [f"--{name}: {found[0]} is another picture than it was started from"]
 
 
 def _extension(own: Mapping[str, str], picture: Path) -> str:

@@ -96,7 +96,9 @@ def clear_empty(root: Path) -> None:
         clear_abandoned(machine)
         # They are not empty, or somebody is about to write there.
         with contextlib.suppress(OSError):
-            machine.rmdir()
+            # A process that prepares a graph holds the folder, empty or not.
+            if not any(machine.iterdir()):
+                remove_unused(machine)
     for place in root.iterdir() if root.is_dir() else ():
         with contextlib.suppress(OSError):
             if [file.name for file in place.iterdir()] == [DIGESTS]:
