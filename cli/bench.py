@@ -48,25 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     latency = kinds.add_parser("latency", help="time a picture, stage by stage")
-    latency.add_argument(
-        "bundle",
-        type=bundle_path,
-        nargs="?",
-        default=EMOJI,
-        metavar="BUNDLE",
-        help="folder of a bundle (default: emoji, built in)",
-    )
-    latency.add_argument(
-        "--engine", default="onnxruntime", help="as for `generate` (default: onnxruntime)"
-    )
-    latency.add_argument(
-        "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
-    )
-    latency.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+    _add_bundle(latency)
+    _add_work(latency)
     latency.add_argument(
         "--fast", type=integer, default=0, metavar="LEVEL", help="as for `generate` (default: 0)"
     )
-    latency.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+    _add_size(latency)
     latency.add_argument(
         "--batch", type=integer, default=1, metavar="N", help="images per batch (default: 1)"
     )
@@ -80,9 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures to make first, untimed (default: 1)",
     )
-    latency.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(latency)
     add_engine_cache_option(latency)
     _add_files(latency, "the stages")
     latency.set_defaults(measure=_latency)
@@ -106,18 +91,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline = kinds.add_parser(
         "roofline", help="count operations, and compute the least time for them"
     )
-    roofline.add_argument(
-        "bundle",
-        type=bundle_path,
-        nargs="?",
-        default=EMOJI,
-        metavar="BUNDLE",
-        help="folder of a bundle (default: emoji, built in)",
-    )
-    roofline.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
-    roofline.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_bundle(roofline)
+    _add_size(roofline)
+    _add_threads(roofline)
     roofline.add_argument(
         "--gpu",
         metavar="NAME",
@@ -128,21 +104,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rewrite = kinds.add_parser(
         "rewrite", help="measure what rewriting the graphs for the CPU gains"
     )
-    rewrite.add_argument(
-        "bundle",
-        type=bundle_path,
-        nargs="?",
-        default=EMOJI,
-        metavar="BUNDLE",
-        help="folder of a bundle (default: emoji, built in)",
-    )
-    rewrite.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+    _add_bundle(rewrite)
+    _add_size(rewrite)
     rewrite.add_argument(
         "--rounds", type=integer, default=5, metavar="N", help="timed runs (default: 5)"
     )
-    rewrite.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(rewrite)
     rewrite.set_defaults(measure=_rewrite)
     overhead = kinds.add_parser(
         "overhead", help="time the loop around the networks, beside diffusers' loop"
@@ -154,21 +121,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput = kinds.add_parser(
         "throughput", help="measure batches, and requests that arrive at random"
     )
-    throughput.add_argument(
-        "bundle",
-        type=bundle_path,
-        nargs="?",
-        default=EMOJI,
-        metavar="BUNDLE",
-        help="folder of a bundle (default: emoji, built in)",
-    )
-    throughput.add_argument(
-        "--engine", default="onnxruntime", help="as for `generate` (default: onnxruntime)"
-    )
-    throughput.add_argument(
-        "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
-    )
-    throughput.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+    _add_bundle(throughput)
+    _add_work(throughput)
     throughput.add_argument(
         "--batches", default="1,2,4", metavar="N,…", help="batch sizes (default: 1,2,4)"
     )
@@ -185,9 +139,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     throughput.add_argument(
         "--requests", type=integer, default=30, metavar="N", help="requests per rate (default: 30)"
     )
-    throughput.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(throughput)
     add_engine_cache_option(throughput)
     _add_files(throughput, "latency by rate")
     throughput.set_defaults(measure=_throughput)
@@ -209,9 +161,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     peers.add_argument(
         "--repeat", type=integer, default=2, metavar="N", help="runs per turn (default: 2)"
     )
-    peers.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(peers)
     peers.add_argument(
         "--work",
         type=named_path,
@@ -226,9 +176,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     report.add_argument(
         "--render", action="store_true", help="only write RESULTS.md anew, from the stored records"
     )
-    report.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    _add_threads(report)
     report.add_argument(
         "--work",
         type=named_path,
@@ -245,6 +193,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="folder of RESULTS.md and results/ (default: benchmarks)",
     )
     report.set_defaults(measure=_report)
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "bundle",
+        type=bundle_path,
+        nargs="?",
+        default=EMOJI,
+        metavar="BUNDLE",
+        help="folder of a bundle (default: emoji, built in)",
+    )
+
+
+def _add_work(parser: argparse.ArgumentParser) -> None:
+    """Add what decides how a picture is made."""
+    parser.add_argument(
+        "--engine", default="onnxruntime", help="as for `generate` (default: onnxruntime)"
+    )
+    parser.add_argument(
+        "--steps", type=integer, default=25, metavar="N", help="denoising steps (default: 25)"
+    )
+    parser.add_argument("--sampler", metavar="NAME", help="default: the model's own")
+
+
+def _add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size", metavar="WxH", help="pixels (default: the model's size)")
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
+    )
 
 
 def _add_files(parser: argparse.ArgumentParser, plotted: str) -> None:
