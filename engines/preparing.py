@@ -97,7 +97,7 @@ def open_prepared(
     """
     places = [] if cache is None else preparation.stored(cache)
     for stored in places:
-        opened = stored.open(stored.folder(stored.record()), open_graph)
+        opened = stored.open(open_graph)
         if opened is not None:
             return opened
     try:

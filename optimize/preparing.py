@@ -10,9 +10,9 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -146,21 +146,20 @@ def prepare(
 def _store(
     preparation: Preparation, stored: StoredGraph, open_graph: Callable[[Prepared], Opened]
 ) -> Opened:
-    record = stored.record()
-    folder = stored.folder(record)
+    folder = stored.folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with alone(folder.parent):
             clear_abandoned(folder.parent)
             # Another may have made it while this one waited.
-            opened = stored.open(folder, open_graph)
+            opened = stored.open(open_graph)
             if opened is None:
                 remove_unused(folder)
-                _save(preparation, stored, folder, record)
+                _save(preparation, stored)
                 # In the user's cache lie those of other bundles too, some of which may be gone.
                 shared = stored.cache.parent == user_cache() / ENGINES
                 prune(stored.cache.parent if shared else stored.cache, UNUSED_SECONDS, folder)
-                opened = stored.open(folder, open_graph)
+                opened = stored.open(open_graph)
     except BksdmError:
         raise
     except Exception as error:  # a full disk is any of a dozen types of ONNX Runtime's
@@ -170,9 +169,8 @@ def _store(
     return opened
 
 
-def _save(
-    preparation: Preparation, stored: StoredGraph, folder: Path, record: Mapping[str, Any]
-) -> None:
+def _save(preparation: Preparation, stored: StoredGraph) -> None:
+    folder = stored.folder
     composed = _compose(preparation)
     if sum(file.stat().st_size for file in composed.files.values()) >= SLOW_FROM_BYTES:
         LOG.info(
@@ -198,8 +196,9 @@ def _save(
                 file.unlink()
             whole.rmdir()
         sums = {file.name: sha256_of(file) for file in sorted(staging.iterdir())}
-        (staging / RECORD).write_bytes(write_sealed({**record, "files": sums}))
-        if stored.record() != record:
+        (staging / RECORD).write_bytes(write_sealed({**stored.record, "files": sums}))
+        # A copy has not read the files yet.
+        if replace(stored).record != stored.record:
             raise EngineError(
                 f"{preparation.model} has changed while it was optimised; start again"
             )

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,14 @@ def model_digest(model: Path, engines: Path) -> str:
     BundleError
         A file is missing, or the graph is damaged.
     """
-    files = graph_files(model)
+    return files_digest(graph_files(model), engines)
+
+
+def files_digest(files: Sequence[Path], engines: Path) -> str:
+    """Return what :func:`model_digest` does, of the files that :func:`graph_files` found."""
     digests = file_digests(files, engines / DIGESTS)
-    return joined_digest({file.relative_to(model.parent): digests[file] for file in files})
+    folder = files[0].parent
+    return joined_digest({file.relative_to(folder): digests[file] for file in files})
 
 
 def graph_files(model: Path) -> list[Path]:

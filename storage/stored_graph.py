@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bksdm.storage.digest import graph_files, model_digest, read_sealed
+from bksdm.storage.digest import files_digest, graph_files, read_sealed
 from bksdm.storage.files import in_use, read_regular
 from bksdm.storage.processor import vector_extensions
 
@@ -93,19 +93,25 @@ class StoredGraph:
         return f"{network}-{self.variant}" if self.variant else network
 
     @cached_property
+    def files(self) -> list[Path]:
+        """The graph's file and those of its weights."""
+        return graph_files(self.model)
+
+    @cached_property
     def root(self) -> Path:
         """The folder from which files of weights are named."""
         bundle = Path(os.path.realpath(self.cache.parent))
-        files = (*graph_files(self.model), self.cache)
-        inside = all(Path(os.path.realpath(file)).is_relative_to(bundle) for file in files)
+        places = (*self.files, self.cache)
+        inside = all(Path(os.path.realpath(place)).is_relative_to(bundle) for place in places)
         return bundle if inside else FILESYSTEM
 
     def named(self, file: Path) -> str:
         """Return a file's name from the root, all links resolved but for a missing file's own."""
         return Path(os.path.realpath(file)).relative_to(self.root).as_posix()
 
+    @cached_property
     def record(self) -> dict[str, Any]:
-        """Return all that the graph depends on.
+        """All that the graph depends on.
 
         Raises
         ------
@@ -117,13 +123,14 @@ class StoredGraph:
             "version": self.version,
             "network": self.name,
             **self.fields,
-            "source": model_digest(self.model, self.digests),
-            "weights": [self.named(file) for file in graph_files(self.model)[1:]],
+            "source": files_digest(self.files, self.digests),
+            "weights": [self.named(file) for file in self.files[1:]],
         }
 
-    def folder(self, record: Mapping[str, Any]) -> Path:
-        """Return the folder of the graph with a record."""
-        key = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
+    @property
+    def folder(self) -> Path:
+        """The folder of the graph."""
+        key = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:16]
         machine = f"{FOLDERS}{self.backend}"
         if self.version:
             # What determines the layout of optimised weights.
@@ -131,16 +138,20 @@ class StoredGraph:
             machine += f"-{self.version}-{digest}"
         return self.cache / machine / f"{self.name}-{key}"
 
-    def open(self, folder: Path, open_graph: Callable[[Prepared], Opened]) -> Opened | None:
+    def open(self, open_graph: Callable[[Prepared], Opened]) -> Opened | None:
         """Return what opening the stored graph gives; None if it is missing or damaged.
 
         Parameters
         ----------
-        folder : Path
-            Of :meth:`folder`.
         open_graph : callable
             Opens a graph.
+
+        Raises
+        ------
+        BundleError
+            As of :attr:`record`.
         """
+        folder = self.folder
         try:
             with in_use(folder):
                 with contextlib.suppress(OSError):
