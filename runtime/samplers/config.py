@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from bksdm.engines.errors import SamplerError
@@ -29,6 +30,8 @@ SCHEDULE: dict[str, object] = {
 
 CUSTOM = ("timesteps", "sigmas")
 """Arguments of a call that take the place of a spacing; beside the configuration's own fields."""
+MAX_LEVEL = 1e6
+"""The highest noise level that a configuration or a caller may state."""
 
 OFF = (False, None)
 """Of a flag that is not implemented; null counts as false in diffusers."""
@@ -187,6 +190,8 @@ def _betas(value: object, count: int) -> tuple[float, ...]:
 def _timesteps(value: Any, train: int, spacing: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None
+    if not _descends(value, int):
+        raise _reject("timesteps", value, "a list of descending whole numbers from 0 on")
     if spacing is not None:
         raise SamplerError(f"timesteps exclude a sampler with {spacing} spacing; take another")
     if max(value) >= train:
@@ -195,7 +200,27 @@ def _timesteps(value: Any, train: int, spacing: str | None) -> tuple[int, ...] |
 
 
 def _sigmas(value: Any) -> tuple[float, ...] | None:
-    return None if value is None else tuple(value)
+    if value is None:
+        return None
+    if not _descends(value, (int, float)) or len(value) < 2:
+        raise _reject("sigmas", value, "a list of two or more descending numbers from 0 on")
+    if value[0] > MAX_LEVEL:
+        raise _reject("sigmas", value, f"numbers up to {MAX_LEVEL:g}")
+    return tuple(value)
+
+
+def _descends(value: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Return whether a value is a list of finite numbers from 0 on, each below the one before."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return False
+    numbers = all(isinstance(entry, kinds) and not isinstance(entry, bool) for entry in value)
+    # Written so that NaN fails.
+    return (
+        numbers
+        and math.inf > value[0]
+        and value[-1] >= 0
+        and all(one > following for one, following in pairwise(value))
+    )
 
 
 def _choice(fields: Mapping[str, object], name: str, default: str, choices: tuple[str, ...]) -> str:
@@ -219,8 +244,8 @@ def _level(fields: Mapping[str, object], name: str) -> float | None:
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value <= 1e6:  # type: ignore[operator]
-        raise _reject(name, value, "a number above 0 and up to 1e+06")
+    if not number or not 0 < value <= MAX_LEVEL:  # type: ignore[operator]
+        raise _reject(name, value, f"a number above 0 and up to {MAX_LEVEL:g}")
     return float(value)  # type: ignore[arg-type]
 
 

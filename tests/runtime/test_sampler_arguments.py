@@ -200,3 +200,35 @@ def test_whole_timesteps_are_those_of_diffusers():
         assert found == expected, (class_name, fields, steps)
         compared += 1
     assert compared > 390
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name", "value"),
+    [
+        *(
+            ("dpm++2m", "timesteps", value)
+            for value in ([], "linear", 5, {}, [0.5], [True], ["a"], [5, 5], [1, 2], [-1], [[1]])
+        ),
+        *(
+            ("euler", "sigmas", value)
+            for value in (
+                [],
+                "linear",
+                5,
+                [1.0],
+                [1.0, 2.0],
+                [2.0, -1.0],
+                [2.0, "a"],
+                [math.nan, 0.0],
+                [2.0, math.nan],
+                [math.inf, 0.0],
+                [1e7, 0.0],
+                [True, False],
+            )
+        ),
+    ],
+)
+def test_stated_steps_of_another_form_are_refused_by_name(sampler, name, value):
+    """They can stand in a checkpoint's file too, where nothing has looked at them before."""
+    with pytest.raises(SamplerError, match=name):
+        step_table({**BASE, name: value}, 5, sampler)
