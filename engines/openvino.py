@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -11,14 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import USUAL, CostModel, MadeFor, Rules
 from bksdm.storage.graph_file import GraphFile
+from bksdm.storage.mapped_weights import map_file, tensor_at
 from bksdm.storage.stored_graph import Prepared
 
 RULES = Rules(winograd=CostModel(0.9, 25, 16))
@@ -150,10 +148,8 @@ def _read_weights(graph: Prepared) -> dict[str, Array]:
     weights, files = {}, {}
     for name, (dtype, shape, file, offset) in (graph.inputs or {}).items():
         if file not in files:
-            files[file] = np.memmap(graph.root / file, np.uint8, "c")
-        count = math.prod(shape)
-        flat = np.frombuffer(files[file], dtype, count, offset) if count else np.empty(0, dtype)
-        weights[name] = flat.reshape(shape)
+            files[file] = map_file(graph.root / file)
+        weights[name] = tensor_at(files[file], dtype, shape, offset)
     return weights
 
 

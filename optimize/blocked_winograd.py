@@ -71,28 +71,24 @@ def _transform(
     top, left, bottom, right = pads
     taps = w.constant(f"{tile.name}:taps", tile.bt.reshape(side, 1, 1, reach, 1))
     deep = w.add("Unsqueeze", f"{name}:deep", x, w.whole(1))
-    rows = w.add(
-        "Conv",
-        f"{name}:rows",
-        deep,
-        taps,
-        kernel_shape=[1, reach, 1],
-        strides=[1, tile.step, 1],
-        pads=[0, top, 0, 0, bottom, 0],
-    )
+
+    def along(result: str, source: str, before: int, after: int) -> str:
+        return w.add(
+            "Conv",
+            result,
+            source,
+            taps,
+            kernel_shape=[1, reach, 1],
+            strides=[1, tile.step, 1],
+            pads=[0, before, 0, 0, after, 0],
+        )
+
+    rows = along(f"{name}:rows", deep, top, bottom)
     row = w.once("Shape", f"{shared}:row", x, start=3)
     width = w.once("Div", f"{shared}:width", row, w.whole(block))
     pixels = w.once("Concat", f"{shared}:pixels", w.whole(0, 1, -1), width, w.whole(block), axis=0)
     lines = w.add("Reshape", f"{name}:lines", rows, pixels)
-    return w.add(
-        "Conv",
-        f"{name}:tiles",
-        lines,
-        taps,
-        kernel_shape=[1, reach, 1],
-        strides=[1, tile.step, 1],
-        pads=[0, left, 0, 0, right, 0],
-    )
+    return along(f"{name}:tiles", lines, left, right)
 
 
 def _output_matrix(tile: Tile) -> NDArray[np.floating[Any]]:

@@ -10,12 +10,12 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import Array
+from bksdm.storage.mapped_weights import map_file, tensor_at
 
 
 def weight_files(proto: onnx.ModelProto) -> list[str]:
@@ -104,8 +104,7 @@ def read_weights(
         offset = _offset(tensor, network)
         if not 0 <= offset <= offset + size * dtype.itemsize <= len(file):
             raise EngineError(f"{network}: the file of weights is too short for {tensor.name}")
-        flat = np.frombuffer(file, dtype, size, offset) if size else np.empty(0, dtype)
-        weights[tensor.name] = flat.reshape(tuple(tensor.dims))
+        weights[tensor.name] = tensor_at(file, dtype, tensor.dims, offset)
     return weights
 
 
@@ -164,6 +163,6 @@ def _read(main: onnx.GraphProto, tensor: TensorProto, name: str) -> onnx.NodePro
 
 def _map(file: Path, network: str) -> Array:
     try:
-        return np.memmap(file, np.uint8, "c")
+        return map_file(file)
     except (OSError, ValueError) as error:
         raise EngineError(f"{network}: {file} cannot be read ({error})") from error
