@@ -21,9 +21,9 @@ def vector_extensions() -> str:
 
 @functools.cache
 def is_zen() -> bool:
-    """Return whether the processor is AMD's Zen 3 or 4, whose estimates of roots are known."""
+    """Return whether the processor is AMD's Zen 3, 4 or 5, whose estimates of roots are known."""
     vendor, family = (_from_cpuinfo((field,)) for field in ("vendor_id", "cpu family"))
-    return (vendor, family) == ("AuthenticAMD", "25")
+    return vendor == "AuthenticAMD" and family in ("25", "26")
 
 
 def _from_cpuinfo(fields: tuple[str, ...]) -> str:

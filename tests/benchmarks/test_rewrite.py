@@ -47,7 +47,12 @@ def test_both_forms_run_in_turns(nano_bundle, tmp_path, monkeypatch):
     gains, shares = (table.markdown() for table in tables.tables(fast))
     assert "| vae_decoder |" in gains
     assert "| vae_decoder: all |" in shares
-    assert "| vae_decoder: Conv 1×1 in groups |" in shares
+    # Kinds of a small share are left out, and which these are differs from run to run.
+    seconds = {
+        kind: entry["seconds"]
+        for kind, entry in fast["networks"]["vae_decoder"]["operators"].items()
+    }
+    assert f"| vae_decoder: {max(seconds, key=seconds.get)} |" in shares
 
 
 def test_the_command_prints_both_tables(nano_bundle, capsys):
