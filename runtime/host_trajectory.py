@@ -39,6 +39,10 @@ class HostTrajectory:
     ----------
     latents : ndarray, float32, shape [batch, channels, height, width]
         x_k.
+    conditioning : mapping
+        As it was given; replaced as a whole.
+    shapes : tuple
+        Of one image's latents, and of one row of each conditioning.
     deep_features : ndarray or None
         Of the last evaluation of the whole UNet, [rows, …], for those that reuse them.
     """
@@ -51,9 +55,9 @@ class HostTrajectory:
         timestep: TensorSpec,
     ) -> None:
         table, start = job.table, job.latents
-        self.conditioning = dict(conditioning)
-        self.deep_features: Array | None = None
         self.latents = start
+        self.condition(conditioning)
+        self.deep_features: Array | None = None
         self._inpainting = job.inpainting
         self._input_scale = table.input_scale.astype(np.float32)
         self._rows, self._added = table.rows.astype(np.float32), table.noise.astype(np.float32)
@@ -73,10 +77,10 @@ class HostTrajectory:
         rows = 2 * len(start) if self.timestep_per_row else 1
         self._timestep = np.empty(rows if timestep.shape else (), timestep.dtype)
 
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of one image's latents, and of one row of each conditioning."""
-        return self.latents.shape[1:], *(array.shape[1:] for array in self.conditioning.values())
+    def condition(self, conditioning: Mapping[str, Array]) -> None:
+        """Take other conditionings for the evaluations to come."""
+        self.conditioning = conditioning
+        self.shapes = tuple(array.shape[1:] for array in (self.latents, *conditioning.values()))
 
     def sample(self, index: int, guided: bool) -> Array:
         """Return the UNet's input in an evaluation: x_k, scaled, once or for both halves."""

@@ -120,8 +120,8 @@ class NoisePredictor:
             The UNet produced NaN or infinity.
         """
         groups: dict[Any, list[_Evaluation]] = {}
-        for denoising in denoisings:
-            evaluation = _Evaluation(denoising)
+        evaluations = [_Evaluation(denoising) for denoising in denoisings]
+        for evaluation in evaluations:
             groups.setdefault(evaluation.kind, []).append(evaluation)
         for (whole, *_), group in groups.items():
             outputs = self._run(group, whole, seconds)
@@ -129,16 +129,16 @@ class NoisePredictor:
             for evaluation in group:
                 evaluation.guide(outputs[first : first + evaluation.rows])
                 first += evaluation.rows
-        return [denoising.trajectory.prediction(denoising.index) for denoising in denoisings]
+        return [evaluation.prediction for evaluation in evaluations]
 
     def _run(
         self, group: Sequence[_Evaluation], whole: bool, seconds: dict[str, float]
     ) -> NDArray[np.float32]:
         """Return the outputs of one call, [rows, channels, height, width], job after job."""
         first = group[0].trajectory
-        timesteps = [evaluation.timestep() for evaluation in group]
+        timesteps = [each.trajectory.timestep(each.timestep, each.rows) for each in group]
         feeds = {
-            "sample": _joined([evaluation.sample() for evaluation in group]),
+            "sample": _joined([each.trajectory.sample(each.index, each.guided) for each in group]),
             "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
         }
         # Without guidance only the last rows are run, which are the conditional ones.
@@ -168,30 +168,31 @@ class NoisePredictor:
 class _Evaluation:
     """The next evaluation of one job: its rows of a UNet call."""
 
-    __slots__ = ("denoising", "guided", "job", "rows", "trajectory")
+    __slots__ = (
+        "guidance",
+        "guided",
+        "index",
+        "job",
+        "prediction",
+        "rows",
+        "timestep",
+        "trajectory",
+    )
 
     def __init__(self, denoising: HostDenoising) -> None:
-        self.denoising, self.guided = denoising, denoising.guided
+        self.index, self.timestep = denoising.index, denoising.timestep
+        self.guidance, self.guided = denoising.guidance, denoising.guided
         self.job, self.trajectory = denoising.job, denoising.trajectory
         self.rows = self.job.images * (2 if self.guided else 1)
+        self.prediction = self.trajectory.prediction(self.index)
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """A key that is equal for evaluations that one call can run; first, of the whole UNet."""
         trajectory, known = self.trajectory, self.trajectory.deep_features
-        whole = (
-            known is None
-            or len(known) < self.rows
-            or self.denoising.index % self.job.cache_interval == 0
-        )
-        told = None if trajectory.timestep_per_row else self.denoising.timestep
+        whole = known is None or len(known) < self.rows or self.index % self.job.cache_interval == 0
+        told = None if trajectory.timestep_per_row else self.timestep
         return whole, told, trajectory.shapes
-
-    def sample(self) -> Array:
-        return self.trajectory.sample(self.denoising.index, self.guided)
-
-    def timestep(self) -> Array:
-        return self.trajectory.timestep(self.denoising.timestep, self.rows)
 
     def deep_features(self) -> Array:
         assert self.trajectory.deep_features is not None
@@ -199,8 +200,7 @@ class _Evaluation:
 
     def guide(self, output: NDArray[np.float32]) -> None:
         """Make the noise prediction from the rows of the UNet's output."""
-        guidance, index = self.denoising.guidance, self.denoising.index
-        prediction = self.trajectory.prediction(index)
+        guidance, prediction = self.guidance, self.prediction
         # NaN and infinity of either half are in their difference, which is half as much to see.
         with np.errstate(invalid="ignore"):
             if guidance is not None and self.guided:
@@ -209,7 +209,7 @@ class _Evaluation:
                     rescale_deviation(prediction, output[self.job.images :], guidance.rescale)
             else:
                 prediction[:] = output
-        require_finite(prediction, f"noise prediction of step {index + 1}")
+        require_finite(prediction, f"noise prediction of step {self.index + 1}")
 
 
 def _joined(parts: Sequence[Array]) -> Array:

@@ -70,7 +70,7 @@ def _continued(
     row = [encoded[prompt]]
     while sum(map(len, row)) < length:
         row.append(encoded[prompt._replace(text="")])
-    return np.concatenate(row)
+    return row[0] if len(row) == 1 else np.concatenate(row)
 
 
 class PromptEncoder:
@@ -141,7 +141,7 @@ class PromptEncoder:
                 f"prompt_embeds and negative_prompt_embeds must have as many tokens as each other, "
                 f"not {lengths[0]} and {lengths[1]}; text has {self.tokenizer.length}"
             )
-        return np.repeat(np.stack(rows), job.images_per_prompt, axis=0)
+        return np.stack([row for row in rows for _ in range(job.images_per_prompt)])
 
     def ids(self, job: DenoisingJob) -> NDArray[np.int64]:
         """Return the token ids of a job's UNet batch, [rows, 77], if its prompts are plain."""

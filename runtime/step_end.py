@@ -142,4 +142,6 @@ class StepEnd:
                     f"prompt_embeds must have {rows} rows at a guidance scale of "
                     f"{self._run.guidance_scale:g}, not {len(text)}"
                 )
-            trajectory.conditioning[EMBEDDINGS] = text.astype(embeddings.dtype)
+            trajectory.condition(
+                {**trajectory.conditioning, EMBEDDINGS: text.astype(embeddings.dtype)}
+            )
