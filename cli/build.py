@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.cli.extras import require
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.storage.places import ENGINES, engines_folder
     from bksdm.storage.plans import list_built, remove_built
 
     for flag, given in (("--list", options.list), ("--remove", options.remove is not None)):
@@ -86,16 +87,17 @@ def run(options: argparse.Namespace) -> int:
             others = ("list", "remove", "tune", "engine", "target", "batch", "size", "threads")
             refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
-    engines = bundle.path / "engines"
+    # What could not be written to the bundle lies in the user's cache.
+    places = dict.fromkeys((bundle.path / ENGINES, engines_folder(bundle.path)))
+    built = {name: place for place in places for name in list_built(place)}
     if options.list:
-        built = list_built(engines)
         for name in built:
             print(printable(name))
         if not built:
             print("nothing is built yet", file=sys.stderr)
         return 0
     if options.remove is not None:
-        remove_built(engines, [options.remove])
+        remove_built(built.get(options.remove, bundle.path / ENGINES), [options.remove])
         return 0
     require("onnx", "optimize")
     if options.tune:

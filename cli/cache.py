@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bksdm.cli.arguments import named_path, real
 from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
+from bksdm.runtime.validation import no_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         raise RequestError(f"--older-than must be a number of days from 0 on, not {days:g}")
     root = options.engine_cache or user_cache() / ENGINES
     if options.engine_cache is not None and not root.is_dir():
-        raise RequestError(f"--engine-cache: {root}: no such folder")
+        raise RequestError(f"--engine-cache: {root}: {no_folder(root)}")
     if options.action == "list":
         _print(stored_graphs(root), f"nothing is stored in {root}")
         return 0

@@ -93,14 +93,20 @@ def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> l
     if not isinstance(first_seed, int):
         raise RequestError("--seed takes one number with --prompts; lists can be in the file")
     rows = {
-        number: row.strip() for number, row in enumerate(_text(path).split("\n"), 1) if row.strip()
+        number: row.strip()
+        for number, row in enumerate(re.split("\r\n?|\n", _text(path)), 1)
+        if row.strip()
     }
     if not rows:
         raise RequestError(f"{path}: holds no prompts")
-    as_json = path.suffix.lower() in JSON_LINES or re.match(r'\{\s*"', next(iter(rows.values())))
+    as_json = path.suffix.lower() in JSON_LINES or _is_object(next(iter(rows.values())))
     lines = []
     for number, row in rows.items():
         with errors.of(number):
+            if not as_json and _is_object(row):
+                raise RequestError(
+                    "is a JSON object, but the first line is plain text; write all in one form"
+                )
             said: dict[str, Any] = _options(row) if as_json else {"prompt": row}
             if said.get("seed") is None:
                 said["seed"] = first_seed + number - 1
@@ -109,12 +115,16 @@ def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> l
     return lines
 
 
+def _is_object(row: str) -> bool:
+    return re.match(r'\{\s*"', row) is not None
+
+
 def _text(path: Path) -> str:
     content = read_input(path)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        number = content.count(b"\n", 0, error.start) + 1
+        number = len(re.split(b"\r\n?|\n", content[: error.start]))
         raise RequestError(f"{path}: line {number}: not UTF-8") from error
 
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from bksdm.runtime.sampling import Step
 from bksdm.runtime.user_files import STDIN
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from bksdm.runtime.pipeline import TextToImage
 
@@ -95,6 +96,7 @@ class PromptRun:
         self.manifest.entries()
         for line in lines:
             warn_of_idle(line.config, self.bundle.scheduler)
+        self.images = {job.line: job.config.images for job in jobs}
         part, parts = options.shard or (1, 1)
         self.jobs = jobs[part - 1 :: parts]
 
@@ -162,6 +164,7 @@ def draw_prompts(options: argparse.Namespace) -> int:
     check_outputs([run.manifest.path], text=True)
     listed = run.manifest.entries()
     found = [run.there(job, listed) for job in run.jobs]
+    warn_of_left_over(run, listed.values())
     kept = [entry for entries in found for entry in entries or ()]
     missing = [job for job, entries in zip(run.jobs, found, strict=True) if entries is None]
     run.manifest.add(kept)
@@ -181,6 +184,24 @@ def draw_prompts(options: argparse.Namespace) -> int:
                 sys.stdout.flush()
     print(f"{drawn} drawn, {len(kept)} already there", file=sys.stderr)
     return 0 if drawn or not missing else 1
+
+
+def warn_of_left_over(run: PromptRun, listed: Iterable[Entry]) -> None:
+    """Warn of pictures that were drawn for lines, or images of lines, that are gone."""
+    left = [
+        entry.file
+        for entry in listed
+        if entry.index >= run.images.get(entry.line, 0)
+        # Another file of prompts may draw into the same folder by other names.
+        and entry.file == numbered(run.pattern.path(entry.line), entry.index).name
+    ]
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        warnings.warn(
+            f"{run.pattern.folder}: {left[0]}{more} of an earlier run are of no line of "
+            f"{run.options.prompts}; they are left there",
+            stacklevel=1,
+        )
 
 
 def _refuse_both(options: argparse.Namespace) -> None:

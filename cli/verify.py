@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -159,6 +160,12 @@ def _check_integrity(bundle: Path) -> int:
         print(problem)
     if not problems:
         print(f"{bundle}: every file is what was exported")
+    else:
+        print(
+            "export the bundle anew; what lies in its engines is mended by `bksdm build BUNDLE "
+            "--engine NAME`",
+            file=sys.stderr,
+        )
     return 1 if problems else 0
 
 

@@ -17,6 +17,7 @@ from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.storage.files import PARTIAL, read_regular, write_file
 from bksdm.storage.graph_cache import stored_graphs
+from bksdm.storage.places import ENGINES, engines_folder
 from bksdm.storage.plans import RECORD
 
 SUMS = "SHA256SUMS"
@@ -76,7 +77,9 @@ def find_damage(bundle: Path, progress: Progress = lambda name: None) -> list[st
     for name in sorted(present & set(listed)):
         progress(name)
         problems += _compare(bundle / name, name, listed[name])
-    return [*problems, *_damage_of_engines(bundle / "engines", progress)]
+    for engines in dict.fromkeys((bundle / ENGINES, engines_folder(bundle))):
+        problems += _damage_of_engines(engines, progress)
+    return problems
 
 
 def _names(bundle: Path) -> list[str]:

@@ -34,9 +34,18 @@ from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
 from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
-from bksdm.runtime.step_end import Callback, Run, StepEnd
+from bksdm.runtime.step_end import Callback, Run, StepEnd, tensor_names
 from bksdm.runtime.vae_encoder import VaeEncoder
-from bksdm.runtime.validation import MAX_THREADS, flag, floats, folder, plain, shown, whole
+from bksdm.runtime.validation import (
+    MAX_SIDE,
+    MAX_THREADS,
+    flag,
+    floats,
+    folder,
+    plain,
+    shown,
+    whole,
+)
 from bksdm.storage.graph_file import GraphFile
 
 if TYPE_CHECKING:
@@ -44,6 +53,8 @@ if TYPE_CHECKING:
 
 ON_HOST = capabilities(DEFAULT)
 OUTPUT_TYPES = ("pil", "np", "latent")
+OTHER_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
+"""Types as torch calls them too."""
 
 
 class TextToImage(DiffusersNames):
@@ -169,6 +180,8 @@ class TextToImage(DiffusersNames):
             As of :meth:`load`.
         """
         dtype = others.pop("dtype", torch_dtype)
+        if torch_dtype is not None and dtype != torch_dtype:
+            raise RequestError("dtype and torch_dtype are one argument; give one of them")
         refuse_unknown(others)
         if safety_checker is not None and not isinstance(safety_checker, bool):
             raise RequestError("safety_checker is the bundle's; None leaves it out")
@@ -187,9 +200,10 @@ class TextToImage(DiffusersNames):
         dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
+            name = OTHER_NAMES.get(name, name)
             if name in ("auto", "None", dtype, device, f"{device}:0"):
                 continue
-            if "float" in name or name == "half":
+            if "float" in name:
                 raise RequestError(
                     f"this bundle is {dtype}, not {name}; export it with `bksdm export --dtype`"
                 )
@@ -300,6 +314,7 @@ class TextToImage(DiffusersNames):
             raise RequestError("mask and mask_image are one argument; give one of them")
         if callback_on_step_end is not None and on_step is not None:
             raise RequestError("on_step and callback_on_step_end exclude each other")
+        tensor_names(callback_on_step_end_tensor_inputs)
         given["mask"] = mask_image if mask is None else mask
         if prompt is None and prompt_embeds is not None:
             given["prompt"] = [""] * len(floats("prompt_embeds", prompt_embeds, (None,) * 3))
@@ -441,14 +456,16 @@ class TextToImage(DiffusersNames):
         NonFiniteError
             The decoder produced NaN or infinity.
         """
-        channels = self.bundle.latent_channels
-        if not isinstance(latents, np.ndarray):
-            raise RequestError(f"latents must be a numpy array of floats, not {shown(latents)}")
-        if latents.ndim != 4 or latents.shape[1] != channels or not latents.size:
-            raise RequestError(
-                f"latents must be [images, {channels}, height, width], not {list(latents.shape)}"
-            )
-        return self._executor.decode(latents, {})
+        scale = self.bundle.vae_scale
+        found = floats("latents", latents, (None, self.bundle.latent_channels, None, None))
+        images, _, *side = found.shape
+        for name, cells in zip(("height", "width"), side, strict=True):
+            if cells * scale > MAX_SIDE:
+                raise RequestError(
+                    f"latents: their {name} makes {cells * scale} pixels; at most {MAX_SIDE}"
+                )
+        self._executor.validate_size(side[0] * scale, side[1] * scale, images)
+        return self._executor.decode(found, {})
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

@@ -24,6 +24,23 @@ Callback = Callable[["Run", int, Any, dict[str, Any]], dict[str, Any]]
 EMBEDDINGS = "encoder_hidden_states"
 
 
+def tensor_names(value: Any) -> Sequence[str]:
+    """Return what ``callback_on_step_end_tensor_inputs`` names.
+
+    Raises
+    ------
+    RequestError
+        One is not of :data:`TENSORS`.
+    """
+    names = several(value) or ()
+    if unknown := [name for name in names if name not in TENSORS]:
+        raise RequestError(
+            f"callback_on_step_end_tensor_inputs may hold {', '.join(TENSORS)}, not "
+            f"{shown(unknown[0])}"
+        )
+    return names
+
+
 class Run:
     """One call of a model, as its callback sees it in place of diffusers' pipeline.
 
@@ -89,13 +106,8 @@ class StepEnd:
         if not callable(function):
             raise RequestError(f"callback_on_step_end must be a function, not {shown(function)}")
         # diffusers' own callbacks are objects that state them.
-        names = several(getattr(function, "tensor_inputs", names)) or ()
-        if unknown := [name for name in names if name not in TENSORS]:
-            raise RequestError(
-                f"callback_on_step_end_tensor_inputs may hold {', '.join(TENSORS)}, not "
-                f"{shown(unknown[0])}"
-            )
-        self._run, self._function, self._names = run, function, names
+        self._names = tensor_names(getattr(function, "tensor_inputs", names))
+        self._run, self._function = run, function
         self._negative: Array | None = None
 
     def __call__(self, step: Step) -> None:

@@ -99,16 +99,19 @@ def floats(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.f
 
 
 def folder(name: str, value: Any) -> Path:
-    """Return a path.
+    """Return the path of a folder, which need not be there.
 
     Raises
     ------
     RequestError
-        It is not a path, or empty.
+        It is not a path, empty, or of a file.
     """
     if not isinstance(value, (str, os.PathLike)) or value == "":
         raise RequestError(f"{name} must be a folder's path, not {shown(value)}")
-    return Path(value)
+    path = Path(value)
+    if os.path.lexists(path) and not path.is_dir():
+        raise RequestError(f"{name}: {path}: {no_folder(path)}")
+    return path
 
 
 def no_folder(path: Path) -> str:

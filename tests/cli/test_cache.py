@@ -128,6 +128,7 @@ def test_remains_of_killed_processes_go(capsys, home):
         (["prune", "--older-than", "-1"], "--older-than must be a number of days"),
         (["prune", "--older-than", "nan"], "--older-than must be a number of days"),
         (["--engine-cache", "nowhere"], "nowhere: no such folder"),
+        (["--engine-cache", __file__], f"{__file__}: a file, not a folder"),
         (["purge"], "did you mean prune"),
     ],
 )

@@ -223,6 +223,26 @@ def test_bad_lines_are_refused_all_at_once(draw_lines, tmp_path, monkeypatch):
     assert "line 3: seed has 2 entries, but the number of images is 1\n" in err
 
 
+def test_one_file_has_lines_of_one_form(draw_lines, tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_text('a dog\r{"prompt": "a cat"}\r')
+    assert draw_lines(path, tmp_path / "out")[2] == (
+        f"bksdm: error: {path}: line 2: is a JSON object, but the first line is plain text; "
+        "write all in one form\n"
+    )
+
+
+def test_pictures_of_lines_that_are_gone_are_named(draw_lines, tmp_path):
+    path, folder = tmp_path / "x.txt", tmp_path / "out"
+    path.write_text("a dog\ra cat\ra cow")
+    assert draw_lines(path, folder, "-n", 2)[2] == "6 drawn, 0 already there\n"
+    path.write_text("a dog\n\na cow\n")
+    err = draw_lines(path, folder)[2]
+    assert "00001-2.png and 3 more of an earlier run are of no line of" in err
+    # A run of another name does not know these.
+    assert "earlier" not in draw_lines(path, folder / "p{line}.png")[2]
+
+
 REFUSED = [
     (["-o", "-"], "go to a folder, not to standard output"),
     (["-o", "x.png"], "x.png is one file; name a folder, or put {line} into the name, as in x-{li"),

@@ -48,6 +48,12 @@ def test_what_is_loaded_is_what_is_asked_for(model):
     for dtype in (torch.float16, "float16", np.float16, torch.bfloat16, torch.half):
         with pytest.raises(RequestError, match=r"this bundle is float32, not b?float16; export it"):
             TextToImage.from_pretrained(EMOJI, torch_dtype=dtype)
+    for both in (
+        {"torch_dtype": torch.float16, "dtype": "auto"},
+        {"torch_dtype": "x", "dtype": None},
+    ):
+        with pytest.raises(RequestError, match="dtype and torch_dtype are one argument"):
+            TextToImage.from_pretrained(EMOJI, **both)
     with pytest.raises(RequestError, match="safety_checker is the bundle's"):
         TextToImage.from_pretrained(EMOJI, safety_checker=object())
     with pytest.raises(RequestError, match="takes no 'colour'"):
@@ -59,6 +65,10 @@ def test_a_device_is_had_or_refused(model):
         assert model.to(device) is model
     assert model.to("cpu", torch.float32) is model
     assert model.to(torch_device="cpu", torch_dtype=torch.float32) is model
+    assert model.to("float") is model
+    for half in ("half", torch.half, "double"):
+        with pytest.raises(RequestError, match=r"this bundle is float32, not float(16|64)"):
+            model.to(half)
     for device in ("cuda", "cuda:0", torch.device("cuda", 1), "mps", 0):
         with pytest.raises(RequestError, match=r"runs on cpu, not on .*engine='onnxruntime:cuda'"):
             model.to(device)
@@ -107,6 +117,11 @@ def test_a_closed_model_makes_no_more_pictures():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
+        (
+            {"callback_on_step_end_tensor_inputs": ["foo"]},
+            "callback_on_step_end_tensor_inputs may hold latents, prompt_embeds, "
+            "negative_prompt_embeds, not 'foo'",
+        ),
         ({"output_type": "pt"}, "output_type must be one of pil, np, latent, not 'pt'; torch.from"),
         ({"output_type": 5}, "output_type must be one of"),
         ({"return_dict": "no"}, "return_dict must be True or False"),

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.integrity import SUMS, find_damage
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.storage.places import ENGINES, engines_folder
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,30 @@ def test_a_whole_bundle_is_whole(bundle, capsys):
 
 
 def test_the_built_in_model_is_whole():
+    assert find_damage(EMOJI) == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another place for caches")
+def test_what_lies_in_the_users_cache_is_the_bundles(tmp_path, monkeypatch, capsys):
+    """The built-in model is part of the package, where nothing is written."""
+    TextToImage.load(EMOJI, threads=1)
+    stored = engines_folder(EMOJI)
+    copied = tmp_path / "bksdm" / ENGINES / stored.name
+    shutil.copytree(stored, copied)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert find_damage(EMOJI) == []
+    graph = min(copied.glob("*/unet-*/model.onnx"))
+    graph.write_bytes(graph.read_bytes()[:-1])
+    name = graph.relative_to(copied.parent)
+    assert main(["verify", "--integrity", "emoji"]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{name}: differs from what was written\n"
+    assert "mended by `bksdm build BUNDLE --engine NAME`" in err
+    entry = graph.parent.relative_to(copied).as_posix()
+    assert main(["build", "emoji", "--list"]) == 0
+    assert entry in capsys.readouterr().out.split()
+    assert main(["build", "emoji", "--remove", entry]) == 0
+    assert not graph.parent.exists()
     assert find_damage(EMOJI) == []
 
 
@@ -159,7 +185,8 @@ def test_no_damage_is_missed(whole, tmp_path, capsys):
         shutil.rmtree(bundle)
     said = capsys.readouterr()
     assert missed == []
-    assert said.err == ""
+    # Nothing but the word of what to do.
+    assert {line.partition(";")[0] for line in said.err.splitlines()} == {"export the bundle anew"}
 
 
 @pytest.mark.parametrize("kind", [flip, overwrite, truncate, extend, empty])

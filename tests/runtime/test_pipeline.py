@@ -398,6 +398,7 @@ def test_a_wrong_argument_is_named_in_one_short_line(build, tmp_path, arguments)
         ({"threads": True}, "threads must be a whole number"),
         ({"threads": 10**6}, "threads must be a whole number from 1 to 1024"),
         ({"engine_cache": 5}, "engine_cache must be a folder's path"),
+        ({"engine_cache": __file__}, f"engine_cache: {__file__}: a file, not a folder"),
         ({"safety_checker": "off"}, "safety_checker must be True or False, not 'off'"),
     ],
 )
@@ -422,10 +423,24 @@ def test_a_picture_that_cannot_be_read_any_more_is_named(tmp_path):
 
 @pytest.mark.parametrize("latents", [None, LATENTS.tolist(), LATENTS[0], LATENTS[:, :3], "x"])
 def test_what_cannot_be_decoded_is_named(build, latents):
-    with pytest.raises(RequestError, match="latents must be"):
+    with pytest.raises(RequestError, match="latents must"):
         build().decode(latents)
-    with pytest.raises(RequestError, match="latents must be"):
+    with pytest.raises(RequestError, match="latents must"):
         Preview(np.zeros((3, 4), F), np.zeros(3, F), 0.0)(latents)
+
+
+@pytest.mark.parametrize(
+    ("latents", "named"),
+    [
+        (LATENTS.astype(np.int8), "latents must be a numpy array of floats"),
+        (LATENTS.astype(object), "latents must be a numpy array of floats"),
+        (LATENTS * np.float32(np.nan), "latents hold NaN or infinity"),
+        (np.zeros((1, 4, 1, 1025), np.float32), "latents: their width makes 8200 pixels; at most"),
+    ],
+)
+def test_latents_of_no_picture_are_named(build, latents, named):
+    with pytest.raises(RequestError, match=named):
+        build().decode(latents)
 
 
 def test_guidance_for_a_time_runs_half_the_batch_elsewhere(build):
