@@ -13,6 +13,7 @@ from bksdm.cli.arguments import (
     input_file,
     integer,
     named_path,
+    ordinal,
     output_file,
     output_target,
     shard,
@@ -115,6 +116,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
         "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
         "tensorrt after `bksdm build` (default: onnxruntime)",
+    )
+    parser.add_argument(
+        "--device",
+        type=ordinal,
+        metavar="N",
+        help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
     )
     add_engine_cache_option(parser)
     parser.add_argument(

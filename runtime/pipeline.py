@@ -21,6 +21,7 @@ from bksdm.engines.registry import (
 )
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.device_name import FIRST, gpu_index
 from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
@@ -63,6 +64,8 @@ class TextToImage(DiffusersNames):
         What the executor can do.
     engines : mapping, optional
         The engine of each network, where they differ.
+    gpu : int
+        Which one it runs on, if it runs on one.
 
     Attributes
     ----------
@@ -79,10 +82,11 @@ class TextToImage(DiffusersNames):
         checker: SafetyChecker | None = None,
         engine: Capabilities = ON_HOST,
         engines: Mapping[str, str] | None = None,
+        gpu: int = FIRST,
     ) -> None:
         self.bundle = bundle
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
-        self._capabilities = engine
+        self._capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
         self._interrupt = False
         self._encoder = encoder
@@ -96,6 +100,7 @@ class TextToImage(DiffusersNames):
         threads: int | None = None,
         engine_cache: str | Path | None = None,
         safety_checker: bool = True,
+        device: str | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -117,6 +122,8 @@ class TextToImage(DiffusersNames):
         safety_checker : bool
             Whether pictures are checked, if the bundle has what it takes; the loop on the GPU
             leaves that to the CPU.
+        device : str, optional
+            Which GPU runs plans of TensorRT: ``cuda:0`` (the first, and the default), ``cuda:1`` …
 
         Raises
         ------
@@ -127,13 +134,15 @@ class TextToImage(DiffusersNames):
         """
         able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
-        wanted = flag("safety_checker", safety_checker)
+        wanted, gpu = flag("safety_checker", safety_checker), gpu_index(device, able)
         bundle = Bundle.of(path)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)
-        networks = load_networks(bundle, engine, threads=threads, cache=cache, checked=wanted)
-        return cls(bundle, *networks[:3], able, networks.engines)
+        networks = load_networks(
+            bundle, engine, threads=threads, cache=cache, checked=wanted, gpu=gpu
+        )
+        return cls(bundle, *networks[:3], able, networks.engines, gpu)
 
     @classmethod
     def from_pretrained(
@@ -144,6 +153,7 @@ class TextToImage(DiffusersNames):
         engine: str = "onnxruntime",
         threads: int | None = None,
         engine_cache: str | Path | None = None,
+        device: str | None = None,
         **others: Any,
     ) -> TextToImage:
         """Open a bundle as diffusers' pipelines open a checkpoint; see also :meth:`load`.
@@ -156,7 +166,7 @@ class TextToImage(DiffusersNames):
             The type of the bundle, by torch's or numpy's name; another one is refused.
         safety_checker : optional
             None leaves it out.
-        engine, threads, engine_cache
+        engine, threads, engine_cache, device
             As of :meth:`load`.
         others
             What says how diffusers reads weights has no effect here; the rest is refused.
@@ -172,7 +182,7 @@ class TextToImage(DiffusersNames):
         refuse_unknown(others)
         if safety_checker is not None and not isinstance(safety_checker, bool):
             raise RequestError("safety_checker is the bundle's; None leaves it out")
-        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker))
+        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker), device)
         return model if dtype is None else model.to(dtype)
 
     def to(self, *wanted: Any, **named: Any) -> TextToImage:
@@ -187,7 +197,7 @@ class TextToImage(DiffusersNames):
         dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
-            if name in ("auto", "None", dtype, device, f"{device}:0"):
+            if name in ("auto", "None", dtype, device, f"{device}:{self._gpu}"):
                 continue
             if "float" in name or name == "half":
                 raise RequestError(
