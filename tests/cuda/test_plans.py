@@ -76,9 +76,7 @@ def test_plans_without_the_flag_for_recording_are_stale(load, built, tmp_path):
     record = json.loads(file.read_text())
     del record["flags"]
     file.write_text(json.dumps(record))
-    with pytest.raises(
-        EngineError, match=r"flags is None, wanted .'REQUIRE_USER"
-    ):
+    with pytest.raises(EngineError, match=r"flags is None, wanted .'REQUIRE_USER"):
         load(folder)
 
 
