@@ -34,7 +34,7 @@ from bksdm.runtime.preview import Preview
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
 from bksdm.runtime.safety_checker import SafetyChecker
-from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
+from bksdm.runtime.sampling import Cancelled, Progress, StepCallback, Watch
 from bksdm.runtime.step_end import Callback, Run, StepEnd
 from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.runtime.validation import MAX_THREADS, flag, floats, folder, plain, shown, whole
@@ -359,6 +359,7 @@ class TextToImage(DiffusersNames):
         noise: Seeded = BatchNoise,
         output_type: str = "pil",
         run: Run | None = None,
+        progress: Progress | None = None,
     ) -> Result:
         """Make the images of a request.
 
@@ -374,6 +375,9 @@ class TextToImage(DiffusersNames):
             As of :meth:`__call__`.
         run : Run, optional
             Through which the callback may interrupt this call.
+        progress : callable, optional
+            Told the evaluations that are done, and of how many; on a GPU in a thread of its own,
+            and without making it wait.
 
         Raises
         ------
@@ -393,7 +397,11 @@ class TextToImage(DiffusersNames):
         if request.image is not None and self._encoder is None:
             raise EngineError("made without a VAE encoder, which an image needs")
         self._interrupt = False
-        watch = Watch(callback, lambda: self._interrupt or (run is not None and run.interrupt))
+        watch = Watch(
+            callback,
+            progress,
+            lambda: self._interrupt or (run is not None and run.interrupt),
+        )
         seconds: dict[str, float] = {}
         start = time.perf_counter()
         job = begin(request, self._encoder, noise)

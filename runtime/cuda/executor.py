@@ -22,6 +22,7 @@ from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
 from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
 from bksdm.runtime.cuda.picture_encoder import DeviceVaeEncoder
+from bksdm.runtime.cuda.progress import told
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.inpainting import Latents
@@ -117,12 +118,14 @@ class CudaExecutor:
             session = self._session(images, job.guidance is not None, side)
             start = time.perf_counter()
             try:
-                session.begin(text, job, watched=watch.callback is not None)
+                watched, counted = watch.callback is not None, watch.progress is not None
+                session.begin(text, job, watched=watched, counted=counted)
                 denoising = Denoising(job, session, watch)
-                while not denoising.done:
-                    denoising.advance(None)
-                seconds["enqueue"] = time.perf_counter() - start
-                made = finish(session)
+                with told(watch.progress, lambda: session.done, len(job.table)):
+                    while not denoising.done:
+                        denoising.advance(None)
+                    seconds["enqueue"] = time.perf_counter() - start
+                    made = finish(session)
             except BaseException:
                 # The next picture may not touch buffers that copies are still under way from.
                 self._device.synchronize()

@@ -37,7 +37,16 @@ CONTROL = np.dtype(
     + [("rescale", np.float64), ("guidance", np.float32), ("scaling_factor", np.float32)]
     + [
         (name, np.uint64)
-        for name in ("timesteps", "input_scale", "rows", "levels", "history", "pictures", "mask")
+        for name in (
+            "timesteps",
+            "input_scale",
+            "rows",
+            "levels",
+            "history",
+            "pictures",
+            "mask",
+            "done",
+        )
     ]
 )
 
@@ -118,6 +127,7 @@ class Session:
         allocate, host = device.allocate, device.allocate_host
         self._control = allocate(CONTROL.itemsize)
         self._control_in, self._control_out = host(CONTROL.itemsize), host(CONTROL.itemsize)
+        self._done = host(np.dtype(np.int64).itemsize)
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
         self._vae_input = allocate(FLOAT16.itemsize * self._size)
@@ -152,7 +162,14 @@ class Session:
         self._moves = 0
         self._ran_first = True
 
-    def begin(self, text: NDArray[np.generic], job: DenoisingJob, watched: bool) -> None:
+    @property
+    def done(self) -> int:
+        """How many evaluations the GPU has made of a counted job; asks nothing of it."""
+        return int(as_array(self._done, np.int64, (1,))[0])
+
+    def begin(
+        self, text: NDArray[np.generic], job: DenoisingJob, watched: bool, counted: bool
+    ) -> None:
         """Enqueue the uploads and the text encoder; nothing else may be under way.
 
         Parameters
@@ -163,6 +180,8 @@ class Session:
             Of this session's shape; its prompts are left alone.
         watched : bool
             Whether somebody may ask for the latents of steps.
+        counted : bool
+            Whether somebody may ask how many are :attr:`done`.
 
         Raises
         ------
@@ -190,7 +209,9 @@ class Session:
             self._scaling_factor,
             *self._table.addresses,
             *self._inpainting.addresses,
+            self._done.address if counted else 0,
         )
+        as_array(self._done, np.int64, (1,))[0] = 0
         self._keeps_previous = watched
         if watched and self._previous is None:
             self._previous = self._device.allocate(self._latents.size)
