@@ -164,7 +164,10 @@ def cuda_loop() -> Callable[[int], object]:
     )
     plans: dict[str, Any] = {
         name: SimpleNamespace(
-            tensors=tensors, bind=lambda bindings, scratch: nothing, least_rows=lambda name: 1
+            tensors=tensors,
+            bind=lambda bindings, scratch: nothing,
+            least_rows=lambda name: 1,
+            recordable=True,
         )
         for name, tensors in {
             "text_encoder": {
@@ -196,7 +199,7 @@ def cuda_loop() -> Callable[[int], object]:
 
     def run(steps: int) -> None:
         job = job_of(steps)
-        session.begin(ids, job, watched=False)
+        session.begin(ids, job, watched=False, counted=False)
         denoising = Denoising(job, session)
         while not denoising.done:
             denoising.advance(None)

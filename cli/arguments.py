@@ -155,6 +155,14 @@ def threads(text: str) -> int:
     return found
 
 
+def ordinal(text: str) -> int:
+    """Return a number that counts from 0."""
+    found = integer(text)
+    if found < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, not {shown(found)}")
+    return found
+
+
 def real(text: str) -> float:
     """Return a number; the command validates its range."""
     try:

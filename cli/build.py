@@ -7,7 +7,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, integer, options_named, refuse_beside
+from bksdm.cli.arguments import bundle_path, integer, options_named, ordinal, refuse_beside
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -48,6 +48,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with tensorrt-rtx: compute capabilities, as sm89,sm120",
     )
     parser.add_argument(
+        "--device",
+        type=ordinal,
+        metavar="N",
+        help="with tensorrt: which GPU of this machine, counted from 0 (default: 0)",
+    )
+    parser.add_argument(
         "--batch",
         metavar="N[:N:N]",
         help="images per batch, or smallest:typical:largest (default: 1)",
@@ -84,7 +90,10 @@ def run(options: argparse.Namespace) -> int:
 
     for flag, given in (("--list", options.list), ("--remove", options.remove is not None)):
         if given:
-            others = ("list", "remove", "tune", "engine", "target", "batch", "size", "threads")
+            others = (
+                *("list", "remove", "tune", "engine", "target"),
+                *("device", "batch", "size", "threads"),
+            )
             refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
     # What could not be written to the bundle lies in the user's cache.
@@ -101,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     require("onnx", "optimize")
     if options.tune:
-        for name in ("target", "batch", "size"):
+        for name in ("target", "device", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
         with options_named():
@@ -109,7 +118,7 @@ def run(options: argparse.Namespace) -> int:
     if options.threads is not None:
         raise EngineError("--threads needs --tune")
     if options.engine is not None and not capabilities(options.engine).on_device:
-        for name in ("target", "batch", "size"):
+        for name in ("target", "device", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for plans; {options.engine} runs every size")
         return _prepare(bundle, options.engine)
@@ -187,6 +196,7 @@ def _build(bundle: Bundle, options: argparse.Namespace) -> int:
             tuple(part for part in (options.target or "").split(",") if part),
             batch=options.batch or "1",
             size=options.size,
+            device=options.device,
             progress=show,
             built=built,
         )

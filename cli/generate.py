@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from bksdm.cli.arguments import (
@@ -13,6 +14,7 @@ from bksdm.cli.arguments import (
     input_file,
     integer,
     named_path,
+    ordinal,
     output_file,
     output_target,
     shard,
@@ -116,6 +118,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
         "tensorrt after `bksdm build` (default: onnxruntime)",
     )
+    parser.add_argument(
+        "--device",
+        type=ordinal,
+        metavar="N",
+        help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
+    )
     add_engine_cache_option(parser)
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
@@ -144,7 +152,7 @@ def _draw(options: argparse.Namespace) -> int:
         open_inputs,
         warn_of_unknown,
     )
-    from bksdm.cli.progress import progress
+    from bksdm.cli.progress import counted, progress
     from bksdm.cli.recorded import Recorder, spelled
     from bksdm.cli.step_pictures import StepPictures
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
@@ -153,7 +161,6 @@ def _draw(options: argparse.Namespace) -> int:
     from bksdm.runtime.images import to_pil
     from bksdm.runtime.memory import require_memory
     from bksdm.runtime.request import Request
-    from bksdm.runtime.sampling import Step
 
     chosen = chosen_format(output, options.quality, options.lossless)
     bundle, engine = Bundle.open(options.model), capabilities(options.engine)
@@ -174,15 +181,11 @@ def _draw(options: argparse.Namespace) -> int:
     if steps.wanted and not options.decode_steps:
         _ = model.preview
     # The delay keeps the bar away from a request that is refused before its first step.
-    with closing(steps), progress("denoise", "step", delay=0.01) as bar:
-
-        def show(step: Step) -> None:
-            bar.total = step.total
-            bar.update()
-            if steps.wanted:
-                steps.add(model, step)
-
-        result = model.generate(request, show)
+    total = len(request.table)
+    with closing(steps), progress("denoise", "step", total, delay=0.01) as bar:
+        # A callback makes a GPU wait; without pictures of the steps there is none.
+        show = partial(steps.add, model) if steps.wanted else None
+        result = model.generate(request, show, progress=counted(bar))
         images = to_pil(result.pixels)
         unfit = result.nsfw_content_detected or [False] * len(images)
         steps.finish(images, unfit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -54,6 +55,18 @@ def progress(desc: str, unit: str, total: float | None = None, delay: float = 0.
 
     bar: Progress = tqdm(desc=desc or None, unit=unit, total=total, leave=False, delay=delay)
     return bar
+
+
+def counted(bar: Progress) -> Callable[[int, int], None]:
+    """Return what is told how many steps of a picture are done, and counts them."""
+    before = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal before
+        bar.update(done - before)
+        before = done
+
+    return tell
 
 
 class PlainProgress:

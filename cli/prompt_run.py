@@ -19,7 +19,7 @@ from bksdm.cli.manifest import Entry, Manifest
 from bksdm.cli.output_pattern import OutputPattern
 from bksdm.cli.outputs import check_folder, check_outputs, numbered, print_path
 from bksdm.cli.picture_options import shared_options
-from bksdm.cli.progress import Progress, progress
+from bksdm.cli.progress import Progress, counted, progress
 from bksdm.cli.prompt_file import LineErrors, PromptLine, read_prompts
 from bksdm.cli.recorded import DRAWN, Recorder
 from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
@@ -31,7 +31,6 @@ from bksdm.runtime.images import UNREADABLE
 from bksdm.runtime.memory import require_memory
 from bksdm.runtime.picture_record import record_of
 from bksdm.runtime.request import Request
-from bksdm.runtime.sampling import Step
 from bksdm.runtime.user_files import STDIN
 
 if TYPE_CHECKING:
@@ -145,11 +144,7 @@ class PromptRun:
 
     def draw(self, job: Job, model: TextToImage, bar: Progress) -> list[Path]:
         """Draw a line, and return the pictures that are written."""
-
-        def show(step: Step) -> None:
-            bar.update()
-
-        result = model.generate(self.request(job.config), show)
+        result = model.generate(self.request(job.config), progress=counted(bar))
         files = list(write_pictures(result, self.recorder, job.path, self.chosen))
         places = {numbered(job.path, index): index for index in range(job.config.images)}
         self.manifest.add(self.entry(job, places[file], file.read_bytes()) for file in files)

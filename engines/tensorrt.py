@@ -13,6 +13,8 @@ from bksdm.engines.errors import EngineError
 from bksdm.optimize.rules import Rules
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+BUILD_FLAGS = {"tensorrt": (), "tensorrt-rtx": ("REQUIRE_USER_ALLOCATION",)}
+"""What plans are built with; without it those of TensorRT RTX may not run in a CUDA graph."""
 # Head widths with an attention kernel, by trial with tensorrt-rtx 1.7.1 on sm75, sm89 and sm120:
 # 12 to 256 build; 4, 8, 320 and 512 do not.
 NARROWEST_HEAD, WIDEST_HEAD = 12, 256

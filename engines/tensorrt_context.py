@@ -43,9 +43,13 @@ class LoadedPlan:
     ----------
     tensors : mapping
         Inputs and outputs by name; dynamic axes are ``"?"``.
+    inputs : tuple of str
+        Which of these are inputs.
     scratch : int
         Bytes of device memory that every context needs while it runs. They keep nothing between
         runs, so all contexts of one stream may share them.
+    recordable : bool
+        Whether CUDA graphs may hold it, until one was found that cannot.
 
     Raises
     ------
@@ -55,7 +59,8 @@ class LoadedPlan:
 
     def __init__(self, flavour: str, component: str, content: bytes, kernels: Path) -> None:
         trt = load_module(flavour)
-        self._component = component
+        self._flavour, self._component = flavour, component
+        self.recordable = True
         # A runtime must outlive its engines.
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(content)
@@ -90,9 +95,9 @@ class LoadedPlan:
             )
             for name in names
         }
-        self._inputs = [
+        self.inputs = tuple(
             name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        ]
+        )
 
     def least_rows(self, name: str) -> int:
         """Return the fewest rows of an input that the plan was built for."""
@@ -112,7 +117,7 @@ class LoadedPlan:
         Raises
         ------
         EngineError
-            A tensor is missing, or a shape lies outside the profile.
+            A tensor is missing, a shape lies outside the profile, or TensorRT refuses an address.
         """
         if set(bindings) != set(self.tensors):
             raise EngineError(
@@ -121,7 +126,7 @@ class LoadedPlan:
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise EngineError(f"{self._component}: TensorRT has no memory for another size")
-        for name in self._inputs:
+        for name in self.inputs:
             if not context.set_input_shape(name, bindings[name].shape):
                 raise EngineError(
                     f"{self._component}: {name} of shape {bindings[name].shape} is outside of "
@@ -133,9 +138,12 @@ class LoadedPlan:
                 raise EngineError(
                     f"{self._component}: {name} has shape {found}, expected {binding.shape}"
                 )
-            context.set_tensor_address(name, binding.address)
+            if not context.set_tensor_address(name, binding.address):
+                raise EngineError(
+                    f"{self._component}: TensorRT does not take the address of {name}"
+                )
         context.set_device_memory(scratch, self.scratch)
-        return BoundPlan(self._component, context)
+        return BoundPlan(self._flavour, self._component, context)
 
     def keep_kernels(self) -> None:
         """Write what was compiled since the plan was loaded."""
@@ -154,6 +162,7 @@ class LoadedPlan:
 class BoundPlan:
     """A plan with fixed shapes and addresses."""
 
+    flavour: str
     component: str
     context: Any
 
@@ -169,5 +178,5 @@ class BoundPlan:
             raise EngineError(f"{self.component}: TensorRT could not enqueue it")
 
     def can_record(self, stream: int) -> bool:
-        """Whether a CUDA graph can hold it."""
-        return bool(self.context.is_stream_capturable(stream))
+        """Whether a CUDA graph can hold it, of which only TensorRT RTX knows beforehand."""
+        return self.flavour == "tensorrt" or bool(self.context.is_stream_capturable(stream))

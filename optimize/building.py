@@ -10,7 +10,7 @@ from pathlib import Path
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
 from bksdm.engines.registry import backend
-from bksdm.engines.tensorrt import load_module
+from bksdm.engines.tensorrt import BUILD_FLAGS, load_module
 from bksdm.optimize.plan import build, validate_targets
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.cuda.compile import compile_kernels, source_digest
@@ -51,6 +51,7 @@ def build_bundle(
     targets: Sequence[str] = (),
     batch: str = "1",
     size: str | None = None,
+    device: int | None = None,
     progress: Callable[[str, str, float], object] = lambda network, phase, part: None,
     built: Callable[[Built], object] = lambda network: None,
 ) -> Path:
@@ -67,6 +68,8 @@ def build_bundle(
     batch, size : str
         Images and pixels, as one value or as ``smallest:typical:largest``, such as ``1:1:4`` and
         ``512x512``; by default one image of the model's size.
+    device : int, optional
+        For ``tensorrt``: which GPU; by default the first.
     progress : callable
         Told a network, a phase, and how much of that is done, 0 to 1.
     built : callable
@@ -92,13 +95,15 @@ def build_bundle(
     if engine == "tensorrt":
         if targets:
             raise EngineError("--target is for tensorrt-rtx; tensorrt builds for the GPU present")
-        targets = (Gpu().target,)
+        targets = (Gpu(device or 0).target,)
         timings = engines / f"timings-{version}-{targets[0]}.cache"
     else:
+        if device is not None:
+            raise EngineError("--device is for tensorrt; tensorrt-rtx builds for --target")
         validate_targets(targets)
     height, width = bundle.default_size
     profile = Profile.parse(batch, size or f"{width}x{height}")
-    recipe = Recipe(engine, version, tuple(targets), precision, profile)
+    recipe = Recipe(engine, version, tuple(targets), precision, profile, BUILD_FLAGS[engine])
     kernels = {target: compile_kernels(target) for target in targets}
     with staged(engines / recipe.name) as beside:
         plans = {

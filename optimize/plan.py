@@ -16,7 +16,7 @@ import onnx
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.profile import Profile
-from bksdm.engines.tensorrt import has_attention_kernel, load_module
+from bksdm.engines.tensorrt import BUILD_FLAGS, has_attention_kernel, load_module
 from bksdm.engines.timings import attach, keep
 from bksdm.optimize.attention import decompose_attention
 from bksdm.optimize.graph import load_graph
@@ -80,6 +80,7 @@ def build(
     trt = load_module(flavour)
     messages = _messages(trt)
     builder = trt.Builder(messages)
+    # Strongly typed: from TensorRT 11 on, and in TensorRT RTX, there is nothing else.
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, messages)
     proto = load_graph(model)
@@ -88,6 +89,8 @@ def build(
         raise EngineError(f"{component}: TensorRT cannot read the graph ({_first(parser)})")
     dtypes = validate_types(trt, network, component)
     config = builder.create_builder_config()
+    for flag in BUILD_FLAGS[flavour]:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
     _aim(config, flavour, targets)
     config.add_optimization_profile(_shapes(builder, network, proto, component, profile))
     if progress is not None:

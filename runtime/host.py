@@ -63,6 +63,8 @@ class HostExecutor:
         with _timed(seconds, "loop"):
             while not denoising.done:
                 denoising.advance(*self._predict([denoising], seconds))
+                if watch.progress is not None:
+                    watch.progress(denoising.index, len(job.table))
         seconds["loop"] -= seconds["unet"]
         return denoising.trajectory.latents
 

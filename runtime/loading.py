@@ -44,7 +44,7 @@ class Networks(NamedTuple):
 
 
 def load_networks(
-    bundle: Bundle, engine: str, threads: int | None, cache: Path, checked: bool
+    bundle: Bundle, engine: str, threads: int | None, cache: Path, checked: bool, gpu: int
 ) -> Networks:
     """Load networks; see :meth:`~bksdm.runtime.pipeline.TextToImage.load`.
 
@@ -60,6 +60,8 @@ def load_networks(
         A folder of engines.
     checked : bool
         Whether the safety checker is loaded, if there is one.
+    gpu : int
+        Which one, for an engine on a GPU.
 
     Raises
     ------
@@ -95,7 +97,8 @@ def load_networks(
         from bksdm.runtime.cuda.executor import CudaExecutor
         from bksdm.runtime.cuda.gpu import Gpu
 
-        cuda = CudaExecutor(bundle, encode, engine, Gpu())
+        cuda = CudaExecutor(bundle, encode, engine, Gpu(gpu))
+        encoder = VaeEncoder(cuda.vae_encoder, bundle.scaling_factor, bundle.latent_channels)
         return Networks(cuda, encoder, checker)
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.

@@ -21,6 +21,7 @@ from bksdm.engines.registry import (
 )
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.device_name import FIRST, gpu_index
 from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
@@ -33,7 +34,7 @@ from bksdm.runtime.preview import Preview
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
 from bksdm.runtime.safety_checker import SafetyChecker
-from bksdm.runtime.sampling import Cancelled, StepCallback, Watch
+from bksdm.runtime.sampling import Cancelled, Progress, StepCallback, Watch
 from bksdm.runtime.step_end import Callback, Run, StepEnd, tensor_names
 from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.runtime.validation import (
@@ -74,6 +75,8 @@ class TextToImage(DiffusersNames):
         What the executor can do.
     engines : mapping, optional
         The engine of each network, where they differ.
+    gpu : int
+        Which one it runs on, if it runs on one.
 
     Attributes
     ----------
@@ -90,10 +93,11 @@ class TextToImage(DiffusersNames):
         checker: SafetyChecker | None = None,
         engine: Capabilities = ON_HOST,
         engines: Mapping[str, str] | None = None,
+        gpu: int = FIRST,
     ) -> None:
         self.bundle = bundle
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
-        self._capabilities = engine
+        self._capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
         self._interrupt = False
         self._encoder = encoder
@@ -107,6 +111,7 @@ class TextToImage(DiffusersNames):
         threads: int | None = None,
         engine_cache: str | Path | None = None,
         safety_checker: bool = True,
+        device: str | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -128,6 +133,8 @@ class TextToImage(DiffusersNames):
         safety_checker : bool
             Whether pictures are checked, if the bundle has what it takes; the loop on the GPU
             leaves that to the CPU.
+        device : str, optional
+            Which GPU runs plans of TensorRT: ``cuda:0`` (the first, and the default), ``cuda:1`` …
 
         Raises
         ------
@@ -138,13 +145,15 @@ class TextToImage(DiffusersNames):
         """
         able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
-        wanted = flag("safety_checker", safety_checker)
+        wanted, gpu = flag("safety_checker", safety_checker), gpu_index(device, able)
         bundle = Bundle.of(path)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)
-        networks = load_networks(bundle, engine, threads=threads, cache=cache, checked=wanted)
-        return cls(bundle, *networks[:3], able, networks.engines)
+        networks = load_networks(
+            bundle, engine, threads=threads, cache=cache, checked=wanted, gpu=gpu
+        )
+        return cls(bundle, *networks[:3], able, networks.engines, gpu)
 
     @classmethod
     def from_pretrained(
@@ -155,6 +164,7 @@ class TextToImage(DiffusersNames):
         engine: str = "onnxruntime",
         threads: int | None = None,
         engine_cache: str | Path | None = None,
+        device: str | None = None,
         **others: Any,
     ) -> TextToImage:
         """Open a bundle as diffusers' pipelines open a checkpoint; see also :meth:`load`.
@@ -167,7 +177,7 @@ class TextToImage(DiffusersNames):
             The type of the bundle, by torch's or numpy's name; another one is refused.
         safety_checker : optional
             None leaves it out.
-        engine, threads, engine_cache
+        engine, threads, engine_cache, device
             As of :meth:`load`.
         others
             What says how diffusers reads weights has no effect here; the rest is refused.
@@ -185,7 +195,7 @@ class TextToImage(DiffusersNames):
         refuse_unknown(others)
         if safety_checker is not None and not isinstance(safety_checker, bool):
             raise RequestError("safety_checker is the bundle's; None leaves it out")
-        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker))
+        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker), device)
         return model if dtype is None else model.to(dtype)
 
     def to(self, *wanted: Any, **named: Any) -> TextToImage:
@@ -201,7 +211,7 @@ class TextToImage(DiffusersNames):
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
             name = OTHER_NAMES.get(name, name)
-            if name in ("auto", "None", dtype, device, f"{device}:0"):
+            if name in ("auto", "None", dtype, device, f"{device}:{self._gpu}"):
                 continue
             if "float" in name:
                 raise RequestError(
@@ -364,6 +374,7 @@ class TextToImage(DiffusersNames):
         noise: Seeded = BatchNoise,
         output_type: str = "pil",
         run: Run | None = None,
+        progress: Progress | None = None,
     ) -> Result:
         """Make the images of a request.
 
@@ -379,6 +390,9 @@ class TextToImage(DiffusersNames):
             As of :meth:`__call__`.
         run : Run, optional
             Through which the callback may interrupt this call.
+        progress : callable, optional
+            Told the evaluations that are done, and of how many; on a GPU in a thread of its own,
+            and without making it wait.
 
         Raises
         ------
@@ -398,7 +412,11 @@ class TextToImage(DiffusersNames):
         if request.image is not None and self._encoder is None:
             raise EngineError("made without a VAE encoder, which an image needs")
         self._interrupt = False
-        watch = Watch(callback, lambda: self._interrupt or (run is not None and run.interrupt))
+        watch = Watch(
+            callback,
+            progress,
+            lambda: self._interrupt or (run is not None and run.interrupt),
+        )
         seconds: dict[str, float] = {}
         start = time.perf_counter()
         job = begin(request, self._encoder, noise)

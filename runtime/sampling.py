@@ -17,6 +17,8 @@ Told = TypeVar("Told")
 Told_contra = TypeVar("Told_contra", contravariant=True)
 StepCallback = Callable[["Step"], "bool | None"]
 """Called after every step; returning False cancels."""
+Progress = Callable[[int, int], object]
+"""Called with the evaluations that are done, and with all."""
 
 
 class Moved(Protocol):
@@ -111,6 +113,9 @@ class Watch:
     ----------
     callback : callable, optional
         Called with every :class:`Step`; returning False cancels.
+    progress : callable, optional
+        Told the evaluations that are done, and of how many. On a GPU that costs nothing, unlike a
+        callback, and happens in another thread, which may not use the model.
     interrupted : callable
         Asked before every evaluation; where it says True, the latents so far are the result.
     steps : int
@@ -118,6 +123,7 @@ class Watch:
     """
 
     callback: StepCallback | None = None
+    progress: Progress | None = None
     interrupted: Callable[[], bool] = lambda: False
     steps: int = 0
 

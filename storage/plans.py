@@ -37,6 +37,8 @@ class Recipe:
         Type of weights and activations.
     profile
         Batches and sizes.
+    flags
+        Names of TensorRT's builder flags.
     """
 
     backend: str
@@ -44,6 +46,7 @@ class Recipe:
     targets: tuple[str, ...]
     precision: str
     profile: Profile
+    flags: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -59,6 +62,7 @@ class Recipe:
             "targets": list(self.targets),
             "precision": self.precision,
             "profile": str(self.profile),
+            "flags": list(self.flags),
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,19 +69,25 @@ class Device(Protocol):
 
     @property
     def stream(self) -> int:
-        """Handle of the stream, for TensorRT."""
+        """Handle of the stream, for TensorRT; another one while work is recorded."""
         ...
 
-    def activate(self) -> None:
-        """Let the calling thread use the GPU; the thread that made this object may already."""
+    def alone(self) -> AbstractContextManager[None]:
+        """Let the calling thread, and no other, use the GPU; a block may lie within another."""
         ...
 
     def allocate(self, size: int) -> Memory:
-        """Allocate device memory; its content is undefined."""
+        """Allocate device memory; its content is undefined.
+
+        Raises
+        ------
+        EngineError
+            There is not so much left.
+        """
         ...
 
     def allocate_host(self, size: int) -> HostMemory:
-        """Allocate page-locked host memory."""
+        """Allocate page-locked host memory; raises as :meth:`allocate`."""
         ...
 
     def copy(self, target: Memory, source: Memory, size: int) -> None:
@@ -92,11 +99,23 @@ class Device(Protocol):
         ...
 
     def record(self, work: Callable[[], None]) -> Graph:
-        """Run ``work`` and record what it enqueues in place of enqueuing it."""
+        """Run ``work`` and record what it enqueues in place of enqueuing it.
+
+        Raises
+        ------
+        EngineError
+            It cannot be recorded. What was enqueued before goes on.
+        """
         ...
 
     def synchronize(self) -> None:
-        """Wait for everything that was enqueued."""
+        """Wait for everything that was enqueued.
+
+        Raises
+        ------
+        EngineError
+            Some of it failed.
+        """
         ...
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +32,17 @@ def step_forms(job: DenoisingJob) -> list[StepForm]:
     rescaled = job.guidance is not None and job.guidance.rescale != 0
     alone, both = StepForm(1, False), StepForm(2, rescaled)
     return [both if guided else alone for guided in job.guided]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A step that is not recorded; implements :class:`~bksdm.runtime.cuda.device.Graph`."""
+
+    enqueue: Callable[[], None]
+
+    def launch(self) -> None:
+        """Enqueue all of it, one after the other."""
+        self.enqueue()
 
 
 class Evaluations:
@@ -75,7 +89,7 @@ class Evaluations:
         self._graphs: dict[StepForm, Graph] = {}
 
     def graph(self, form: StepForm) -> Graph:
-        """Return a step that was recorded."""
+        """Return a step that is ready to be launched."""
         return self._graphs[form]
 
     def prepare(self, form: StepForm) -> bool:
@@ -94,15 +108,25 @@ class Evaluations:
     def record(self, form: StepForm) -> None:
         """Run one step outside of a graph, as TensorRT asks, then record one.
 
-        Raises
-        ------
-        EngineError
-            TensorRT cannot be recorded.
+        A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning.
         """
         self.enqueue(form)
-        if not self._unets[self._images * form.halves].can_record(self._device.stream):
-            raise EngineError("unet: TensorRT cannot run in a CUDA graph; build it again")
-        self._graphs[form] = self._device.record(lambda: self.enqueue(form))
+        enqueue = partial(self.enqueue, form)
+        if self._plan.recordable:
+            unet = self._unets[self._images * form.halves]
+            try:
+                if not unet.can_record(self._device.stream):
+                    raise EngineError("TensorRT says so")
+                self._graphs[form] = self._device.record(enqueue)
+                return
+            except EngineError as error:
+                self._plan.recordable = False
+                warnings.warn(
+                    f"the UNet cannot run in a CUDA graph ({error}), so every step takes the host "
+                    "longer",
+                    stacklevel=2,
+                )
+        self._graphs[form] = Pieces(enqueue)
 
     def enqueue(self, form: StepForm) -> None:
         """Enqueue one step without a graph."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -16,11 +15,14 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.profile import Profile
-from bksdm.engines.tensorrt import load_module
+from bksdm.engines.tensorrt import BUILD_FLAGS, load_module
 from bksdm.engines.tensorrt_context import LoadedPlan
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.device import Device, Kernel, Memory
+from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
+from bksdm.runtime.cuda.picture_encoder import DeviceVaeEncoder
+from bksdm.runtime.cuda.progress import told
 from bksdm.runtime.cuda.session import Session, Shape
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.inpainting import Latents
@@ -28,11 +30,13 @@ from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Denoising, Watch
 from bksdm.storage.files import in_use
+from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.plans import Recipe, list_plans, read_plan, read_record, validate_plans
 from bksdm.storage.precision import FLOAT16
 
 KEPT_SESSIONS = 4
 Made = TypeVar("Made", bound=np.generic)
+_Loaded = tuple[dict[str, LoadedPlan], Callable[[str], Kernel], Memory]
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,7 @@ class CudaExecutor:
         self._built = _find(bundle, flavour, device.target)
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
         self._load = cache(partial(_load, flavour, device))
-        # A callback, which runs inside of it, may decode latents.
-        self._running = threading.RLock()
+        self._load_encoder = cache(partial(_load_encoder, flavour, device, self._load))
 
     def validate_size(self, height: int, width: int, images: int) -> None:
         """Refuse what no profile covers."""
@@ -104,8 +107,7 @@ class CudaExecutor:
         seconds: dict[str, float],
         finish: Callable[[Session], NDArray[Made]],
     ) -> NDArray[Made]:
-        with self._running:
-            self._device.activate()
+        with self._device.alone():
             start = time.perf_counter()
             if job.plain_text:
                 text: NDArray[np.generic] = self._encode.ids(job)
@@ -116,12 +118,14 @@ class CudaExecutor:
             session = self._session(images, job.guidance is not None, side)
             start = time.perf_counter()
             try:
-                session.begin(text, job, watched=watch.callback is not None)
+                watched, counted = watch.callback is not None, watch.progress is not None
+                session.begin(text, job, watched=watched, counted=counted)
                 denoising = Denoising(job, session, watch)
-                while not denoising.done:
-                    denoising.advance(None)
-                seconds["enqueue"] = time.perf_counter() - start
-                made = finish(session)
+                with told(watch.progress, lambda: session.done, len(job.table)):
+                    while not denoising.done:
+                        denoising.advance(None)
+                    seconds["enqueue"] = time.perf_counter() - start
+                    made = finish(session)
             except BaseException:
                 # The next picture may not touch buffers that copies are still under way from.
                 self._device.synchronize()
@@ -136,8 +140,7 @@ class CudaExecutor:
         start = time.perf_counter()
         height, width = (pixels * self._bundle.vae_scale for pixels in side)
         self.validate_size(height, width, images)
-        with self._running:
-            self._device.activate()
+        with self._device.alone():
             guided = Shape(images, True, height, width) in self._sessions
             pixels = self._session(images, guided, side).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
@@ -146,6 +149,21 @@ class CudaExecutor:
     def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
         """Return them in 0 … 1; the GPU rounds them to 256 levels before they are copied."""
         return np.asarray(self.decode(latents, seconds) / np.float32(255), np.float32)
+
+    def vae_encoder(self) -> DeviceVaeEncoder:
+        """Return the VAE encoder, whose plan is loaded with the first picture."""
+        return DeviceVaeEncoder(
+            self._device,
+            GraphFile.read(self._bundle.model(ENCODER)),
+            self._encoder_for,
+            self._bundle.vae_scale,
+        )
+
+    def _encoder_for(self, height: int, width: int) -> tuple[LoadedPlan, Memory]:
+        fitting = (b for b in self._built if b.profile.covers(b.profile.batch.low, height, width))
+        folder = next(fitting).folder
+        with in_use(folder):
+            return self._load_encoder(folder)
 
     def _session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
         scale = self._bundle.vae_scale
@@ -174,7 +192,7 @@ class CudaExecutor:
 def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
     """Return every folder of plans for a GPU; the first stale one of them is refused."""
     engines = bundle.path / "engines"
-    models = {name: bundle.model(name) for name in COMPONENTS}
+    models = {name: bundle.model(name) for name in bundle.components}
     version = str(load_module(flavour).__version__)
     found, others = [], []
     for name in list_plans(engines):
@@ -183,7 +201,8 @@ def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
             others.append(name)
             continue
         profile = Profile.read(record["profile"])
-        recipe = Recipe(flavour, version, tuple(record["targets"]), FLOAT16.name, profile)
+        targets = tuple(record["targets"])
+        recipe = Recipe(flavour, version, targets, FLOAT16.name, profile, BUILD_FLAGS[flavour])
         validate_plans(engines / name, recipe, models)
         found.append(_Built(engines / name, profile))
     if not found:
@@ -194,20 +213,27 @@ def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
     return found
 
 
-def _load(
-    flavour: str, device: Device, folder: Path
-) -> tuple[dict[str, LoadedPlan], Callable[[str], Kernel], Memory]:
+def _load(flavour: str, device: Device, folder: Path) -> _Loaded:
     """Return the loaded plans of a folder, its kernels, and scratch for the hungriest plan."""
     files = read_record(folder)["plans"]
     kernels = f"kernels-{device.target}"
     if files.get(kernels, {}).get("model") != source_digest():
         raise EngineError(f"{folder.name}: {kernels} is stale; run `bksdm build` again")
     code = read_plan(folder, kernels, files)
-    plans = {
-        name: LoadedPlan(
-            flavour, name, read_plan(folder, name, files), folder / f"{name}-{device.target}.cache"
-        )
-        for name in COMPONENTS
-    }
+    plans = {name: _load_plan(flavour, device, folder, name) for name in COMPONENTS}
     scratch = device.allocate(max(1, *(plan.scratch for plan in plans.values())))
     return plans, cache(partial(device.load, code)), scratch
+
+
+def _load_encoder(
+    flavour: str, device: Device, load: Callable[[Path], _Loaded], folder: Path
+) -> tuple[LoadedPlan, Memory]:
+    """Return the VAE encoder of a folder, and scratch for it: that of the others if it does."""
+    *_, scratch = load(folder)
+    plan = _load_plan(flavour, device, folder, ENCODER)
+    return plan, scratch if plan.scratch <= scratch.size else device.allocate(plan.scratch)
+
+
+def _load_plan(flavour: str, device: Device, folder: Path, name: str) -> LoadedPlan:
+    content = read_plan(folder, name, read_record(folder)["plans"])
+    return LoadedPlan(flavour, name, content, folder / f"{name}-{device.target}.cache")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.device import Graph, HostMemory, Kernel, Memory
 
 THREADS = 256
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 
 
 @dataclass
@@ -31,6 +34,10 @@ class _Buffer:
         bytes_at = (ctypes.c_uint8 * self.size).from_address(self.address)
         return np.ctypeslib.as_array(bytes_at)
 
+    def __del__(self) -> None:
+        # A buffer of cuda.core that frees itself loses the error that is on its way, if one is.
+        self.buffer.close()
+
 
 class Gpu:
     """One NVIDIA GPU with one stream; implements :class:`~bksdm.runtime.cuda.device.Device`.
@@ -43,7 +50,7 @@ class Gpu:
     Raises
     ------
     EngineError
-        cuda-core is not installed, or there is no GPU or driver.
+        cuda-core is not installed, there is no GPU or driver, or not so many GPUs.
     """
 
     def __init__(self, index: int = 0) -> None:
@@ -55,60 +62,124 @@ class Gpu:
             ) from error
         self._core = core
         try:
+            count = len(core.Device.get_all_devices())
+            if 0 < count <= index:
+                raise EngineError(f"there is no GPU {index}; the last is {count - 1}")
             device = core.Device(index)
             device.set_current()
             self._stream = device.create_stream()
             major, minor = device.compute_capability
+        except EngineError:
+            raise
         except Exception as error:  # cuda.core passes on whatever the driver's loader raises
-            reason = str(error).strip().splitlines()[0]
-            raise EngineError(f"no NVIDIA GPU or driver was found ({reason[:200]})") from error
+            raise EngineError(
+                f"no NVIDIA GPU or driver was found ({_first_line(error)})"
+            ) from error
         self._device = device
         self._host = core.LegacyPinnedMemoryResource()
+        # A callback, which runs while a picture is made, may decode latents.
+        self._in_use = threading.RLock()
         self.target = f"sm{major}{minor}"
-        self.stream = int(self._stream.handle)
 
-    def activate(self) -> None:
-        """Let the calling thread use the GPU: which one is current is a setting of each thread."""
-        self._device.set_current()
+    @property
+    def stream(self) -> int:
+        """Handle of the stream that work is enqueued in."""
+        return int(self._stream.handle)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let the calling thread, and no other, use the GPU."""
+        from cuda.bindings import driver
+
+        with self._in_use:
+            # Which GPU is current is a setting of each thread, and may be another's in between.
+            _, before = driver.cuCtxGetCurrent()
+            self._device.set_current()
+            try:
+                yield
+            finally:
+                driver.cuCtxSetCurrent(before)
 
     def allocate(self, size: int) -> Memory:
         """Allocate device memory."""
-        return self._wrap(self._device.allocate(size, stream=self._stream), size)
+        return self._wrap(lambda: self._device.allocate(size, stream=self._stream), size)
 
     def allocate_host(self, size: int) -> HostMemory:
         """Allocate page-locked host memory."""
-        return self._wrap(self._host.allocate(size), size)
+        return self._wrap(lambda: self._host.allocate(size), size)
 
     def copy(self, target: Memory, source: Memory, size: int) -> None:
         """Enqueue a copy."""
         view = self._core.Buffer.from_handle
-        view(target.address, size).copy_from(view(source.address, size), stream=self._stream)
+        try:
+            view(target.address, size).copy_from(view(source.address, size), stream=self._stream)
+        except Exception as error:
+            _raise_named(f"{size} bytes cannot be copied", error)
 
     def load(self, code: bytes, name: str) -> Kernel:
         """Load a kernel."""
-        kernel = self._core.ObjectCode.from_cubin(code).get_kernel(name)
+        try:
+            kernel = self._core.ObjectCode.from_cubin(code).get_kernel(name)
+        except Exception as error:
+            _raise_named(f"kernel {name} cannot be loaded", error)
 
         def enqueue(count: int, *arguments: int) -> None:
             config = self._core.LaunchConfig(grid=-(-count // THREADS), block=THREADS)
-            self._core.launch(self._stream, config, kernel, *arguments)
+            try:
+                self._core.launch(self._stream, config, kernel, *arguments)
+            except Exception as error:
+                _raise_named(f"kernel {name} cannot run", error)
 
         return enqueue
 
     def record(self, work: Callable[[], None]) -> Graph:
-        """Record what ``work`` enqueues."""
-        builder = self._stream.create_graph_builder()
-        builder.begin_building()
-        work()
-        graph = builder.end_building().complete()
-        return _Graph(graph, self._stream)
+        """Record what ``work`` enqueues.
+
+        It does so in a stream of its own: what a garbage collection frees meanwhile is not part of
+        the recording, and after one that fails the other stream is as it was.
+        """
+        stream, builder = self._stream, self._device.create_graph_builder()
+        self._stream = builder.stream
+        try:
+            builder.begin_building()
+            work()
+            try:
+                return _Graph(builder.end_building().complete(), stream)
+            except Exception as error:  # of the driver, or that the recording was lost
+                raise EngineError(f"recording failed ({_first_line(error)})") from error
+        except Exception:
+            # It ends the recording, and says once more that it failed.
+            with suppress(Exception):
+                builder.close()
+            raise
+        finally:
+            self._stream = stream
 
     def synchronize(self) -> None:
         """Wait for the stream."""
-        self._stream.sync()
+        try:
+            self._stream.sync()
+        except Exception as error:
+            _raise_named("the GPU failed", error)
+
+    def _wrap(self, allocate: Callable[[], Any], size: int) -> _Buffer:
+        try:
+            buffer = allocate()
+        except Exception as error:
+            if not str(error).startswith(OUT_OF_MEMORY):
+                raise
+            raise EngineError(
+                f"the GPU has no {_megabytes(size)} left ({self._free_memory()}); make fewer or "
+                "smaller pictures at once, or end what else uses it"
+            ) from error
+        return _Buffer(buffer, int(buffer.handle), size)
 
     @staticmethod
-    def _wrap(buffer: Any, size: int) -> _Buffer:
-        return _Buffer(buffer, int(buffer.handle), size)
+    def _free_memory() -> str:
+        from cuda.bindings import driver
+
+        _, free, total = driver.cuMemGetInfo()
+        return f"{_megabytes(free)} of {_megabytes(total)} are free"
 
 
 @dataclass(frozen=True)
@@ -118,4 +189,26 @@ class _Graph:
 
     def launch(self) -> None:
         """Enqueue the graph."""
-        self.graph.launch(self.stream)
+        try:
+            self.graph.launch(self.stream)
+        except Exception as error:
+            _raise_named("a recorded step cannot run", error)
+
+
+def _raise_named(what: str, error: Exception) -> NoReturn:
+    """Raise an error of the driver as one of the project's, and any other as it is.
+
+    cuda.core's have no public class; they begin with the driver's name for them.
+    """
+    if not str(error).startswith("CUDA_ERROR_"):
+        raise error
+    raise EngineError(f"{what} ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Return an error's first sentence, for cuda.core's explain themselves at length."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0][:200]
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

@@ -34,6 +34,7 @@ struct Control {
     float* history;            // [1 + draws + total, size]: x_T, drawn noises, noise predictions
     const float* pictures;     // [2, size]: x_0 and ε of the pictures; null without a mask
     const unsigned char* mask;  // [size]: 1 where the picture is made anew
+    volatile long long* done;  // evaluations that are made, in host memory; null if nobody asks
 };
 
 __device__ inline bool finite(float value) {
@@ -104,7 +105,10 @@ extern "C" __global__ void step(
     long long size, long long halves, long long batch) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     const long long k = control->step;
-    if (i == 0) control->next = k + 1;
+    if (i == 0) {
+        control->next = k + 1;
+        if (control->done) *control->done = k + 1;
+    }
     if (i >= size) return;
     float noise = halves == 2 ? guided(control, prediction, size, i) : from_half(prediction[i]);
     if (factors) noise *= factors[i / (size / batch)];

@@ -37,7 +37,16 @@ CONTROL = np.dtype(
     + [("rescale", np.float64), ("guidance", np.float32), ("scaling_factor", np.float32)]
     + [
         (name, np.uint64)
-        for name in ("timesteps", "input_scale", "rows", "levels", "history", "pictures", "mask")
+        for name in (
+            "timesteps",
+            "input_scale",
+            "rows",
+            "levels",
+            "history",
+            "pictures",
+            "mask",
+            "done",
+        )
     ]
 )
 
@@ -118,6 +127,7 @@ class Session:
         allocate, host = device.allocate, device.allocate_host
         self._control = allocate(CONTROL.itemsize)
         self._control_in, self._control_out = host(CONTROL.itemsize), host(CONTROL.itemsize)
+        self._done = host(np.dtype(np.int64).itemsize)
         self._latents = allocate(4 * self._size)
         self._latents_host = host(self._latents.size)
         self._vae_input = allocate(FLOAT16.itemsize * self._size)
@@ -148,10 +158,18 @@ class Session:
         self._previous: Memory | None = None
         self._keeps_previous = False
         self._forms: list[StepForm] = []
-        self._last = -1
+        # Counts begun pictures and made steps, so that it tells when latents are overwritten.
+        self._moves = 0
         self._ran_first = True
 
-    def begin(self, text: NDArray[np.generic], job: DenoisingJob, watched: bool) -> None:
+    @property
+    def done(self) -> int:
+        """How many evaluations the GPU has made of a counted job; asks nothing of it."""
+        return int(as_array(self._done, np.int64, (1,))[0])
+
+    def begin(
+        self, text: NDArray[np.generic], job: DenoisingJob, watched: bool, counted: bool
+    ) -> None:
         """Enqueue the uploads and the text encoder; nothing else may be under way.
 
         Parameters
@@ -162,13 +180,15 @@ class Session:
             Of this session's shape; its prompts are left alone.
         watched : bool
             Whether somebody may ask for the latents of steps.
+        counted : bool
+            Whether somebody may ask how many are :attr:`done`.
 
         Raises
         ------
         RequestError
             The embeddings are of more tokens than the plans were built for.
         EngineError
-            TensorRT cannot run a form of step that is new here, or cannot record it.
+            TensorRT cannot run a form of step that is new here.
         """
         self._text.stage(text)
         steps, guidance = len(job.table), job.guidance
@@ -189,11 +209,13 @@ class Session:
             self._scaling_factor,
             *self._table.addresses,
             *self._inpainting.addresses,
+            self._done.address if counted else 0,
         )
+        as_array(self._done, np.int64, (1,))[0] = 0
         self._keeps_previous = watched
         if watched and self._previous is None:
             self._previous = self._device.allocate(self._latents.size)
-        self._last = -1
+        self._moves += 1
         self._forms = step_forms(job)
         for form in dict.fromkeys(self._forms):
             if self._evaluations.prepare(form):
@@ -208,24 +230,18 @@ class Session:
             assert self._previous is not None
             self._device.copy(self._previous, self._latents, self._latents.size)
         self._evaluations.graph(self._forms[index]).launch()
-        self._last = index
-        return DeviceMoved(self, index)
+        self._moves += 1
+        return DeviceMoved(self, index, self._moves)
 
-    def _fetched(self, source: Memory, index: int) -> Latents:
-        """Wait, and return what is on the GPU since step ``index``, if no other came after it."""
-        if index != self._last:
-            raise RequestError(
-                f"the latents of step {index + 1} have been overwritten on the GPU; ask for them "
-                "in the callback of that step"
-            )
+    def latents(self) -> Latents:
+        """Wait, and return the latents where the last step left them."""
+        return self._fetched(self._latents)
+
+    def _fetched(self, source: Memory) -> Latents:
         self._device.copy(self._latents_host, source, source.size)
         self._device.synchronize()
         fetched: Latents = as_array(self._latents_host, np.float32, self._start_shape).copy()
         return fetched
-
-    def latents(self) -> Latents:
-        """Wait, and return the latents where the last step left them."""
-        return self._fetched(self._latents, self._last)
 
     def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Wait, and return pixels [images, height, width, 3] of latents, which may be any step's.
@@ -319,27 +335,36 @@ class DeviceMoved:
     """Latents around a step on the GPU; implements :class:`~bksdm.runtime.sampling.Moved`.
 
     Each waits for the GPU, and raises :class:`~bksdm.engines.errors.RequestError` once the next
-    step was enqueued.
+    step, or another picture, was enqueued. Any thread may ask.
     """
 
-    def __init__(self, session: Session, index: int) -> None:
-        self._session, self._index = session, index
+    def __init__(self, session: Session, index: int, move: int) -> None:
+        self._session, self._index, self._move = session, index, move
 
     @property
     def previous(self) -> Latents:
         """x_k, float32."""
         assert self._session._previous is not None
-        return self._session._fetched(self._session._previous, self._index)
+        return self._fetched(self._session._previous)
 
     @property
     def noise_prediction(self) -> Latents:
         """ε_k, guided, float32."""
-        return self._session._fetched(self._session._table.output(self._index), self._index)
+        return self._fetched(self._session._table.output(self._index))
 
     @property
     def latents(self) -> Latents:
         """x_{k+1}, float32."""
-        return self._session._fetched(self._session._latents, self._index)
+        return self._fetched(self._session._latents)
+
+    def _fetched(self, source: Memory) -> Latents:
+        with self._session._device.alone():
+            if self._move != self._session._moves:
+                raise RequestError(
+                    f"the latents of step {self._index + 1} have been overwritten on the GPU; ask "
+                    "for them in the callback of that step"
+                )
+            return self._session._fetched(source)
 
 
 def _require(tensors: Mapping[str, TensorSpec], name: str, dtype: type) -> None:

@@ -33,12 +33,18 @@ class DeviceTable:
         self._make_room(FIRST_CAPACITY)
 
     def _make_room(self, capacity: int) -> None:
-        self._capacity = capacity
         # However evaluations and draws share the capacity, the rows fit into its square.
         floats = 2 * capacity + (capacity + 1) ** 2 + 2 * (capacity + 1)
-        self._memory = self._device.allocate(4 * floats)
-        self._staging = self._device.allocate_host(4 * floats)
-        self.history = self._device.allocate(4 * (capacity + 1) * self._size)
+        memory = self._device.allocate(4 * floats)
+        staging = self._device.allocate_host(4 * floats)
+        history = self._device.allocate(4 * (capacity + 1) * self._size)
+        # All of it or, where there is no memory for it, none.
+        self._capacity, self._memory, self._staging, self.history = (
+            capacity,
+            memory,
+            staging,
+            history,
+        )
         self._holds: StepTable | None = None
 
     def stage(self, table: StepTable, start: Latents, noises: Latents) -> None:

@@ -1,8 +1,10 @@
-"""A bundle with plans, and a simulated GPU to run them on."""
+"""A bundle with plans, and a driver to run them on."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,8 +13,9 @@ import pytest
 from bksdm.engines.profile import Profile
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
-from bksdm.runtime.bundle import COMPONENTS, Bundle
-from bksdm.runtime.cuda.compile import compile_kernels, source_digest
+from bksdm.engines.tensorrt import BUILD_FLAGS
+from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS, Bundle
+from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.loading import open_text_encoder
@@ -24,12 +27,17 @@ from bksdm.runtime.vae_encoder import VaeEncoder
 from bksdm.storage.digest import model_digest
 from bksdm.storage.plans import Recipe, staged, write_plan, write_record
 
-from .simulated import Engine, SimulatedDevice, simulated_tensorrt
+from .driver import FakeDriver, compile_driver, has_gpu
+from .simulated import TARGET, CountingGpu, Engine, machine_code, simulated_tensorrt
 
 VERSION = "9.9.9"
-RECIPE = Recipe(
-    "tensorrt-rtx", VERSION, ("sm89",), "float16", Profile.parse("1:1:3", "64x64:64x64:96x96")
-)
+NETWORKS = (*COMPONENTS, *OPTIONAL_COMPONENTS)
+PROFILE = Profile.parse("1:1:3", "64x64:64x64:96x96")
+RECIPES = {
+    flavour: Recipe(flavour, VERSION, (TARGET,), "float16", PROFILE, BUILD_FLAGS[flavour])
+    for flavour in ("tensorrt-rtx", "tensorrt")
+}
+RECIPE = RECIPES["tensorrt-rtx"]
 
 
 @pytest.fixture(scope="session")
@@ -37,46 +45,63 @@ def built(nano_bundle_fp16, tmp_path_factory):
     """The bundle, with a folder of plans whose content is only their name."""
     folder = tmp_path_factory.mktemp("built") / "nano"
     shutil.copytree(nano_bundle_fp16, folder)
-    with staged(folder / "engines" / RECIPE.name) as beside:
-        plans = {
-            name: {
-                "model": model_digest(folder / name / "model.onnx", folder / "engines"),
-                **write_plan(beside, name, name.encode()),
+    for recipe in RECIPES.values():
+        with staged(folder / "engines" / recipe.name) as beside:
+            plans = {
+                name: {
+                    "model": model_digest(folder / name / "model.onnx", folder / "engines"),
+                    **write_plan(beside, name, name.encode()),
+                }
+                for name in NETWORKS
             }
-            for name in COMPONENTS
-        }
-        kernels = write_plan(beside, "kernels-sm89", compile_kernels("sm89"), ".cubin")
-        plans["kernels-sm89"] = {"model": source_digest(), **kernels}
-        write_record(beside, RECIPE, plans)
+            kernels = write_plan(beside, "kernels-sm89", machine_code(TARGET), ".cubin")
+            plans["kernels-sm89"] = {"model": source_digest(), **kernels}
+            write_record(beside, recipe, plans)
     return folder
 
 
 @pytest.fixture(scope="session")
-def library_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kernels")
+def library(shared):
+    """The driver of host memory; None where there is a GPU, which the tests then run on."""
+    if has_gpu():
+        return None
+    if sys.platform != "linux" or shutil.which("g++") is None:
+        pytest.skip("there is no GPU, and a driver is made of host memory by g++ on Linux only")
+    pytest.importorskip("cuda.core", reason="cuda-core is not installed")
+    return FakeDriver(shared("driver", compile_driver) / "libcuda.so.1")
 
 
 @pytest.fixture
-def device(library_folder):
-    return SimulatedDevice(library_folder)
+def driver(library):
+    """The driver of host memory, with its GPU."""
+    if library is None:
+        pytest.skip("only the driver of host memory")
+    with library:
+        yield library
+
+
+@pytest.fixture
+def device(library):
+    with library or nullcontext():
+        yield CountingGpu()
 
 
 @pytest.fixture
 def load(device, monkeypatch):
     """Open a bundle on the simulated GPU; ``change`` alters what networks return."""
 
-    def open_on_device(folder, change=None):
+    def open_on_device(folder, change=None, flavour="tensorrt-rtx"):
         bundle = Bundle.open(folder)
         engines = {
-            name.encode(): Engine(device, bundle.model(name), RECIPE.profile, name, change)
-            for name in COMPONENTS
+            name.encode(): Engine(device, bundle.model(name), PROFILE, name, change, flavour)
+            for name in NETWORKS
         }
-        module = simulated_tensorrt(device, VERSION, engines)
+        module = simulated_tensorrt(VERSION, engines, flavour)
         for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.executor"):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
         device.engines = engines
-        executor = CudaExecutor(bundle, _encode(bundle), "tensorrt-rtx", device)
-        return TextToImage(bundle, executor, _encoder(bundle))
+        executor = CudaExecutor(bundle, _encode(bundle), flavour, device)
+        return TextToImage(bundle, executor, _encoder(bundle, executor.vae_encoder))
 
     return open_on_device
 
@@ -89,7 +114,8 @@ def same_on_host(built):
     executor = HostExecutor(
         _encode(bundle), NoisePredictor(next(networks)), next(networks), bundle.scaling_factor
     )
-    return TextToImage(bundle, executor, _encoder(bundle))
+    encoder = _encoder(bundle, lambda: _called(bundle, "vae_encoder"))
+    return TextToImage(bundle, executor, encoder)
 
 
 class _Called:
@@ -101,6 +127,7 @@ class _Called:
             name: TensorSpec(engine.dtype(name), tuple(node.shape))
             for name, node in engine.inputs.items()
         }
+        self.outputs = engine.outputs
 
     def __call__(self, feeds):
         return self._run(feeds)
@@ -110,7 +137,7 @@ _on_host = partial(open_engine, "onnxruntime", threads=None, cache=None, side=8)
 
 
 def _called(bundle, name):
-    return _Called(Engine(None, bundle.model(name), RECIPE.profile, name))
+    return _Called(Engine(None, bundle.model(name), PROFILE, name))
 
 
 def _encode(bundle):
@@ -121,9 +148,7 @@ def _encode(bundle):
     )
 
 
-def _encoder(bundle):
-    side = bundle.sample_size * bundle.vae_scale
-    load = partial(open_engine, "onnxruntime", bundle.model("vae_encoder"), None, None, side)
+def _encoder(bundle, load):
     return VaeEncoder(load, bundle.scaling_factor, bundle.latent_channels)
 
 

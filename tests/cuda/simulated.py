@@ -1,21 +1,19 @@
-"""A GPU made of host memory. It is strict where CUDA is lenient.
+"""TensorRT on any CUDA driver: a network is copies, and a host function that runs its ONNX graph.
 
-- Work runs when the host waits and not before, so a missing wait shows stale data.
-- Memory starts as NaN, is fenced by bytes that must not change, and is never used again after it
-  was freed: unset, out-of-bounds and stale accesses are errors or NaN.
-- Copies and TensorRT's tensors must lie in one live allocation, tensors at multiples of 256 bytes.
+All of it can be recorded in a CUDA graph, so the tests of the loop run on a GPU as they do on the
+driver of host memory, with the same arithmetic. It is strict where TensorRT is lenient:
+
+- Tensors must lie at multiples of 256 bytes, and scratch keeps nothing.
+- Outputs are NaN until they are written.
 - A plan that was bound cannot be bound anew, since graphs may hold its first binding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import threading
+import weakref
 from collections import Counter
 from functools import cache, lru_cache
-from importlib.resources import files
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,164 +23,89 @@ import onnxruntime as ort
 from bksdm.engines.onnxruntime_session import open_session
 from bksdm.optimize.half import emulate_half
 from bksdm.optimize.preparing import Composed
+from bksdm.runtime.cuda.compile import compile_kernels
+from bksdm.runtime.cuda.device import Part, as_array
+from bksdm.runtime.cuda.gpu import Gpu
 
 ALIGNMENT = 256
-FENCE = 256
-FENCE_BYTE, UNSET_BYTE = 0xFE, 0xFF  # both are NaN in every float type
-THREADS = 256
+UNSET_BYTE = 0xFF  # NaN in every float type
+# What the bundle of the tests is built for, and the driver of host memory is.
+TARGET = "sm89"
+
+machine_code = cache(compile_kernels)
 
 
 class SimulationError(AssertionError):
-    """What would be undefined behaviour, or a wrong picture, on a GPU."""
+    """What would be undefined behaviour on a GPU."""
 
 
-class Memory:
-    """An allocation between two fences; its owner's garbage collection frees it."""
+class CountingGpu(Gpu):
+    """The GPU of the project; ``counts`` tells what was asked of it outside of recordings."""
 
-    def __init__(self, device, size, host):
-        self.size = size
-        self._device, self._host = device, host
-        room = np.full(FENCE + size + FENCE + ALIGNMENT, FENCE_BYTE, np.uint8)
-        before = -room.ctypes.data % ALIGNMENT
-        self._bytes = room[before : before + FENCE + size + FENCE]
-        self._bytes[FENCE : FENCE + size] = UNSET_BYTE
-        self.address = self._bytes.ctypes.data + FENCE
-        device.live[self.address] = size
-        device.fenced.append(self._bytes)
-
-    def __del__(self):
-        self._device.live.pop(self.address, None)
-
-    @property
-    def array(self):
-        if not self._host:
-            raise SimulationError("the host touches device memory")
-        if self.address in self._device.written_later:
-            raise SimulationError("the host reads memory that the GPU has not written yet")
-        return self._bytes[FENCE : FENCE + self.size]
-
-
-class Graph:
-    def __init__(self, device, operations):
-        self._device, self._operations = device, operations
-
-    def launch(self):
-        self._device.counts["graph launches"] += 1
-        self._device.queue += self._operations
-
-
-@cache
-def compiled_kernels(folder):
-    """Compile kernels.cu with the host's compiler."""
-    here = Path(__file__).parent
-    source = files("bksdm.runtime.cuda") / "kernels.cu"
-    library = Path(folder) / "kernels.so"
-    subprocess.run(
-        [
-            "g++",
-            "-std=c++17",
-            "-O2",
-            "-shared",
-            "-fPIC",
-            "-ffp-contract=off",
-            "-Wall",
-            "-Werror",
-            "-include",
-            str(here / "shim.h"),
-            "-x",
-            "c++",
-            str(source),
-            "-o",
-            str(library),
-        ],
-        check=True,
-    )
-    return ctypes.CDLL(str(library))
-
-
-class SimulatedDevice:
-    """Implements ``bksdm.runtime.cuda.device.Device``; ``counts`` tells what was asked of it."""
-
-    target = "sm89"
-    stream = 0x57
-
-    def __init__(self, folder):
-        self._library = compiled_kernels(str(folder))
+    def __init__(self):
+        super().__init__()
+        self._real, self.target = self.target, TARGET
         self.counts = Counter()
-        self.queue = []
-        self.live = {}
-        self.fenced = []
-        self.written_later = set()
+        self.live = weakref.WeakValueDictionary()
+        self.failed = []
         self.recording = False
-        # As the constructor of a real one does for the thread that calls it.
-        self.current = {threading.get_ident()}
 
-    def activate(self):
-        self.counts["activations"] += 1
-        self.current.add(threading.get_ident())
-
-    def allocate(self, size):
-        assert threading.get_ident() in self.current
-        self.counts["allocations"] += 1
-        return Memory(self, size, host=False)
-
-    def allocate_host(self, size):
-        self.counts["allocations"] += 1
-        return Memory(self, size, host=True)
-
-    def copy(self, target, source, size):
-        self.require(target.address, size)
-        self.require(source.address, size)
-        if getattr(target, "_host", False):
-            self.written_later.add(target.address)
-        self.enqueue("copies", lambda: ctypes.memmove(target.address, source.address, size))
-
-    def load(self, code, name):
-        assert code.startswith(b"\x7fELF"), "not a cubin"
-        function = ctypes.cast(getattr(self._library, name), ctypes.c_void_p)
-
-        def kernel(count, *arguments):
-            padded = (ctypes.c_uint64 * 8)(*arguments)
-            blocks = -(-count // THREADS)
-            run = self._library.run_kernel
-            self.enqueue("kernels", lambda: run(function, blocks, THREADS, padded))
-
-        return kernel
-
-    def enqueue(self, kind, operation):
+    def count(self, kind):
         if not self.recording:
             self.counts[kind] += 1
-        self.queue.append(operation)
+
+    def allocate(self, size):
+        return self._noted(super().allocate(size))
+
+    def allocate_host(self, size):
+        return self._noted(super().allocate_host(size))
+
+    def _noted(self, memory):
+        self.counts["allocations"] += 1
+        self.live[id(memory)] = memory
+        return memory
+
+    def copy(self, target, source, size):
+        self.count("copies")
+        super().copy(target, source, size)
+
+    def load(self, code, name):
+        kernel = super().load(code if self._real == TARGET else machine_code(self._real), name)
+
+        def counted(count, *arguments):
+            self.count("kernels")
+            kernel(count, *arguments)
+
+        return counted
 
     def record(self, work):
-        if self.recording:
-            raise SimulationError("a recording inside of a recording")
-        before, self.queue, self.recording = self.queue, [], True
-        work()
-        operations, self.queue, self.recording = self.queue, before, False
-        return Graph(self, operations)
+        self.recording = True
+        try:
+            graph = super().record(work)
+        finally:
+            self.recording = False
+
+        def launch():
+            self.counts["graph launches"] += 1
+            graph.launch()
+
+        return SimpleNamespace(launch=launch)
 
     def synchronize(self):
-        if self.recording:
-            raise SimulationError("waiting while recording")
         self.counts["synchronisations"] += 1
-        queue, self.queue = self.queue, []
-        for operation in queue:
-            operation()
-            self.check_fences()
-        self.written_later.clear()
+        super().synchronize()
+        if self.failed:
+            raise self.failed.pop()
 
-    def check_fences(self):
-        for memory in self.fenced:
-            if (memory[:FENCE] != FENCE_BYTE).any() or (memory[-FENCE:] != FENCE_BYTE).any():
-                raise SimulationError("a write out of bounds")
 
-    def require(self, address, size):
-        """Refuse memory that is not part of one live allocation."""
-        for start, length in self.live.items():
-            if start <= address and address + size <= start + length:
-                return
-        raise SimulationError(f"{size} bytes at {address:#x} are not in a live allocation")
+HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def accepted(result):
+    """Return what the driver gave, unless it is an error."""
+    error, *values = result
+    assert not int(error), error
+    return values
 
 
 class Context:
@@ -193,6 +116,8 @@ class Context:
         self._shapes, self._addresses = {}, {}
         self._scratch = None
         self._symbols = {}
+        self._staged = {}
+        self._function = HOST_FUNCTION(self._compute)
 
     def set_input_shape(self, name, shape):
         if name in self._shapes:
@@ -203,13 +128,10 @@ class Context:
         ):
             return False
         self._shapes[name] = tuple(shape)
-        self._symbols.update(
-            {
-                s: n
-                for s, n in zip(self._engine.inputs[name].shape, shape, strict=True)
-                if isinstance(s, str)
-            }
-        )
+        for axis, size in zip(self._engine.inputs[name].shape, shape, strict=True):
+            if isinstance(axis, str):
+                factor, _, symbol = axis.rpartition("*")
+                self._symbols[symbol] = size // int(factor or 1)
         return True
 
     def get_tensor_shape(self, name):
@@ -223,45 +145,62 @@ class Context:
         return tuple(size(axis) for axis in self._engine.outputs[name].shape)
 
     def set_tensor_address(self, name, address):
-        dtype = self._engine.dtype(name)
-        count = int(np.prod(self.get_tensor_shape(name))) * dtype.itemsize
-        self._engine.device.require(address, count)
         if address % ALIGNMENT:
             raise SimulationError(f"{name} lies at {address:#x}, which TensorRT does not take")
         self._addresses[name] = address
+        return self._engine.takes_addresses
 
     def set_device_memory(self, address, size):
-        self._engine.device.require(address, size)
         assert size >= self._engine.scratch
+        assert address % ALIGNMENT == 0
         self._scratch = address
 
-    def is_stream_capturable(self, stream):
-        return self._engine.recordable
-
     def execute_async_v3(self, stream):
-        engine = self._engine
-        assert stream == engine.device.stream
+        from cuda.bindings import driver
+
+        engine, gpu = self._engine, self._engine.device
+        assert stream == gpu.stream
         missing = {*engine.inputs, *engine.outputs} - set(self._addresses)
         if missing or self._scratch is None:
             raise SimulationError(f"{engine.name}: no address for {missing or 'scratch'}")
-        engine.device.enqueue("plans", self._run)
+        if engine.waits:
+            # What a plan does that allocates while it runs.
+            driver.cuStreamSynchronize(stream)
+        if not self._staged:
+            self._staged = {name: self._stage(name) for name in (*engine.inputs, *engine.outputs)}
+        for name in engine.inputs:
+            held, _ = self._staged[name]
+            Gpu.copy(gpu, held, Part(self._addresses[name], held.size), held.size)
+        pointer = ctypes.cast(self._function, ctypes.c_void_p).value
+        accepted(driver.cuLaunchHostFunc(stream, driver.CUhostFn(pointer), 0))
+        for name in engine.outputs:
+            held, _ = self._staged[name]
+            Gpu.copy(gpu, Part(self._addresses[name], held.size), held, held.size)
+        # Whoever counts on scratch keeping anything is wrong.
+        accepted(driver.cuMemsetD8Async(self._scratch, UNSET_BYTE, engine.scratch, stream))
+        gpu.count("plans")
         return True
 
-    def _view(self, name):
+    def _stage(self, name):
+        """Return page-locked memory of a tensor, and the array in it."""
         dtype, shape = self._engine.dtype(name), self.get_tensor_shape(name)
-        count = int(np.prod(shape)) * dtype.itemsize
-        self._engine.device.require(self._addresses[name], count)
-        buffer = (ctypes.c_uint8 * count).from_address(self._addresses[name])
-        return np.frombuffer(buffer, dtype).reshape(shape)
+        held = Gpu.allocate_host(self._engine.device, int(np.prod(shape)) * dtype.itemsize)
+        return held, as_array(held, dtype, shape)
 
-    def _run(self):
+    def _compute(self, _):
         engine = self._engine
-        feeds = {name: self._view(name) for name in engine.inputs}
-        engine.kernels.shapes.add(str(self._shapes).encode())
-        for name, value in engine.run(feeds).items():
-            self._view(name)[:] = value
-        # Whoever counts on scratch keeping anything is wrong.
-        ctypes.memset(self._scratch, UNSET_BYTE, engine.scratch)
+        try:
+            engine.kernels.shapes.add(str(self._shapes).encode())
+            found = engine.run({name: self._staged[name][1].copy() for name in engine.inputs})
+            for name, value in found.items():
+                self._staged[name][1][...] = value
+        except BaseException as error:  # nothing may leave a host function
+            engine.device.failed.append(error)
+
+
+class RtxContext(Context):
+    def is_stream_capturable(self, stream):
+        return self._engine.recordable
 
 
 class Kernels:
@@ -294,9 +233,11 @@ class Engine:
 
     scratch = 4096
 
-    def __init__(self, device, model, profile, name, change=None):
+    def __init__(self, device, model, profile, name, change=None, flavour="tensorrt-rtx"):
         session = rounding(model)
+        self._is_rtx = flavour == "tensorrt-rtx"
         self.device, self.name, self.recordable = device, name, True
+        self.takes_addresses, self.waits = True, False
         self.inputs = {node.name: node for node in session.get_inputs()}
         self.outputs = {node.name: node for node in session.get_outputs()}
         self._session, self._profile, self._change = session, profile, change
@@ -341,18 +282,18 @@ class Engine:
         return self.scratch
 
     def create_runtime_config(self):
-        return SimpleNamespace(
-            set_execution_context_allocation_strategy=lambda strategy: None,
-            create_runtime_cache=lambda: self.kernels,
-            set_runtime_cache=lambda kernels: None,
-        )
+        config = SimpleNamespace(set_execution_context_allocation_strategy=lambda strategy: None)
+        if self._is_rtx:
+            config.create_runtime_cache = lambda: self.kernels
+            config.set_runtime_cache = lambda kernels: None
+        return config
 
     def create_execution_context(self, config):
-        return Context(self)
+        return RtxContext(self) if self._is_rtx else Context(self)
 
 
-def simulated_tensorrt(device, version, engines):
-    """Return a module in place of ``tensorrt_rtx`` whose plans are ``engines``, by content."""
+def simulated_tensorrt(version, engines, flavour):
+    """Return a module in place of TensorRT's whose plans are ``engines``, by content."""
 
     class Logger:
         ERROR = 2
@@ -367,12 +308,14 @@ def simulated_tensorrt(device, version, engines):
         def deserialize_cuda_engine(self, content):
             return engines.get(content)
 
-    return SimpleNamespace(
+    module = SimpleNamespace(
         __version__=version,
         Logger=Logger,
         Runtime=Runtime,
         nptype=lambda kind: kind,
         TensorIOMode=SimpleNamespace(INPUT="input"),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
-        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     )
+    if flavour == "tensorrt-rtx":
+        module.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+    return module

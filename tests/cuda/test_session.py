@@ -114,6 +114,10 @@ def test_a_step_fetches_its_latents_only_when_asked(load, built, device):
         _ = steps[1].latents
     with pytest.raises(RequestError, match="step 2 have been overwritten"):
         _ = steps[1].denoised
+    # Of the same step of another picture.
+    model(**COMMON)
+    with pytest.raises(RequestError, match="step 7 have been overwritten"):
+        _ = steps[-1].denoised
 
 
 def test_equal_prompts_are_encoded_once(load, built, device, same_on_host):
@@ -178,9 +182,11 @@ def test_the_second_picture_waits_once_and_allocates_nothing(load, built, device
         device.counts.clear()
         result = model(**{**arguments, "seed": 6})
         assert device.counts["allocations"] == 0
-        assert device.counts["synchronisations"] == 1
+        # Once more for a picture to start from.
+        encoded = "image" in arguments
+        assert device.counts["synchronisations"] == 1 + encoded
         assert device.counts["graph launches"] == result.steps
-        assert device.counts["plans"] == 2
+        assert device.counts["plans"] == 2 + encoded
         assert device.counts["kernels"] == 3
 
 
@@ -203,7 +209,8 @@ def test_a_mask_an_interval_and_rescaling_take_their_memory_when_they_come(load,
     model = load(built)
     model(**COMMON)
     for arguments, allocations in (
-        (MASK, 2),  # what is known, and what it is uploaded from
+        # The encoder's input and output; what is known; and what these are copied from or to.
+        (MASK, 6),
         ({"guidance_interval": (0.0, 0.5)}, 1),  # embeddings of the conditional half
         ({"guidance_rescale": 0.7}, 2),  # moments and factors
         ({**MASK, "guidance_interval": (0.5, 1.0), "guidance_rescale": 0.3}, 0),
