@@ -114,9 +114,9 @@ def _check(backend: Any, driver: Mapping[str, Any]) -> None:
         backend.check()
     elif backend.version is None:
         raise EngineError(backend.missing)
-    if not backend.capabilities.on_device:
+    if backend.on_cpu:
         return
-    if installed_version("cuda-core") is None:
+    if backend.capabilities.on_device and installed_version("cuda-core") is None:
         raise EngineError(missing("cuda-core", backend.extra))
     if PROBLEM in driver:
         raise EngineError(driver[PROBLEM])

@@ -136,7 +136,7 @@ def load_onnxruntime() -> Any:
     Raises
     ------
     EngineError
-        It is not installed, or broken; says what to run.
+        It is not installed, broken or too old; says what to run.
     """
     packages = InstalledPackages.find()
     if packages.absent:
@@ -150,6 +150,12 @@ def load_onnxruntime() -> Any:
     except Exception as error:  # it raises whatever its libraries do
         reason = " ".join(str(error).split())
         raise EngineError(f"onnxruntime cannot be imported ({reason[:200]})") from error
+    if not hasattr(onnxruntime.OrtValue, "__dlpack__"):  # before 1.26
+        extra = "gpu" if GPU_PACKAGE in packages.versions else "cpu"
+        raise EngineError(
+            f"onnxruntime {onnxruntime.__version__} is too old; run: "
+            f"pip install --upgrade 'bksdm-runtime[{extra}]'"
+        )
     return onnxruntime
 
 

@@ -15,7 +15,7 @@ import bksdm
 from bksdm.cli import diagnosis
 from bksdm.engines.errors import EngineError
 from bksdm.engines.nvidia_driver import NO_DRIVER, DriverRecord, GpuRecord, load_driver
-from tests.engines.onnxruntime_packages import CPU, GPU, install, uninstall
+from tests.engines.onnxruntime_packages import CPU, GPU, OLD, install, uninstall
 
 # Without the site's packages but for those that are linked into a folder.
 PROGRAM = "import sys; sys.path[:0] = sys.argv[1:3]; from bksdm.cli import main; "
@@ -60,11 +60,13 @@ OF_CPU = "no CUDA provider here (installed: onnxruntime 1.32.0); run: pip uninst
 ON_GPU = NO_DRIVER if load_driver() is None else "can be used, 1.31.1"
 BOTH = "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1"
 BROKEN = "files of onnxruntime-gpu 1.31.1 are missing"
+TOO_OLD = "onnxruntime 1.25.0 is too old; run: pip install --upgrade 'bksdm-runtime[cpu]'"
 ENVIRONMENTS = {
     # Installed in this order, then uninstalled; the exit code, and what is told of both engines.
     "none": ([], [], 1, WITHOUT_CPU, WITHOUT_GPU),
     "CPU": ([CPU], [], 0, "can be used, 1.32.0", OF_CPU),
     "GPU": ([GPU], [], 0, "can be used, 1.31.1", ON_GPU),
+    "old": ([OLD], [], 1, TOO_OLD, TOO_OLD),
     "both": ([GPU, CPU], [], 0, f"note: {BOTH} are both installed", f"here (installed: {BOTH})"),
     "broken": ([CPU, GPU], [CPU], 1, BROKEN, BROKEN),
 }

@@ -19,6 +19,10 @@ def get_available_providers():
 
 def preload_dlls(cuda, cudnn):
     pass
+
+
+class OrtValue:
+    {reads}
 """
 
 
@@ -30,16 +34,19 @@ class Package:
     version: str
     providers: tuple[str, ...]
     requires: tuple[str, ...] = ()
+    reads: str = "__dlpack__ = None"
 
     @property
     def files(self):
         """By their names in the folder: two that both packages have, and one of its own."""
-        source = SOURCE.format(version=self.version, providers=list(self.providers))
+        providers = list(self.providers)
+        source = SOURCE.format(version=self.version, providers=providers, reads=self.reads)
         own = f"library-{self.version}.txt"
         return {"__init__.py": source, "binding.txt": self.name, own: self.name}
 
 
 CPU = Package("onnxruntime", "1.32.0", ("CPUExecutionProvider",))
+OLD = Package("onnxruntime", "1.25.0", ("CPUExecutionProvider",), reads="pass")
 GPU = Package(
     "onnxruntime-gpu",
     "1.31.1",
