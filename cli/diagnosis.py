@@ -7,7 +7,7 @@ import platform
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bksdm.cli.text import one_line
 from bksdm.engines.errors import EngineError
@@ -18,6 +18,9 @@ from bksdm.engines.nvidia_driver import (
     load_management,
 )
 from bksdm.engines.packages import installed_version
+
+if TYPE_CHECKING:
+    from bksdm.engines.backend import Backend
 
 PROBLEM = "problem"
 """Key of what is told in place of something that could not be found out."""
@@ -97,7 +100,7 @@ def _engines(driver: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: _engine(found, driver) for name, found in backends().items()}
 
 
-def _engine(backend: Any, driver: Mapping[str, Any]) -> dict[str, Any]:
+def _engine(backend: Backend, driver: Mapping[str, Any]) -> dict[str, Any]:
     """Return an engine's version, its problem if it has one, and what it warns of."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -106,7 +109,7 @@ def _engine(backend: Any, driver: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": backend.version, **(problem or {}), "notes": notes}
 
 
-def _check(backend: Any, driver: Mapping[str, Any]) -> None:
+def _check(backend: Backend, driver: Mapping[str, Any]) -> None:
     """Raise an error where an engine cannot be used."""
     from bksdm.engines.backend import missing
 

@@ -90,5 +90,5 @@ def _gpus(driver: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _engine(found: Mapping[str, Any]) -> list[str]:
-    usable = f"can be used, {found['version']}"
+    usable = ", ".join(filter(None, ("can be used", found["version"])))
     return [str(found.get("problem", usable)), *(f"note: {note}" for note in found["notes"])]

@@ -216,8 +216,8 @@ def cuda_libraries(*extras: str) -> dict[str, bool]:
 
 
 def left_out(provider: str) -> str:
-    """Return what to say where ONNX Runtime runs a network without a provider that it has."""
-    told = f"ONNX Runtime runs it without its {provider}"
+    """Return what to say where ONNX Runtime opens a network without a provider that it has."""
+    told = f"ONNX Runtime left out its {provider}, and would run on the CPU"
     lacking = _lacking_libraries()
     if lacking:
         return f"{told}; not installed: {', '.join(lacking)}; run: {INSTALL_GPU}"

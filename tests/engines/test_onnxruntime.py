@@ -150,7 +150,7 @@ def test_unknown_and_absent_providers_are_refused(model):
 def test_a_session_without_its_provider_is_refused(model):
     """ONNX Runtime makes one on the CPU, and says so only in a warning."""
     graph = Prepared(model.read_bytes(), model.parent)
-    with pytest.raises(EngineError, match="runs it without its CUDAExecutionProvider"):
+    with pytest.raises(EngineError, match="left out its CUDAExecutionProvider, and"):
         open_session(graph, ort.SessionOptions(), "CUDAExecutionProvider", {"use_tf32": "0"})
 
 
