@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 import shutil
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from bksdm.engines.packages import installed_version
 from bksdm.storage.processor import processor_name
 
 PACKAGES = (
@@ -79,10 +79,5 @@ def _nvidia_smi(what: str, fields: str) -> list[list[str]]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = ((name, installed_version(name)) for name in PACKAGES)
+    return {name: version for name, version in found if version is not None}

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import helper
 
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.benchmarks.work import NetworkWork, count_work
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.engines.profile import PROMPT_TOKENS
 from bksdm.engines.registry import open_engine
 from bksdm.optimize.feeds import network_feeds
@@ -71,6 +71,7 @@ def measure_peak(threads: int) -> Peak:
         [helper.make_node("MatMul", ["a", "b"], ["c"])], "probe", names[:2], names[2:]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(

@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "describe a bundle, or how a picture was made",
     "verify": "compare a bundle with diffusers, or with its checksums",
     "samplers": "list the samplers",
+    "doctor": "say which engines can be used here, and what the others lack",
     "cache": "list or remove what was stored to start faster",
     "bench": "measure speed, compare measurements and other programs",
     "calibrate": "check whether a model fits into float16",

@@ -114,9 +114,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="onnxruntime",
-        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build "
-        "--tune`), onnxruntime:cuda, onnxruntime:tensorrt, or tensorrt-rtx or "
-        "tensorrt after `bksdm build` (default: onnxruntime)",
+        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build --tune`), "
+        "onnxruntime:cuda, or tensorrt-rtx or tensorrt after `bksdm build` (default: onnxruntime)",
     )
     parser.add_argument(
         "--device",

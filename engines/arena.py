@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import onnxruntime as ort
-
 from bksdm.engines.once import once
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 
 # Let ONNX Runtime double what it takes from the system with every request that does not fit.
 DOUBLING = 0
@@ -20,6 +19,7 @@ def share_arena() -> None:
     full-size VAE decoder's first call. ONNX Runtime's own arena is one per session, and leaves up
     to 128 MiB at the end of every block unused; here it is 1 MiB.
     """
+    ort = load_onnxruntime()
     settings = {
         "arena_extend_strategy": DOUBLING,
         "initial_chunk_size_bytes": MEBIBYTE,

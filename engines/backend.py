@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from bksdm.engines.packages import installed_version
 from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor, Rules
 
@@ -46,7 +46,7 @@ class Backend:
     packages : tuple of str
         Distributions that bring it; the first that is installed counts.
     extra : str
-        Of this package, which installs it; empty where it always is.
+        Of this package, which installs it.
     rules : Rules
         Which rewritings of a graph it gains from.
     open : callable, optional
@@ -54,6 +54,9 @@ class Backend:
         run from plans.
     on_cpu : bool
         Whether it runs networks on the CPU, where ``bksdm build --tune`` measures them.
+    check : callable, optional
+        Raises an :class:`EngineError` where it cannot be used here, for another reason, too, than
+        that it is not installed; warns of what may become one.
     """
 
     capabilities: Capabilities
@@ -62,6 +65,7 @@ class Backend:
     rules: Rules
     open: Open | None = None
     on_cpu: bool = False
+    check: Callable[[], object] | None = None
 
     @property
     def name(self) -> str:
@@ -71,14 +75,14 @@ class Backend:
     @property
     def missing(self) -> str:
         """What to tell a user who has not installed it."""
-        return f"{self.name} is not installed; run: pip install 'bksdm-runtime[{self.extra}]'"
+        return missing(self.name, self.extra)
 
     @property
     def version(self) -> str | None:
         """Of its package; None where it is not installed."""
-        for package in self.packages:
-            try:
-                return version(package)
-            except PackageNotFoundError:
-                continue
-        return None
+        return next(filter(None, map(installed_version, self.packages)), None)
+
+
+def missing(name: str, extra: str) -> str:
+    """Return what to tell a user who has not installed something that an extra brings."""
+    return f"{name} is not installed; run: pip install 'bksdm-runtime[{extra}]'"

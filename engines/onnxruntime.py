@@ -1,4 +1,4 @@
-"""Run a network with ONNX Runtime on its CPU, CUDA or TensorRT execution provider."""
+"""Run a network with ONNX Runtime on its CPU or CUDA execution provider."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from bksdm.engines.arena import share_arena
 from bksdm.engines.backend import Backend, Capabilities, Open
@@ -18,23 +17,40 @@ from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.onnxruntime_session import open_session, reason_of
+from bksdm.engines.onnxruntime_package import (
+    CUDA_PROVIDER,
+    GPU_PACKAGE,
+    PACKAGES,
+    check_cuda_provider,
+    load_cuda_provider,
+    load_onnxruntime,
+)
+from bksdm.engines.onnxruntime_session import CPU_PROVIDER, open_session, reason_of
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
 from bksdm.storage.stored_graph import DATA, Prepared
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "cpu": {},
+    "cuda": {
+        # Tensor cores would round the factors of float32 products to 10 bits.
+        "use_tf32": "0",
+        # Trying every kernel takes seconds for each convolution and each size.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # No more memory than is asked for: others use the GPU, too.
+        "arena_extend_strategy": "kSameAsRequested",
+    },
 }
 RULES = {
     "cpu": Rules(
         attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
     ),
     "cuda": Rules(attention=True),
-    "tensorrt": Rules(attention=True),
 }
 DTYPES = {
     "tensor(float)": "float32",
@@ -54,7 +70,7 @@ class OnnxRuntimeEngine:
     model : Path
         ``model.onnx``; its external data lies beside it.
     provider : str
-        ``cpu``, ``cuda`` or ``tensorrt``.
+        ``cpu`` or ``cuda``.
     threads : int, optional
         Threads inside one operator; by default one per physical core.
     cache : Path, optional
@@ -69,7 +85,7 @@ class OnnxRuntimeEngine:
     Raises
     ------
     EngineError
-        The provider is not available, or the model cannot be loaded.
+        ONNX Runtime or the provider is not available, or the model cannot be loaded.
     """
 
     def __init__(
@@ -84,11 +100,7 @@ class OnnxRuntimeEngine:
     ) -> None:
         if provider not in PROVIDERS:
             raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
-        if PROVIDERS[provider] not in ort.get_available_providers():
-            raise EngineError(
-                f"provider {provider} is not in this onnxruntime; "
-                "install onnxruntime-gpu in place of onnxruntime (and an NVIDIA driver)"
-            )
+        self._ort = load_onnxruntime() if provider == "cpu" else load_cuda_provider()
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
@@ -134,7 +146,7 @@ class OnnxRuntimeEngine:
 
     def _run_on_host(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+            name: self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
             for name, array in feeds.items()
         }
         names = list(self.outputs)
@@ -154,6 +166,7 @@ def tensor_specs(nodes: list[Any]) -> Mapping[str, TensorSpec]:
 
 
 def _options(threads: int | None, profile: Path | None) -> ort.SessionOptions:
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     if profile is not None:
         options.enable_profiling = True
@@ -197,7 +210,7 @@ def _preparation(model: Path, variant: str, provider: str, made_for: MadeFor) ->
         rules=rules,
         made_for=made_for,
         optimise=_optimise,
-        version=ort.__version__,
+        version=load_onnxruntime().__version__,
     )
 
 
@@ -221,9 +234,9 @@ def _open(
         if provider == "cpu":
             _share_memory(options)
         if graph.optimised:
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        second = (PROVIDERS["cuda"],) if provider == "tensorrt" else ()
-        return open_session(graph, options, (PROVIDERS[provider], *second))
+            levels = load_onnxruntime().GraphOptimizationLevel
+            options.graph_optimization_level = levels.ORT_DISABLE_ALL
+        return open_session(graph, options, PROVIDERS[provider], SETTINGS[provider])
 
     try:
         return open_prepared(preparation, cache, open_graph)
@@ -255,24 +268,22 @@ def _opened_by(provider: str) -> Open:
     )
 
 
-PACKAGES = ("onnxruntime", "onnxruntime-gpu")
 BACKENDS = (
     Backend(
         Capabilities("onnxruntime", feature_reuse=True),
         PACKAGES,
-        "",
+        "cpu",
         RULES["cpu"],
         _opened_by("cpu"),
         on_cpu=True,
+        check=load_onnxruntime,
     ),
-    *(
-        Backend(
-            Capabilities(f"onnxruntime:{provider}"),
-            PACKAGES,
-            "",
-            RULES[provider],
-            _opened_by(provider),
-        )
-        for provider in ("cuda", "tensorrt")
+    Backend(
+        Capabilities("onnxruntime:cuda"),
+        (GPU_PACKAGE,),
+        "gpu",
+        RULES["cuda"],
+        _opened_by("cuda"),
+        check=check_cuda_provider,
     ),
 )

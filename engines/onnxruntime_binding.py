@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.engines.protocol import Array
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 
 class BoundSession:
@@ -51,7 +55,8 @@ class BoundSession:
     def _upload(self, name: str, array: Array) -> ort.OrtValue:
         buffer = self._buffers.get(name)
         if buffer is None or tuple(buffer.shape()) != array.shape:
-            buffer = ort.OrtValue.ortvalue_from_numpy(array, self._device, 0)
+            values = load_onnxruntime().OrtValue
+            buffer = values.ortvalue_from_numpy(array, self._device, 0)
             self._buffers[name] = buffer
         else:
             buffer.update_inplace(array)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-import onnxruntime as ort
-
+from bksdm.engines.errors import EngineError
+from bksdm.engines.onnxruntime_package import left_out, load_onnxruntime
 from bksdm.storage.stored_graph import Prepared
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+CPU_PROVIDER = "CPUExecutionProvider"
 # Of what ONNX Runtime logs: whatever fails is said by the error that it raises.
 FATAL = 4
 
@@ -16,21 +22,41 @@ FATAL = 4
 def open_session(
     graph: Prepared,
     options: ort.SessionOptions,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    provider: str = CPU_PROVIDER,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> ort.InferenceSession:
-    """Return a session on providers, the first before the others and none that is not named.
+    """Return a session on a provider; what that has no kernels for runs on the CPU.
 
     ONNX Runtime takes weights from one folder and what is inside of it only, links resolved: the
     graph's root, from which its files are named, so that they may lie in two folders.
+
+    Parameters
+    ----------
+    graph : Prepared
+        What to run.
+    options : SessionOptions
+        Of the session; changed here.
+    provider : str
+        By ONNX Runtime's name.
+    settings : mapping
+        Of the provider.
+
+    Raises
+    ------
+    EngineError
+        ONNX Runtime left the provider out, which it does without an error of its own.
     """
     options.log_severity_level = FATAL
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(graph.root)
     )
     # Without the fallback, with which a GPU's failure becomes a slow success on the CPU.
-    return ort.InferenceSession(
-        graph.content, options, providers=list(providers), enable_fallback=0
+    session = load_onnxruntime().InferenceSession(
+        graph.content, options, providers=[(provider, dict(settings))], enable_fallback=0
     )
+    if provider not in session.get_providers():
+        raise EngineError(left_out(provider))
+    return session
 
 
 def reason_of(error: Exception) -> str:

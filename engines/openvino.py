@@ -187,5 +187,6 @@ BACKENDS = (
             model, threads, made_for, cache, variant
         ),
         on_cpu=True,
+        check=_core,
     ),
 )

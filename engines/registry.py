@@ -19,6 +19,11 @@ from bksdm.storage.places import written_in
 DEFAULT = "onnxruntime"
 AUTO = "auto"
 """For each network the engine on the CPU that was faster when ``bksdm build --tune`` measured."""
+GONE = {
+    "onnxruntime:tensorrt": "ONNX Runtime's TensorRT provider is not supported, for it takes "
+    "TensorRT 10; use tensorrt or tensorrt-rtx with what `bksdm build` makes, or onnxruntime:cuda",
+}
+"""What to say to who asks for an engine that there was."""
 
 
 @cache
@@ -40,6 +45,8 @@ def backend(name: object) -> Backend:
     EngineError
         The name is unknown.
     """
+    if isinstance(name, str) and name in GONE:
+        raise EngineError(GONE[name])
     if not isinstance(name, str) or name not in backends():
         raise EngineError(f"unknown engine {name!r:.60}; known: {', '.join((*backends(), AUTO))}")
     return backends()[name]

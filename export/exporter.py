@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.engines.errors import BundleError, ExportError
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.library_errors import library_errors
@@ -80,6 +81,8 @@ def export(
         The type is unknown, the source is not supported, the bundle exists or cannot be written, a
         LoRA is not one or does not fit the source, all before the first network is traced; or a
         network misses parity, and that message ends with the table.
+    EngineError
+        ONNX Runtime, which networks are checked with, is not installed.
     """
     bundle = Path(bundle)
     report = progress or (lambda line: None)
@@ -87,6 +90,8 @@ def export(
         raise ExportError(f"dtype {dtype!r} is not supported; choose {' or '.join(PRECISIONS)}")
     refuse_existing(bundle)
     read = [read_lora(path, scale) for path, scale in loras]
+    # Whatever is exported is compared in it; that it is missing is better known before.
+    load_onnxruntime()
     with prepared(
         source, parts, revision, safety_checker, variant, token, report, bundle.parent
     ) as checkpoint:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.engines.onnxruntime_session import open_session
 from bksdm.export.graph import cast_inputs
 from bksdm.export.networks import Case, Network
@@ -161,9 +162,7 @@ def format_table(rows: Sequence[ComponentParity]) -> str:
 
 
 def _session(graph: Path, precision: Precision) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
+    options = load_onnxruntime().SessionOptions()
     # A few small runs do not repay a second, repacked copy of the weights, nor a pool that keeps
     # its peak: full-size Small must pass in 5 GB.
     options.add_session_config_entry("session.disable_prepacking", "1")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bksdm.engines.errors import SamplerError
+from bksdm.engines.registry import DEFAULT, version_of
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.runtime.generation_config import INPUTS, GenerationConfig
@@ -123,7 +124,7 @@ def render(cells: Sequence[Cell]) -> str:
         "",
         "Written by `bksdm verify --all`; no number here was typed. Each is the largest difference",
         "of any pixel and channel, in levels of 255, between our picture and that of diffusers",
-        f"{version('diffusers')} (torch {torch.__version__}, onnxruntime {version('onnxruntime')}, "
+        f"{version('diffusers')} (torch {torch.__version__}, onnxruntime {version_of(DEFAULT)}, "
         "float32, on the CPU),",
         f"from the same checkpoint and seed, with guidance; strength {STRENGTH} where a picture is "
         "started from. In parentheses the same with torch's values in place of our noise, which "

@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.optimize.writer import Writer
 
 DOMAIN = "com.microsoft.nchwc"
@@ -24,6 +24,7 @@ DOMAIN = "com.microsoft.nchwc"
 @functools.cache
 def block_size() -> int:
     """Return the channels per block on this processor; 0 if it does not use the layout."""
+    ort = load_onnxruntime()
     shape = (1, 16, 1, 2)
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
     reorder = helper.make_node("ReorderInput", ["x"], ["y"], domain=DOMAIN)

@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import tensor_specs
+from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.engines.protocol import Array
 from bksdm.engines.tensorrt import has_attention_kernel
@@ -21,6 +22,9 @@ from bksdm.optimize.attention import decompose_attention, fuse_attention
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.half import MOVES, emulate_half, tensor_types
 from bksdm.optimize.preparing import Composed
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _RANGES = "ranges"
 
@@ -128,6 +132,7 @@ def open_graph(proto: onnx.ModelProto, model: Path) -> ort.InferenceSession:
     EngineError
         It cannot be loaded; its weights may be damaged.
     """
+    ort = load_onnxruntime()
     options = ort.SessionOptions()
     options.enable_cpu_mem_arena = False
     # What watches a tensor runs right after it. In the default order it runs at the very end, with

@@ -20,6 +20,7 @@ UNET_BYTES, UNET_BYTES_PER_CHANNEL = 8200, 90
 # exported, and where its end runs in row tiles.
 DECODER_MAPS, DECODER_MAPS_IN_TILES = 5.4, 2
 FLOAT_BYTES = 4
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def needed_bytes(
@@ -54,24 +55,43 @@ def needed_bytes(
 
 def free_bytes() -> int | None:
     """Return the memory that a process can take without others being moved out; None if unknown."""
-    free: list[int] = []
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                free.append(int(line.split()[1]) * 1024)
-    except OSError:
+        free = [_meminfo()["MemAvailable"]]
+    except (OSError, KeyError):
         return None
     # A container's own limit; files that were read count as used, but can be dropped.
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-        fields = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        limit = (CONTROL_GROUP / "memory.max").read_text().strip()
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        fields = dict(line.split() for line in lines)
         if limit != "max":
             free.append(int(limit) - used + int(fields["inactive_file"]))
     except (OSError, ValueError, KeyError):
         pass
-    return min(free, default=None)
+    return min(free)
+
+
+def total_bytes() -> int | None:
+    """Return the memory of the machine, or of the container if that may use less of it.
+
+    None where it is unknown.
+    """
+    try:
+        total = _meminfo()["MemTotal"]
+    except (OSError, KeyError):
+        return None
+    try:
+        limit = (CONTROL_GROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
+
+
+def _meminfo() -> dict[str, int]:
+    """Return Linux's figures about memory, in bytes."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {name.rstrip(":"): int(size) * 1024 for name, size, *_ in lines}
 
 
 def require_memory(

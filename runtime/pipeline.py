@@ -122,9 +122,8 @@ class TextToImage(DiffusersNames):
             the package.
         engine : str
             ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
-            network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda`` or
-            ``onnxruntime:tensorrt``, and ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has
-            made engines.
+            network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda``, and
+            ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has made engines.
         threads : int, optional
             CPU threads, up to 1024; by default one per physical core.
         engine_cache : str or Path, optional

@@ -7,6 +7,13 @@ import functools
 import platform
 from pathlib import Path
 
+EXTENSIONS = (
+    *("avx", "f16c", "fma", "avx2", "avx_vnni"),
+    *("avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16"),
+    *("asimd", "fphp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+"""Names that Linux gives them, of x86 and of ARM."""
+
 
 def processor_name() -> str:
     """Return the processor's name."""
@@ -17,6 +24,12 @@ def vector_extensions() -> str:
     """Return the processor's vector extensions, which decide the layout of weights."""
     found = _from_cpuinfo(("flags", "Features"))
     return found or f"{platform.machine()} {platform.processor()}"
+
+
+def known_extensions() -> list[str]:
+    """Return those of the vector extensions that kernels are written for, in their order here."""
+    found = set(vector_extensions().split())
+    return [name for name in EXTENSIONS if name in found]
 
 
 @functools.cache

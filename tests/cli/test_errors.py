@@ -92,7 +92,8 @@ REFUSED = [
     (["--fast", "4"], "--fast must be a whole number from 0 to 3, not 4"),
     (["--engine", "abacus"], "unknown engine 'abacus'; known: onnxruntime"),
     (["--engine", ""], "unknown engine ''"),
-    (["--engine", "onnxruntime:cuda"], "onnxruntime-gpu"),
+    (["--engine", "onnxruntime:cuda"], "pip install 'bksdm-runtime[gpu]'"),
+    (["--engine", "onnxruntime:tensorrt"], "use tensorrt or tensorrt-rtx"),
     (["--threads", "0"], "--threads: must be a whole number from 1 to 1024, not 0"),
     (["--threads", "-1"], "--threads: must be a whole number from 1 to 1024, not -1"),
     (["--threads", "9999999"], "--threads: must be a whole number from 1 to 1024"),
@@ -355,7 +356,8 @@ PATH_ARGUMENTS = [
 
 
 def test_every_command_that_takes_paths_is_known():
-    assert {words[0] for words, *_ in PATH_ARGUMENTS} == set(COMMANDS) - {"samplers"}
+    pathless = {"doctor", "samplers"}
+    assert {words[0] for words, *_ in PATH_ARGUMENTS} == set(COMMANDS) - pathless
 
 
 @pytest.mark.parametrize(("words", "option", "metavar", "positional"), PATH_ARGUMENTS)

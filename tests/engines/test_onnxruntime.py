@@ -11,8 +11,9 @@ from onnx import TensorProto, helper, numpy_helper
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
 from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.onnxruntime_session import reason_of
+from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.optimize.attention import decompose_attention, fuse_attention
+from bksdm.storage.stored_graph import Prepared
 
 
 def attention_model(heads=2, width=8, dynamic=False, **settings):
@@ -139,10 +140,18 @@ def test_feeds_that_do_not_fit_are_refused(model, feeds, named):
 
 
 def test_unknown_and_absent_providers_are_refused(model):
-    with pytest.raises(EngineError, match="cpu, cuda, tensorrt"):
+    with pytest.raises(EngineError, match=r"known: cpu, cuda$"):
         OnnxRuntimeEngine(model, "abacus")
-    with pytest.raises(EngineError, match="onnxruntime-gpu"):
+    with pytest.raises(EngineError, match=r"no CUDA provider here .*bksdm-runtime\[gpu\]"):
         OnnxRuntimeEngine(model, "cuda")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
+def test_a_session_without_its_provider_is_refused(model):
+    """ONNX Runtime makes one on the CPU, and says so only in a warning."""
+    graph = Prepared(model.read_bytes(), model.parent)
+    with pytest.raises(EngineError, match="left out its CUDAExecutionProvider, and"):
+        open_session(graph, ort.SessionOptions(), "CUDAExecutionProvider", {"use_tf32": "0"})
 
 
 def test_a_damaged_file_is_named(tmp_path):

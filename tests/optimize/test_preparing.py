@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -263,7 +264,7 @@ def test_onnx_runtime_that_cannot_write_is_no_end(model, cache, monkeypatch):
 
 
 def _into_nowhere():
-    options = backend.ort.SessionOptions()
+    options = ort.SessionOptions()
     options.optimized_model_filepath = "/nowhere/model.onnx"
     return options
 

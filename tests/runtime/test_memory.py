@@ -12,7 +12,7 @@ from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
 from bksdm.runtime import memory
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.memory import free_bytes, needed_bytes, require_memory
+from bksdm.runtime.memory import free_bytes, needed_bytes, require_memory, total_bytes
 
 PROGRAM = """
 import sys
@@ -59,9 +59,10 @@ def test_too_much_is_refused_with_both_figures(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_free_memory_is_what_can_be_taken():
-    free = free_bytes()
+    free, usable = free_bytes(), total_bytes()
     assert free is not None
+    assert usable is not None
     pages = resource.getpagesize()
     with open("/proc/meminfo") as lines:
         total = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal"))
-    assert pages < free <= total
+    assert pages < free <= usable <= total
