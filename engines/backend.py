@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bksdm.engines.device import DeviceNetwork
 from bksdm.engines.packages import installed_version
 from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor, Rules
 
+OpenOnDevice = Callable[["Path", int, int, "Path | None"], DeviceNetwork]
 Open = Callable[["Path", "int | None", "Path | None", "MadeFor", str], Engine]
 
 
@@ -26,7 +28,7 @@ class Capabilities:
     attention_mask : bool
         Whether a text encoder can be told which tokens are padding.
     on_device : bool
-        Whether the whole loop runs on a GPU, from plans that ``bksdm build`` made.
+        Whether the whole loop runs on a GPU.
     """
 
     name: str
@@ -50,8 +52,11 @@ class Backend:
     rules : Rules
         Which rewritings of a graph it gains from.
     open : callable, optional
-        Loads one network: ``open(model, threads, cache, made_for, variant)``. None where networks
-        run from plans.
+        Loads one network: ``open(model, threads, cache, made_for, variant)``. None where the loop
+        is on a GPU.
+    open_on_device : callable, optional
+        Loads one network for that loop: ``open_on_device(model, stream, gpu, cache)``. None where
+        it runs plans, which ``bksdm build`` makes.
     on_cpu : bool
         Whether it runs networks on the CPU, where ``bksdm build --tune`` measures them.
     check : callable, optional
@@ -64,6 +69,7 @@ class Backend:
     extra: str
     rules: Rules
     open: Open | None = None
+    open_on_device: OpenOnDevice | None = None
     on_cpu: bool = False
     check: Callable[[], object] | None = None
 
@@ -71,6 +77,11 @@ class Backend:
     def name(self) -> str:
         """The name that users ask for."""
         return self.capabilities.name
+
+    @property
+    def runs_plans(self) -> bool:
+        """Whether it runs what ``bksdm build`` made for one GPU, not graphs."""
+        return self.open is None and self.open_on_device is None
 
     @property
     def missing(self) -> str:

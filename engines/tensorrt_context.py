@@ -10,18 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from bksdm.engines.device import Binding
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt import load_module
 from bksdm.storage.files import read_regular, write_file
-
-
-@dataclass(frozen=True)
-class Binding:
-    """Where a tensor lies in device memory, and its shape."""
-
-    address: int
-    shape: tuple[int, ...]
 
 
 class LoadedPlan:

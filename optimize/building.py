@@ -83,7 +83,7 @@ def build_bundle(
         The bundle is not float16, the engine is not built, or a network cannot be.
     """
     bundle = Bundle.of(path)
-    if not backend(engine).capabilities.on_device:
+    if not backend(engine).runs_plans:
         raise EngineError(f"{engine} needs no building; tuning makes it faster")
     models = {name: bundle.model(name) for name in bundle.components}
     # The weights may be float16 where the graph computes in float32.

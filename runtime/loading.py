@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.protocol import Engine
-from bksdm.engines.registry import DEFAULT, capabilities, chosen_engine, open_engine
+from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
 from bksdm.engines.variants import DEEP, SHALLOW, skipping
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.executor import Executor
@@ -94,10 +94,19 @@ def load_networks(
             "engine onnxruntime"
         )
     if able.on_device:
+        from bksdm.runtime.cuda.built_plans import BuiltPlans
         from bksdm.runtime.cuda.executor import CudaExecutor
         from bksdm.runtime.cuda.gpu import Gpu
+        from bksdm.runtime.cuda.networks import Networks as CudaNetworks
+        from bksdm.runtime.cuda.opened_networks import OpenedNetworks
 
-        cuda = CudaExecutor(bundle, encode, engine, Gpu(gpu))
+        device, opener = Gpu(gpu), backend(engine).open_on_device
+        networks: CudaNetworks
+        if opener is None:
+            networks = BuiltPlans(bundle, engine, device)
+        else:
+            networks = OpenedNetworks(bundle, opener, device, gpu, cache)
+        cuda = CudaExecutor(bundle, encode, networks, device)
         encoder = VaeEncoder(cuda.vae_encoder, bundle.scaling_factor, bundle.latent_channels)
         return Networks(cuda, encoder, checker)
     _validate_text_inputs(bundle, tokenizer, encode.load(0))

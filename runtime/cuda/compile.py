@@ -1,11 +1,19 @@
-"""Compile the CUDA kernels; needs NVRTC but no GPU, and happens when engines are built."""
+"""Compile the CUDA kernels; needs NVRTC but no GPU.
+
+It happens when plans are built, or when an engine that needs none is first used on a GPU.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from importlib.resources import files
+from pathlib import Path
 
 from bksdm.engines.errors import EngineError
+from bksdm.storage.files import read_regular, write_file
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def source() -> str:
@@ -39,3 +47,25 @@ def compile_kernels(target: str) -> bytes:
         reason = str(error).strip().splitlines()[0]
         raise EngineError(f"kernels cannot be compiled for {target} ({reason[:200]})") from error
     return bytes(code)
+
+
+def stored_kernels(target: str, folder: Path) -> bytes:
+    """Return the machine code that lies in a folder; what is missing or damaged is made anew.
+
+    Raises
+    ------
+    EngineError
+        As :func:`compile_kernels`.
+    """
+    file = folder / f"kernels-{target}-{source_digest()[:12]}.cubin"
+    with contextlib.suppress(OSError):
+        content = read_regular(file)
+        digest, code = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(code).digest() == digest:
+            return code
+    code = compile_kernels(target)
+    # A read-only or full disk costs only the faster next start.
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(file, hashlib.sha256(code).digest() + code)
+    return code

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bksdm.engines.device import Binding, BoundNetwork, DeviceNetwork
 from bksdm.engines.errors import EngineError
-from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, Part
 from bksdm.runtime.job import DenoisingJob
 from bksdm.storage.precision import FLOAT16
@@ -52,7 +52,7 @@ class Evaluations:
     ----------
     device : Device
         The GPU.
-    plan : LoadedPlan
+    plan : DeviceNetwork
         The UNet.
     kernel : callable
         From a kernel's name to the kernel.
@@ -68,7 +68,7 @@ class Evaluations:
     def __init__(
         self,
         device: Device,
-        plan: LoadedPlan,
+        plan: DeviceNetwork,
         kernel: Callable[[str], Kernel],
         scratch: int,
         control: int,
@@ -159,7 +159,7 @@ class Evaluations:
             source = Part(self._embeddings.address + size, size)
             self._device.copy(self._conditional, source, size)
 
-    def _bind(self, rows: int, embeddings: int) -> BoundPlan:
+    def _bind(self, rows: int, embeddings: int) -> BoundNetwork:
         shape = (rows, *self._latents.shape[1:])
         return self._plan.bind(
             {

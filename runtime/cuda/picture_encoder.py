@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bksdm.engines.device import Binding, BoundNetwork, DeviceNetwork
 from bksdm.engines.protocol import Array, validate_feeds
-from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, HostMemory, Memory, as_array
 from bksdm.storage.graph_file import GraphFile
 
@@ -40,7 +40,7 @@ class _Sized:
 
     source: _Place
     target: _Place
-    bound: BoundPlan
+    bound: BoundNetwork
 
 
 class DeviceVaeEncoder:
@@ -64,7 +64,7 @@ class DeviceVaeEncoder:
         self,
         device: Device,
         graph: GraphFile,
-        load: Callable[[int, int], tuple[LoadedPlan, Memory]],
+        load: Callable[[int, int], tuple[DeviceNetwork, Memory]],
         vae_scale: int,
     ) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
@@ -101,7 +101,7 @@ class DeviceVaeEncoder:
 
     def _size(
         self,
-        plan: LoadedPlan,
+        plan: DeviceNetwork,
         scratch: Memory,
         source: str,
         target: str,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.device import Binding, DeviceNetwork
 from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.engines.protocol import TensorSpec
-from bksdm.engines.tensorrt_context import Binding, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Kernel, Memory, as_array
 from bksdm.runtime.cuda.evaluation import Evaluations, StepForm, step_forms
 from bksdm.runtime.cuda.inpainting import DeviceInpainting
@@ -97,7 +97,7 @@ class Session:
     def __init__(
         self,
         device: Device,
-        plans: Mapping[str, LoadedPlan],
+        plans: Mapping[str, DeviceNetwork],
         kernel: Callable[[str], Kernel],
         scratch: Memory,
         shape: Shape,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.device import Binding, BoundNetwork, DeviceNetwork
 from bksdm.engines.errors import RequestError
-from bksdm.engines.tensorrt_context import Binding, BoundPlan, LoadedPlan
 from bksdm.runtime.cuda.device import Device, Memory, Part, as_array
 from bksdm.storage.precision import FLOAT16
 
@@ -18,7 +18,7 @@ class DeviceText:
     ----------
     device : Device
         The GPU.
-    plan : LoadedPlan
+    plan : DeviceNetwork
         The text encoder.
     scratch : int
         Address of the plan's scratch.
@@ -34,7 +34,7 @@ class DeviceText:
     """
 
     def __init__(
-        self, device: Device, plan: LoadedPlan, scratch: int, rows: int, images: int
+        self, device: Device, plan: DeviceNetwork, scratch: int, rows: int, images: int
     ) -> None:
         self._device, self._plan, self._scratch = device, plan, scratch
         tokens, width = (int(n) for n in plan.tensors["last_hidden_state"].shape[1:])
@@ -108,7 +108,7 @@ class DeviceText:
                 size,
             )
 
-    def _bind(self, rows: int, target: Memory) -> BoundPlan:
+    def _bind(self, rows: int, target: Memory) -> BoundNetwork:
         return self._plan.bind(
             {
                 "input_ids": Binding(self._ids.address, (rows, self._ids_shape[1])),

@@ -15,6 +15,7 @@ from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
 from bksdm.engines.tensorrt import BUILD_FLAGS
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS, Bundle
+from bksdm.runtime.cuda.built_plans import BuiltPlans
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
@@ -97,10 +98,12 @@ def load(device, monkeypatch):
             for name in NETWORKS
         }
         module = simulated_tensorrt(VERSION, engines, flavour)
-        for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.executor"):
+        for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.built_plans"):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
         device.engines = engines
-        executor = CudaExecutor(bundle, _encode(bundle), flavour, device)
+        executor = CudaExecutor(
+            bundle, _encode(bundle), BuiltPlans(bundle, flavour, device), device
+        )
         return TextToImage(bundle, executor, _encoder(bundle, executor.vae_encoder))
 
     return open_on_device

@@ -39,6 +39,7 @@ enum Result {
     NOT_SUPPORTED = 801,
     STREAM_CAPTURE_UNSUPPORTED = 900,
     STREAM_CAPTURE_INVALIDATED = 901,
+    STREAM_CAPTURE_UNJOINED = 904,
 };
 
 static const std::map<int, const char*> NAMES = {
@@ -57,6 +58,7 @@ static const std::map<int, const char*> NAMES = {
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
     {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
     {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
+    {STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"},
 };
 
 // The state that all threads share, but for their current contexts.
@@ -180,6 +182,7 @@ struct Shared {
 struct Graph {
     std::vector<Work> work;
     std::vector<Shared*> shared;
+    std::vector<struct Stream*> joined;
     int owners = 1;  // itself, and every executable one made of it
 
     void release() {
@@ -193,8 +196,18 @@ struct Stream {
     Context* context;
     std::deque<Work> queue;
     std::mutex running;
+    uint64_t enqueued = 0, begun = 0;
     Graph* recording = nullptr;
     bool invalid = false;
+    // Whether another stream's recording holds its work, and whether that does not wait for it yet.
+    bool joined = false, unjoined = false;
+};
+
+// Follows what was enqueued in a stream when it was recorded there.
+struct Event {
+    Stream* stream = nullptr;
+    Graph* graph = nullptr;
+    uint64_t mark = 0;  // works that were enqueued before
 };
 
 static Stream* of(void* stream) {
@@ -209,10 +222,13 @@ static Result put(Stream* stream, const Work& work) {
         if (stream->recording) stream->invalid = true;
         return refused;
     }
-    if (stream->recording)
+    if (stream->recording) {
         stream->recording->work.push_back(work);
-    else
+        stream->unjoined = stream->joined;
+    } else {
         stream->queue.push_back(work);
+        ++stream->enqueued;
+    }
     return SUCCESS;
 }
 
@@ -222,16 +238,22 @@ static bool refuses(Stream* stream) {
     return stream->recording;
 }
 
-static Result wait(Stream* stream) {
+// Runs what was enqueued in a stream, or the first so many works of it.
+static Result wait(Stream* stream, uint64_t mark = UINT64_MAX) {
+    {
+        ALONE;
+        if (stream->begun >= mark) return SUCCESS;
+    }
     std::lock_guard<std::mutex> one_at_a_time(stream->running);
     Result first = SUCCESS;
     for (;;) {
         Work work;
         {
             ALONE;
-            if (stream->queue.empty()) return first;
+            if (stream->queue.empty() || stream->begun >= mark) return first;
             work = stream->queue.front();
             stream->queue.pop_front();
+            ++stream->begun;
             if (!work.calls_host) {
                 Result found = work.run();
                 if (!found && !fences_are_whole()) found = ILLEGAL_ADDRESS;
@@ -392,10 +414,50 @@ Result cuStreamEndCapture(void* stream, void** graph) {
     ALONE;
     Stream* found = of(stream);
     if (!found->recording) return ILLEGAL_STATE;
-    *graph = found->invalid ? nullptr : found->recording;
-    if (found->invalid) found->recording->release();
+    bool unjoined = false;
+    for (Stream* other : found->recording->joined) {
+        found->invalid |= other->invalid;
+        unjoined |= other->unjoined;
+        other->recording = nullptr;
+        other->joined = other->unjoined = other->invalid = false;
+    }
+    const bool lost = found->invalid || unjoined;
+    *graph = lost ? nullptr : found->recording;
+    if (lost) found->recording->release();
     found->recording = nullptr;
-    return found->invalid ? STREAM_CAPTURE_INVALIDATED : SUCCESS;
+    if (found->invalid) return STREAM_CAPTURE_INVALIDATED;
+    return unjoined ? STREAM_CAPTURE_UNJOINED : SUCCESS;
+}
+Result cuEventCreate(void** event, unsigned) {
+    NEEDS_CONTEXT;
+    return *event = new Event, SUCCESS;
+}
+Result cuEventDestroy(void* event) { return delete (Event*)event, SUCCESS; }
+Result cuEventRecord(void* event, void* stream) {
+    ALONE;
+    NEEDS_CONTEXT;
+    Stream* found = of(stream);
+    return *(Event*)event = {found, found->recording, found->enqueued}, SUCCESS;
+}
+Result cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    ALONE;
+    NEEDS_CONTEXT;
+    Stream* later = of(stream);
+    const Event found = *(Event*)event;
+    if (!found.stream || found.stream == later) return SUCCESS;
+    if (later->recording != found.graph) {
+        // One that is not recorded joins the recording; a recorded one waits for nothing outside.
+        if (later->recording) {
+            later->invalid = true;
+            return STREAM_CAPTURE_UNSUPPORTED;
+        }
+        later->recording = found.graph;
+        later->joined = true;
+        found.graph->joined.push_back(later);
+        return SUCCESS;
+    }
+    if (found.graph) return found.stream->unjoined = false, SUCCESS;
+    return put(later, {[] { return SUCCESS; }, [=] { return wait(found.stream, found.mark); }, true});
 }
 Result cuStreamIsCapturing(void* stream, int* status) {
     ALONE;
