@@ -62,8 +62,8 @@ def measure_rewrite(
         model, cache = bundle.model(name), bundle.path / "engines"
         made_for = MadeFor(bundle.sample_size)
         engines = {
-            "plain": OnnxRuntimeEngine(model, "cpu", threads, None, PLAIN),
-            "rewritten": OnnxRuntimeEngine(model, "cpu", threads, cache, made_for),
+            "plain": OnnxRuntimeEngine(model, threads, None, PLAIN),
+            "rewritten": OnnxRuntimeEngine(model, threads, cache, made_for),
         }
         feeds = network_feeds(engines["plain"].inputs, sizes)
         seconds: dict[str, list[float]] = {kind: [] for kind in engines}
@@ -101,9 +101,7 @@ def _operators(
 ) -> dict[str, dict[str, float]]:
     """Return the entries of :func:`measure_rewrite` for operators, from the second of two runs."""
     with tempfile.TemporaryDirectory() as folder:
-        engine = OnnxRuntimeEngine(
-            model, "cpu", threads, cache, made_for, profile=Path(folder) / "run"
-        )
+        engine = OnnxRuntimeEngine(model, threads, cache, made_for, profile=Path(folder) / "run")
         engine(feeds)
         engine(feeds)
         events = json.loads(engine.end_profiling().read_text(encoding="utf-8"))

@@ -83,7 +83,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
     from bksdm.cli.extras import require
-    from bksdm.engines.registry import capabilities
+    from bksdm.engines.registry import backend
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.places import ENGINES, engines_folder
     from bksdm.storage.plans import list_built, remove_built
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
             return _tune(bundle, options.engine, options.threads)
     if options.threads is not None:
         raise EngineError("--threads needs --tune")
-    if options.engine is not None and not capabilities(options.engine).on_device:
+    if options.engine is not None and not backend(options.engine).runs_plans:
         for name in ("target", "device", "batch", "size"):
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for plans; {options.engine} runs every size")

@@ -115,7 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="onnxruntime",
         help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build --tune`), "
-        "onnxruntime:cuda, or tensorrt-rtx or tensorrt after `bksdm build` (default: onnxruntime)",
+        "onnxruntime-cuda, or tensorrt-rtx or tensorrt after `bksdm build` (default: onnxruntime)",
     )
     parser.add_argument(
         "--device",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bksdm.engines.device import DeviceNetwork
 from bksdm.engines.packages import installed_version
 from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor, Rules
+
+if TYPE_CHECKING:
+    from bksdm.engines.preparing import Preparation
 
 OpenOnDevice = Callable[["Path", int, int, "Path | None"], DeviceNetwork]
 Open = Callable[["Path", "int | None", "Path | None", "MadeFor", str], Engine]
@@ -57,6 +61,9 @@ class Backend:
     open_on_device : callable, optional
         Loads one network for that loop: ``open_on_device(model, stream, gpu, cache)``. None where
         it runs plans, which ``bksdm build`` makes.
+    graph : callable, optional
+        From ``model.onnx`` to the :class:`~bksdm.engines.preparing.Preparation` of an engine that
+        opens networks on a GPU, which may be made without one.
     on_cpu : bool
         Whether it runs networks on the CPU, where ``bksdm build --tune`` measures them.
     check : callable, optional
@@ -70,6 +77,7 @@ class Backend:
     rules: Rules
     open: Open | None = None
     open_on_device: OpenOnDevice | None = None
+    graph: Callable[[Path], Preparation] | None = None
     on_cpu: bool = False
     check: Callable[[], object] | None = None
 

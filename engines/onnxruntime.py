@@ -1,4 +1,4 @@
-"""Run a network with ONNX Runtime on its CPU or CUDA execution provider."""
+"""Run a network with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -12,20 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bksdm.engines.arena import share_arena
-from bksdm.engines.backend import Backend, Capabilities, Open
+from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
-from bksdm.engines.onnxruntime_binding import BoundSession
-from bksdm.engines.onnxruntime_package import (
-    CUDA_PROVIDER,
-    GPU_PACKAGE,
-    PACKAGES,
-    check_cuda_provider,
-    load_cuda_provider,
-    load_onnxruntime,
-)
-from bksdm.engines.onnxruntime_session import CPU_PROVIDER, open_session, reason_of
+from bksdm.engines.onnxruntime_package import PACKAGES, load_onnxruntime
+from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
@@ -34,24 +26,7 @@ from bksdm.storage.stored_graph import DATA, Prepared
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-PROVIDERS = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
-SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "cpu": {},
-    "cuda": {
-        # Tensor cores would round the factors of float32 products to 10 bits.
-        "use_tf32": "0",
-        # Trying every kernel takes seconds for each convolution and each size.
-        "cudnn_conv_algo_search": "HEURISTIC",
-        # No more memory than is asked for: others use the GPU, too.
-        "arena_extend_strategy": "kSameAsRequested",
-    },
-}
-RULES = {
-    "cpu": Rules(
-        attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel()
-    ),
-    "cuda": Rules(attention=True),
-}
+RULES = Rules(attention=True, feed_forward=True, blocks=True, group_norm=True, winograd=CostModel())
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -69,14 +44,12 @@ class OnnxRuntimeEngine:
     ----------
     model : Path
         ``model.onnx``; its external data lies beside it.
-    provider : str
-        ``cpu`` or ``cuda``.
     threads : int, optional
         Threads inside one operator; by default one per physical core.
     cache : Path, optional
-        Folder for the rewritten graph, on the CPU also optimised, so that later starts skip both.
+        Folder for the rewritten and optimised graph, so that later starts skip both.
     made_for : MadeFor
-        What the CPU's graph is made fastest for.
+        What the graph is made fastest for.
     profile : Path, optional
         Where the names of ONNX Runtime's profiles begin; :meth:`end_profiling` writes one.
     variant : str
@@ -85,27 +58,32 @@ class OnnxRuntimeEngine:
     Raises
     ------
     EngineError
-        ONNX Runtime or the provider is not available, or the model cannot be loaded.
+        ONNX Runtime is not available, or the model cannot be loaded.
     """
 
     def __init__(
         self,
         model: Path,
-        provider: str = "cpu",
         threads: int | None = None,
         cache: Path | None = None,
         made_for: MadeFor = USUAL,
         profile: Path | None = None,
         variant: str = "",
     ) -> None:
-        if provider not in PROVIDERS:
-            raise EngineError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
-        self._ort = load_onnxruntime() if provider == "cpu" else load_cuda_provider()
+        self._ort = load_onnxruntime()
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
-        preparation = _preparation(model, variant, provider, made_for)
-        self._session = _open(preparation, provider, cache, threads, profile)
+        preparation = Preparation(
+            backend="onnxruntime",
+            model=model,
+            variant=variant,
+            rules=RULES,
+            made_for=made_for,
+            optimise=_optimise,
+            version=self._ort.__version__,
+        )
+        self._session = _open(preparation, cache, threads, profile)
         # A graph in row tiles says how many rows it needs at least, and takes one image.
         needed = self._session.get_modelmeta().custom_metadata_map.get(LEAST_ROWS, "0")
         self._least_rows = int(needed)
@@ -113,7 +91,6 @@ class OnnxRuntimeEngine:
             functools.partial(
                 OnnxRuntimeEngine,
                 model,
-                provider,
                 threads,
                 cache,
                 made_for=replace(made_for, side=1),
@@ -122,10 +99,9 @@ class OnnxRuntimeEngine:
         )
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
-        self._run = self._run_on_host if provider == "cpu" else BoundSession(self._session, "cuda")
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Run the network; on the CPU inputs and outputs are not copied."""
+        """Run the network; inputs and outputs are not copied."""
         validate_feeds(self._name, self.inputs, feeds)
         rows = (array.shape[2] for array in feeds.values() if array.ndim == 4)
         if min(rows, default=self._least_rows) < self._least_rows:
@@ -144,7 +120,7 @@ class OnnxRuntimeEngine:
         """Stop profiling and return the file with what every operator took."""
         return Path(self._session.end_profiling())
 
-    def _run_on_host(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         values = {
             name: self._ort.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
             for name, array in feeds.items()
@@ -192,36 +168,13 @@ def _share_memory(options: ort.SessionOptions) -> None:
     options.enable_mem_pattern = False
 
 
-def _preparation(model: Path, variant: str, provider: str, made_for: MadeFor) -> Preparation:
-    rules = RULES[provider]
-    if provider != "cpu":
-        # A GPU's provider compiles for itself.
-        return Preparation(
-            backend=f"onnxruntime-{provider}",
-            model=model,
-            variant=variant,
-            rules=rules,
-            made_for=made_for,
-        )
-    return Preparation(
-        backend="onnxruntime",
-        model=model,
-        variant=variant,
-        rules=rules,
-        made_for=made_for,
-        optimise=_optimise,
-        version=load_onnxruntime().__version__,
-    )
-
-
 def _open(
     preparation: Preparation,
-    provider: str,
     cache: Path | None,
     threads: int | None,
     profile: Path | None,
 ) -> ort.InferenceSession:
-    """Return a session of the rewritten graph, on the CPU of one that is stored optimised.
+    """Return a session of the rewritten graph, of one that is stored optimised if it can be.
 
     Raises
     ------
@@ -231,12 +184,11 @@ def _open(
 
     def open_graph(graph: Prepared) -> ort.InferenceSession:
         options = _options(threads, profile)
-        if provider == "cpu":
-            _share_memory(options)
+        _share_memory(options)
         if graph.optimised:
             levels = load_onnxruntime().GraphOptimizationLevel
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
-        return open_session(graph, options, PROVIDERS[provider], SETTINGS[provider])
+        return open_session(graph, options)
 
     try:
         return open_prepared(preparation, cache, open_graph)
@@ -262,10 +214,10 @@ def _optimise(graph: Prepared, target: Path) -> None:
     open_session(graph, options)
 
 
-def _opened_by(provider: str) -> Open:
-    return lambda model, threads, cache, made_for, variant: OnnxRuntimeEngine(
-        model, provider, threads, cache, made_for, variant=variant
-    )
+def _open_network(
+    model: Path, threads: int | None, cache: Path | None, made_for: MadeFor, variant: str
+) -> OnnxRuntimeEngine:
+    return OnnxRuntimeEngine(model, threads, cache, made_for, variant=variant)
 
 
 BACKENDS = (
@@ -273,17 +225,9 @@ BACKENDS = (
         Capabilities("onnxruntime", feature_reuse=True),
         PACKAGES,
         "cpu",
-        RULES["cpu"],
-        _opened_by("cpu"),
+        RULES,
+        _open_network,
         on_cpu=True,
         check=load_onnxruntime,
-    ),
-    Backend(
-        Capabilities("onnxruntime:cuda"),
-        (GPU_PACKAGE,),
-        "gpu",
-        RULES["cuda"],
-        _opened_by("cuda"),
-        check=check_cuda_provider,
     ),
 )

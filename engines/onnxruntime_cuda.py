@@ -187,6 +187,13 @@ class BoundSession:
         return self.recordable
 
 
+def preparation(model: Path) -> Preparation:
+    """Return what it wants of a network's graph."""
+    return Preparation(
+        backend="onnxruntime-cuda", model=model, variant="", rules=RULES, made_for=USUAL
+    )
+
+
 def _open(
     ort: Any, model: Path, cache: Path | None, settings: Mapping[str, str]
 ) -> ort.InferenceSession:
@@ -195,11 +202,8 @@ def _open(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return open_session(graph, options, CUDA_PROVIDER, settings)
 
-    preparation = Preparation(
-        backend="onnxruntime-cuda", model=model, variant="", rules=RULES, made_for=USUAL
-    )
     try:
-        return open_prepared(preparation, cache, open_graph)
+        return open_prepared(preparation(model), cache, open_graph)
     except BksdmError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
@@ -234,6 +238,7 @@ BACKENDS = (
         "gpu",
         RULES,
         open_on_device=CudaNetwork,
+        graph=preparation,
         check=check_cuda_provider,
     ),
 )

@@ -169,7 +169,7 @@ def load_cuda_provider() -> Any:
     """
     packages = InstalledPackages.find()
     if packages.absent:
-        raise EngineError(missing("onnxruntime:cuda", "gpu"))
+        raise EngineError(missing("onnxruntime-cuda", "gpu"))
     ort = load_onnxruntime()
     if CUDA_PROVIDER not in ort.get_available_providers():
         raise EngineError(packages.without_cuda)

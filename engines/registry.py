@@ -21,7 +21,8 @@ AUTO = "auto"
 """For each network the engine on the CPU that was faster when ``bksdm build --tune`` measured."""
 GONE = {
     "onnxruntime:tensorrt": "ONNX Runtime's TensorRT provider is not supported, for it takes "
-    "TensorRT 10; use tensorrt or tensorrt-rtx with what `bksdm build` makes, or onnxruntime:cuda",
+    "TensorRT 10; use tensorrt or tensorrt-rtx with what `bksdm build` makes, or onnxruntime-cuda",
+    "onnxruntime:cuda": "onnxruntime:cuda is onnxruntime-cuda now, with the loop on the GPU",
 }
 """What to say to who asks for an engine that there was."""
 

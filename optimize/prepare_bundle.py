@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from bksdm.engines.errors import EngineError
+from bksdm.engines.preparing import open_prepared
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import backend, open_engine
 from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
@@ -17,6 +19,7 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.storage.files import remove_unused
 from bksdm.storage.graph_cache import is_whole, stored_graphs
 from bksdm.storage.places import engines_folder
+from bksdm.storage.stored_graph import Prepared
 
 
 def prepare_bundle(
@@ -34,7 +37,7 @@ def prepare_bundle(
     path : str, Path or Bundle
         The bundle.
     engine : str
-        One that runs single networks.
+        One that runs graphs.
     cache : Path, optional
         Where they are stored; by default in the bundle, or in the user's cache if that cannot be
         written.
@@ -49,7 +52,7 @@ def prepare_bundle(
         The engine is not installed or runs plans, or a graph cannot be stored.
     """
     bundle = Bundle.of(path)
-    if backend(engine).open is None:
+    if backend(engine).runs_plans:
         raise EngineError(f"{engine} runs plans, which `bksdm build` makes in another way")
     place = engines_folder(bundle.path) if cache is None else cache
     # Loading trusts what it stored; whoever asks for a build may have found that it is damaged.
@@ -57,6 +60,10 @@ def prepare_bundle(
         if not is_whole(graph.path):
             remove_unused(graph.path)
     make = partial(_make, bundle, engine, place, prepared)
+    if backend(engine).open is None:
+        for network in bundle.components:
+            make(network)
+        return place
     for network in bundle.components:
         if network == "unet" and backend(engine).capabilities.feature_reuse:
             if DEEP_FEATURES in make(network, DEEP).outputs:
@@ -77,12 +84,14 @@ def _make(
     prepared: Callable[[str, float], object],
     network: str,
     variant: str = "",
-) -> Engine:
-    began = time.monotonic()
+) -> Any:
+    began, model = time.monotonic(), bundle.model(network)
     side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
-    opened = open_engine(
-        engine, bundle.model(network), None, cache=cache, side=side, variant=variant
-    )
+    opened: Engine | Prepared
+    if graph := backend(engine).graph:
+        opened = open_prepared(graph(model), cache, lambda prepared: prepared)
+    else:
+        opened = open_engine(engine, model, None, cache=cache, side=side, variant=variant)
     name = f"{network}-{variant}" if variant else network
     if name not in {graph.network for graph in stored_graphs(cache)}:
         raise EngineError(f"{name}: cannot be stored in {cache}; make room there, or remove it")

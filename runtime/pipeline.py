@@ -122,7 +122,7 @@ class TextToImage(DiffusersNames):
             the package.
         engine : str
             ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
-            network, once ``bksdm build --tune`` has measured), ``onnxruntime:cuda``, and
+            network, once ``bksdm build --tune`` has measured), ``onnxruntime-cuda``, and
             ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has made engines.
         threads : int, optional
             CPU threads, up to 1024; by default one per physical core.
@@ -218,7 +218,7 @@ class TextToImage(DiffusersNames):
                 )
             raise RequestError(
                 f"this model runs on {device}, not on {name}; the engine decides when it is "
-                "loaded: from_pretrained(path, engine='onnxruntime:cuda') or 'onnxruntime'"
+                "loaded: from_pretrained(path, engine='onnxruntime-cuda') or 'onnxruntime'"
             )
         return self
 

@@ -7,6 +7,7 @@ and no lock was left by a process that was killed.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -25,6 +26,10 @@ PARTIAL = ".bksdm-partial-"
 _OPEN_FILE = re.compile(
     r"/dev/(std(in|out|err)|fd/\d+)|/proc/(self|thread-self|\d+)(/task/\d+)?/fd/\d+"
 )
+# Of this process; what forks is another one.
+_unfinished: set[Path] = set()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unfinished.clear)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -81,8 +86,7 @@ def write_file(path: Path, content: bytes) -> None:
             partial.chmod(stat.S_IMODE(old))
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
-        _release(lock)
+        _discard(partial, lock)
 
 
 def names_open_file(path: Path) -> bool:
@@ -118,8 +122,7 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
                     target.rename(old)
                     partial.rename(target)
                 finally:
-                    shutil.rmtree(old, ignore_errors=True)
-                    _release(old_lock)
+                    _discard(old, old_lock)
             return
         try:
             partial.rename(target)
@@ -128,8 +131,7 @@ def staged(target: Path, replace: bool = False) -> Iterator[Path]:
                 raise
             raise FileExistsError(error.errno, os.strerror(errno.EEXIST), str(target)) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        _release(lock)
+        _discard(partial, lock)
 
 
 @contextmanager
@@ -148,8 +150,7 @@ def scratch(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _release(lock)
+        _discard(folder, lock)
 
 
 def clear_abandoned(folder: Path) -> None:
@@ -226,6 +227,7 @@ def _create(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | Non
     """Create an unfinished file or folder; return its path and the handle of its lock."""
     while True:
         path = parent / (PARTIAL + secrets.token_hex(8))
+        _unfinished.add(path)
         make(path)
         # Somebody who clears up may be faster than the lock.
         with contextlib.suppress(FileNotFoundError):
@@ -233,6 +235,25 @@ def _create(parent: Path, make: Callable[[Path], None]) -> tuple[Path, int | Non
             if lock is None or _still(path, lock):
                 return path, lock
             os.close(lock)
+        _unfinished.discard(path)
+
+
+def _discard(path: Path, lock: int | None) -> None:
+    """Remove what is left of an unfinished file or folder, and release its lock."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+    _unfinished.discard(path)
+    _release(lock)
+
+
+@atexit.register
+def _discard_unfinished() -> None:
+    """Remove what an interrupt kept from being removed: it may come before any ``try`` begins."""
+    for path in tuple(_unfinished):
+        with contextlib.suppress(OSError):
+            _discard(path, None)
 
 
 def _create_file(path: Path) -> None:

@@ -82,7 +82,7 @@ def test_each_mixture_is_named_and_mended(environment):
     found = environment.doctor()
     (note,) = found[CPU]["notes"]
     assert f"both installed, but write the same folder, which holds the files of {GPU};" in note
-    assert "no CUDA provider" not in found["onnxruntime:cuda"].get("problem", "")
+    assert "no CUDA provider" not in found["onnxruntime-cuda"].get("problem", "")
 
     environment.pip("uninstall", "-y", CPU)
     problem = environment.doctor(code=1)[CPU]["problem"]
@@ -98,12 +98,12 @@ def test_each_mixture_is_named_and_mended(environment):
     found = environment.doctor()
     (note,) = found[CPU]["notes"]
     assert f"which holds the files of {CPU};" in note
-    assert "no CUDA provider here" in found["onnxruntime:cuda"]["problem"]
+    assert "no CUDA provider here" in found["onnxruntime-cuda"]["problem"]
 
     environment.pip("uninstall", "-y", CPU, GPU)
     found = environment.doctor(code=1)
     assert found[CPU]["problem"].endswith("run: pip install 'bksdm-runtime[cpu]'")
-    assert found["onnxruntime:cuda"]["problem"].endswith("run: pip install 'bksdm-runtime[gpu]'")
+    assert found["onnxruntime-cuda"]["problem"].endswith("run: pip install 'bksdm-runtime[gpu]'")
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def bksdm_in(site, tmp_path):
 
 
 WITHOUT_CPU = "onnxruntime is not installed; run: pip install 'bksdm-runtime[cpu]'"
-WITHOUT_GPU = "onnxruntime:cuda is not installed; run: pip install 'bksdm-runtime[gpu]'"
+WITHOUT_GPU = "onnxruntime-cuda is not installed; run: pip install 'bksdm-runtime[gpu]'"
 OF_CPU = "no CUDA provider here (installed: onnxruntime 1.32.0); run: pip uninstall -y onnxruntime"
 ON_GPU = NO_DRIVER if load_driver() is None else "can be used, 1.31.1"
 BOTH = "onnxruntime 1.32.0 and onnxruntime-gpu 1.31.1"
@@ -85,7 +85,7 @@ def test_each_environment_is_told(site, bksdm_in, installed, gone, code, on_cpu,
     assert done.returncode == code, done.stderr
     assert done.stderr == ""
     engines = done.stdout.partition("\nengines\n")[2]
-    of_cpu, _, rest = engines.partition("  onnxruntime:cuda ")
+    of_cpu, _, rest = engines.partition("  onnxruntime-cuda ")
     of_cuda, _, rest = rest.partition("  openvino ")
     assert on_cpu in of_cpu
     assert on_cuda in of_cuda

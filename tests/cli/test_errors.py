@@ -92,7 +92,7 @@ REFUSED = [
     (["--fast", "4"], "--fast must be a whole number from 0 to 3, not 4"),
     (["--engine", "abacus"], "unknown engine 'abacus'; known: onnxruntime"),
     (["--engine", ""], "unknown engine ''"),
-    (["--engine", "onnxruntime:cuda"], "pip install 'bksdm-runtime[gpu]'"),
+    (["--engine", "onnxruntime-cuda"], "pip install 'bksdm-runtime[gpu]'"),
     (["--engine", "onnxruntime:tensorrt"], "use tensorrt or tensorrt-rtx"),
     (["--threads", "0"], "--threads: must be a whole number from 1 to 1024, not 0"),
     (["--threads", "-1"], "--threads: must be a whole number from 1 to 1024, not -1"),

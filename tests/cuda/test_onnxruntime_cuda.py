@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 from PIL import Image
 
+from bksdm.cli import main
 from bksdm.engines import onnxruntime_cuda
 from bksdm.engines.device import Binding
 from bksdm.engines.errors import EngineError
@@ -137,6 +138,18 @@ def test_every_shape_has_a_graph_of_its_own(load, bundle, opened):
     ids = {unet.bind(bindings, 0).options.get_run_config_entry("gpu_graph_id") for _ in range(3)}
     assert len(ids) == 3
     assert "-1" not in ids
+
+
+def test_graphs_are_prepared_without_a_gpu(nano_bundle_fp16, tmp_path, capsys):
+    folder = tmp_path / "nano"
+    shutil.copytree(nano_bundle_fp16, folder, ignore=shutil.ignore_patterns("engines"))
+    assert main(["build", str(folder), "--engine", "onnxruntime-cuda"]) == 0
+    networks = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert networks == Bundle.open(folder).components
+    (stored,) = folder.glob("engines/graphs-onnxruntime-cuda/unet-*/model.onnx")
+    assert b"MultiHeadAttention" in stored.read_bytes()
+    assert main(["build", str(folder), "--engine", "onnxruntime-cuda", "--target", "sm90"]) == 2
+    assert "--target is for plans" in capsys.readouterr().err
 
 
 def test_what_would_run_on_the_cpu_is_named(provider, bundle, device):

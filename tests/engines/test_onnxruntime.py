@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.onnxruntime import OnnxRuntimeEngine
-from bksdm.engines.onnxruntime_binding import BoundSession
+from bksdm.engines.onnxruntime_cuda import CudaNetwork
 from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.optimize.attention import decompose_attention, fuse_attention
 from bksdm.storage.stored_graph import Prepared
@@ -139,11 +139,9 @@ def test_feeds_that_do_not_fit_are_refused(model, feeds, named):
         OnnxRuntimeEngine(model)(feeds)
 
 
-def test_unknown_and_absent_providers_are_refused(model):
-    with pytest.raises(EngineError, match=r"known: cpu, cuda$"):
-        OnnxRuntimeEngine(model, "abacus")
+def test_an_absent_provider_is_refused(model):
     with pytest.raises(EngineError, match=r"no CUDA provider here .*bksdm-runtime\[gpu\]"):
-        OnnxRuntimeEngine(model, "cuda")
+        CudaNetwork(model, stream=0)
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")
@@ -160,23 +158,6 @@ def test_a_damaged_file_is_named(tmp_path):
     path.write_bytes(b"\xffnot a graph")
     with pytest.raises(BundleError, match=r"unet/model\.onnx"):
         OnnxRuntimeEngine(path)
-
-
-def test_bound_buffers_are_reused_and_follow_the_shape(model):
-    """On the CPU, whose buffers are bound just as a GPU's are."""
-    session = ort.InferenceSession(str(model))
-    bound = BoundSession(session, "cpu")
-    rng = np.random.default_rng(0)
-    addresses = []
-    for length in (5, 5, 7, 7):
-        x = rng.standard_normal((2, length, 8)).astype(np.float32)
-        (expected,) = session.run(None, {"x": x})
-        found = bound({"x": x})
-        assert set(found) == {"y"}
-        np.testing.assert_array_equal(found["y"], expected)
-        addresses.append(bound._buffers["x"].data_ptr())
-    assert addresses[0] == addresses[1]
-    assert addresses[2] == addresses[3]
 
 
 PLACE = "/onnxruntime_src/onnxruntime/core/graph/graph.cc:4479"

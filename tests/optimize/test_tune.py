@@ -79,12 +79,12 @@ def stopwatch(monkeypatch):
         return real(self, feeds)
 
     def make(name, model, threads, cache, made_for, variant=""):
-        engine = onnxruntime.OnnxRuntimeEngine(model, "cpu", threads, cache, made_for)
+        engine = onnxruntime.OnnxRuntimeEngine(model, threads, cache, made_for)
         proto = load_graph(model)
         # What transforms filters tells the form.
         used = {node.input[0] for node in proto.graph.node if node.op_type == "Gemm"}
         points = {w.dims[0] for w in proto.graph.initializer if w.name in used}
-        forms, _ = choose_forms(proto, onnxruntime.RULES["cpu"], made_for)
+        forms, _ = choose_forms(proto, onnxruntime.RULES, made_for)
         # A network is the faster the more of it is rewritten.
         cost = {0: 1.0, F2.points: 0.5, F4.points: 0.25, D4.points: 0.25}
         engine.cost = cost[max(points, default=0)] / (1 + len(forms))
@@ -109,7 +109,7 @@ def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     assert {t.doubled for t in made_for.measured} == {True, False}
     for timing in made_for.measured:
         assert (timing.direct, timing.transformed) == (1, expected[timing.doubled])
-    forms, _ = choose_forms(load_graph(model), onnxruntime.RULES["cpu"], made_for)
+    forms, _ = choose_forms(load_graph(model), onnxruntime.RULES, made_for)
     assert {choice.tile for choice in forms} == {F4, D4}
     assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
     assert all(0 <= done < total for _, done, total in told)
@@ -126,9 +126,7 @@ def test_what_is_stored_is_read_back(bundle):
     assert record["machine"]["cores"] > 0
     assert record["settings"] == {"threads": 1}
     # The measured times choose: F(2x2) for what they cover, and nothing else.
-    forms, _ = choose_forms(
-        load_graph(model), onnxruntime.RULES["cpu"], found["onnxruntime"].made_for
-    )
+    forms, _ = choose_forms(load_graph(model), onnxruntime.RULES, found["onnxruntime"].made_for)
     assert {choice.tile for choice in forms} == {F2}
 
 
@@ -246,7 +244,7 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
     ("arguments", "named"),
     [
         (["--tune", "--engine", "tensorrt"], "tuning is for onnxruntime and openvino"),
-        (["--tune", "--engine", "onnxruntime:cuda"], "tuning is for onnxruntime and openvino"),
+        (["--tune", "--engine", "onnxruntime-cuda"], "tuning is for onnxruntime and openvino"),
         (["--tune", "--target", "sm89"], "--target is for GPUs"),
         (["--tune", "--batch", "2"], "--batch is for GPUs"),
         (["--tune", "--size", "64x64"], "--size is for GPUs"),

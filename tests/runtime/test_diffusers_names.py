@@ -70,9 +70,9 @@ def test_a_device_is_had_or_refused(model):
         with pytest.raises(RequestError, match=r"this bundle is float32, not float(16|64)"):
             model.to(half)
     for device in ("cuda", "cuda:0", torch.device("cuda", 1), "mps", 0):
-        with pytest.raises(RequestError, match=r"runs on cpu, not on .*engine='onnxruntime:cuda'"):
+        with pytest.raises(RequestError, match=r"runs on cpu, not on .*engine='onnxruntime-cuda'"):
             model.to(device)
-    for engine in ("onnxruntime:cuda", "tensorrt-rtx"):
+    for engine in ("onnxruntime-cuda", "tensorrt-rtx"):
         on_gpu = TextToImage(model.bundle, model._executor, engine=capabilities(engine))
         assert on_gpu.to("cuda") is on_gpu
         assert on_gpu.to("cuda:0") is on_gpu

@@ -218,3 +218,27 @@ def test_many_writers_and_one_who_clears(tmp_path):
     cleaner.join()
     assert not failures
     assert len(names(tmp_path)) == 4 * 51
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes that fork here")
+def test_an_interrupt_at_any_moment_leaves_nothing(tmp_path):
+    """It ends the process right after a file was made, before any ``try`` can know of it."""
+    code = f"""
+import os, sys
+from pathlib import Path
+from bksdm.storage import files
+real = files._create_file
+def create(path):
+    real(path)
+    if os.fork() == 0:
+        sys.exit()  # what another process leaves is not its own
+    os.wait()
+    assert path.exists()
+    raise KeyboardInterrupt
+files._create_file = create
+files.write_file(Path({str(tmp_path)!r}) / "x", b"x")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in done.stderr
+    assert "AssertionError" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
