@@ -72,7 +72,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
             default=default,
             metavar=METAVARS.get(name, "N" if kind is int else "X"),
             help=f"{option.help} ({option.values}"
-            f"{'' if default is None else f'; default: {default:g}'})",
+            f"{'' if default is None else f'; default: {default}'})",
         )
     parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
     for name, option in INPUTS.items():

@@ -9,6 +9,7 @@ from typing import Any
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.a1111 import A1111Text
 from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.noise import CPU, CUDA
 from bksdm.runtime.samplers.names import NAMED, sampler_name
 from bksdm.runtime.samplers.sampler import SPACINGS
 
@@ -80,7 +81,7 @@ def a1111_text(
         "Batch pos": index if in_batch else None,
         "Eta DDIM": config.eta if config.eta and sampler == "DDIM" else None,
         # Whose noise a seed means, and whether brackets are weights.
-        "RNG": "CPU",
+        "RNG": "CPU" if config.noise == CPU else "NV",
         "Emphasis": "None" if literal else None,
         "Version": f"bksdm-runtime {version}",
     }
@@ -118,9 +119,9 @@ def options_of(text: A1111Text) -> tuple[dict[str, Any], list[str]]:
     strength = settings.pop("Denoising strength", None)
     if strength is not None and not any(name.startswith("Hires") for name in settings):
         lost.append(f"Denoising strength: {strength}, with a picture to start from")
-    # Without a word, it is the GPU's.
+    # Without a word, it is the GPU's, which NV imitates.
     if settings.get("RNG", "GPU") != "CPU" and "seed" in options:
-        lost.append("the noise of its seed, drawn on a GPU")
+        options["noise"] = CUDA
     for name, written in (("prompt", text.prompt), ("negative_prompt", text.negative_prompt)):
         lost += [*_NETWORK.findall(written), *_EDITING.findall(written)]
         options[name] = _NETWORK.sub("", written).strip()

@@ -14,7 +14,7 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.noise import validate_seed, validate_seeds
+from bksdm.runtime.noise import CPU, seeded_stream, validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
 from bksdm.runtime.samplers.names import sampler_name
@@ -99,6 +99,14 @@ def _one_or_several(name: str, value: Any) -> str | tuple[str, ...]:
 def _seeds(name: str, value: Any) -> int | tuple[int, ...]:
     found = several(value)
     return validate_seed(value) if found is None else tuple(map(validate_seed, found))
+
+
+def _noise(name: str, value: Any) -> str:
+    found = plain(value)
+    if not isinstance(found, str):
+        raise RequestError(f"{name} must be cpu, cuda or cuda:THREADS, not {shown(value)}")
+    seeded_stream(found)
+    return str(found)
 
 
 def _sampler(name: str, value: Any) -> str:
@@ -236,6 +244,14 @@ class GenerationConfig:
         "-2^63 to 2^64-1, one for the batch or one per image; default: random",
         "seed of the noise; gives the same noise as torch.Generator",
         _seeds,
+    )
+    noise: str = _option(
+        CPU,
+        "--noise",
+        "cpu, cuda or cuda:THREADS",
+        "whose noise a seed means: that of torch.Generator on the CPU or on a GPU; THREADS is how "
+        "many a GPU holds at once, which counts for large batches",
+        _noise,
     )
     sampler: str | None = _option(
         None,

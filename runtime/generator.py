@@ -9,7 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.noise import TorchCpuGenerator, validate_seed
+from bksdm.runtime.noise import (
+    CPU,
+    CUDA,
+    TorchCpuGenerator,
+    TorchCudaGenerator,
+    seeded_stream,
+    validate_seed,
+)
 from bksdm.runtime.validation import several, shown
 
 DEFAULT_SEED = 67280421310721
@@ -33,8 +40,19 @@ STATE = np.dtype(
 )
 
 
+# What torch.Generator("cuda").get_state() holds.
+CUDA_STATE = np.dtype([("seed", np.uint64), ("offset", np.int64)])
+# The values that torch counts for one counter of Philox.
+_VALUES = 4
+
+
 class Stream(Protocol):
     """A source of standard normal values."""
+
+    @property
+    def noise(self) -> str:
+        """Whose noise it is, as the option of that name."""
+        ...
 
     @property
     def fresh(self) -> bool:
@@ -51,12 +69,12 @@ class Stream(Protocol):
 
 
 class Generator:
-    """``torch.Generator`` on the CPU without torch: the same stream, which goes on.
+    """``torch.Generator`` without torch: the same stream, which goes on.
 
     Parameters
     ----------
     device : str
-        ``cpu``; noise is always drawn there.
+        ``cpu``, ``cuda`` or ``cuda:THREADS``, as the option ``noise``; it is drawn on the CPU.
 
     Raises
     ------
@@ -64,15 +82,15 @@ class Generator:
         Another device.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
-        if str(device) != "cpu":
-            raise RequestError(f"device must be 'cpu', where noise is drawn, not {shown(device)}")
+    def __init__(self, device: str = CPU) -> None:
+        self.noise = str(device)
+        self._stream = seeded_stream(self.noise)
         self.manual_seed(DEFAULT_SEED)
 
     def manual_seed(self, seed: int) -> Generator:
         """Begin the stream of a seed, and return the generator."""
         self._seed = validate_seed(seed)
-        self._drawn = TorchCpuGenerator(self._seed)
+        self._drawn = self._stream(self._seed)
         self.fresh = True
         return self
 
@@ -99,14 +117,16 @@ class TorchStream:
     Raises
     ------
     RequestError
-        It is not on the CPU.
+        It is on another device than the CPU.
     """
+
+    noise = CPU
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
         if self._state().nbytes != STATE.itemsize:
             raise RequestError(
-                "generator must be on the CPU, where noise is drawn: torch.Generator('cpu')"
+                "generator must be on the CPU or on a GPU of NVIDIA: torch.Generator('cpu')"
             )
 
     def _state(self) -> NDArray[np.uint8]:
@@ -140,6 +160,44 @@ class TorchStream:
         return values
 
 
+class TorchCudaStream:
+    """A ``torch.Generator`` on a GPU: read before every draw, and set on after it.
+
+    It draws what torch would on a GPU that holds all threads of a draw at once.
+
+    Parameters
+    ----------
+    generator
+        Has ``initial_seed``, ``get_state`` and ``set_state``.
+    """
+
+    noise = CUDA
+
+    def __init__(self, generator: Any) -> None:
+        self._generator = generator
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was drawn yet."""
+        return int(self._generator.get_state().numpy().view(CUDA_STATE)["offset"][0]) == 0
+
+    def initial_seed(self) -> int:
+        """Return the seed."""
+        return int(self._generator.initial_seed())
+
+    def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """Return standard normal values of ``shape``, float32."""
+        state = self._generator.get_state()
+        # In the memory of the tensor, so that the same tensor can be set again.
+        fields = state.numpy().view(CUDA_STATE)
+        stream = TorchCudaGenerator(int(fields["seed"][0]))
+        stream.offset = int(fields["offset"][0]) // _VALUES
+        values = stream.randn(shape)
+        fields["offset"] = _VALUES * stream.offset
+        self._generator.set_state(state)
+        return values
+
+
 def streams(generator: Any, images: int) -> tuple[Stream, ...]:
     """Return one stream for the batch, or one per image.
 
@@ -164,4 +222,6 @@ def _stream(generator: Any) -> Stream:
         raise RequestError(
             f"generator must be a torch.Generator or a bksdm.Generator, not {shown(generator)}"
         )
+    if generator.get_state().numel() == CUDA_STATE.itemsize:
+        return TorchCudaStream(generator)
     return TorchStream(generator)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,9 @@ from bksdm.runtime.request import Request
 from bksdm.runtime.vae_encoder import VaeEncoder
 
 
-def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoise) -> DenoisingJob:
+def begin(
+    request: Request, encoder: VaeEncoder | None, noise: Seeded | None = None
+) -> DenoisingJob:
     """Draw all the noise of a request, and encode the picture that it starts from.
 
     Parameters
@@ -21,9 +25,10 @@ def begin(request: Request, encoder: VaeEncoder | None, noise: Seeded = BatchNoi
         What is asked for.
     encoder : VaeEncoder, optional
         For requests that start from a picture.
-    noise : callable
-        Returns the source of noise for a seed.
+    noise : callable, optional
+        Returns the source of noise for a seed; by default that of the request's options.
     """
+    noise = partial(BatchNoise, noise=request.config.noise) if noise is None else noise
     if request.image is None:
         latents, noises, inpainting = *_noise(request, noise), None
     else:

@@ -100,7 +100,10 @@ def load_networks(
         from bksdm.runtime.cuda.networks import Networks as CudaNetworks
         from bksdm.runtime.cuda.opened_networks import OpenedNetworks
 
-        device, opener = Gpu(gpu), backend(engine).open_on_device
+        found = backend(engine)
+        if found.check is not None:
+            found.check()
+        device, opener = Gpu(gpu), found.open_on_device
         networks: CudaNetworks
         if opener is None:
             networks = BuiltPlans(bundle, engine, device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any, Protocol
 
@@ -10,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.validation import several, whole
+from bksdm.runtime.validation import several, shown, whole
 
 LOWEST_SEED, HIGHEST_SEED = -(2**63), 2**64 - 1
 """The seeds of ``torch.Generator.manual_seed``, which adds 2**64 to negative ones."""
@@ -100,6 +102,11 @@ class TorchCudaGenerator:
         Multiprocessors times threads per multiprocessor of the GPU to imitate, which decides the
         order of draws larger than that; by default larger than any draw.
 
+    Attributes
+    ----------
+    offset : int
+        Counters that every thread has used.
+
     Raises
     ------
     RequestError
@@ -109,7 +116,7 @@ class TorchCudaGenerator:
     def __init__(self, seed: int, resident_threads: int | None = None) -> None:
         self._seed = validate_seed(seed)
         self._resident = resident_threads
-        self._offset = 0
+        self.offset = 0
 
     def randn(self, shape: Sequence[int]) -> NDArray[np.float32]:
         """Return standard normal float32 values of ``shape``, as ``torch.randn`` on CUDA."""
@@ -124,9 +131,9 @@ class TorchCudaGenerator:
         counter = np.zeros((4, threads), np.uint32)
         counter[2] = np.arange(threads, dtype=np.uint32)
         for call in range(calls):
-            counter[0] = self._offset + call
+            counter[0] = self.offset + call
             values[call] = _curand_normal(philox(counter, self._seed))
-        self._offset += calls
+        self.offset += calls
         return values.reshape(-1)[:count].reshape(shape)
 
 
@@ -222,6 +229,28 @@ class StreamNoise:
         return self._streams[0].randn((count, *shape))
 
 
+CPU, CUDA = "cpu", "cuda"
+
+
+def seeded_stream(noise: str) -> Callable[[int], Drawable]:
+    """Return whose stream a seed begins: ``cpu``, ``cuda`` or ``cuda:THREADS``.
+
+    Raises
+    ------
+    RequestError
+        It is none of these.
+    """
+    found = re.fullmatch(r"cpu|cuda(?::([1-9]\d{2,8}))?", noise)
+    if found is None:
+        raise RequestError(
+            f"noise must be cpu, cuda or cuda:THREADS with the threads that a GPU holds at once, "
+            f"not {shown(noise)}"
+        )
+    if noise == CPU:
+        return TorchCpuGenerator
+    return partial(TorchCudaGenerator, resident_threads=int(found[1]) if found[1] else None)
+
+
 class BatchNoise(StreamNoise):
     """Unit noise by seed.
 
@@ -231,6 +260,8 @@ class BatchNoise(StreamNoise):
         One seed draws the whole batch from one generator; a sequence gives each image its own.
     count : int
         Number of images.
+    noise : str
+        As of :func:`seeded_stream`.
 
     Raises
     ------
@@ -238,10 +269,10 @@ class BatchNoise(StreamNoise):
         A seed is out of range, or there are not ``count`` of them.
     """
 
-    def __init__(self, seeds: int | Sequence[int], count: int) -> None:
+    def __init__(self, seeds: int | Sequence[int], count: int, noise: str = CPU) -> None:
         checked = validate_seeds(seeds, count)
         found = checked if isinstance(checked, list) else [checked]
-        super().__init__([TorchCpuGenerator(s) for s in found], count, isinstance(checked, list))
+        super().__init__(list(map(seeded_stream(noise), found)), count, isinstance(checked, list))
 
 
 def initial_noise(

@@ -29,7 +29,7 @@ from bksdm.runtime.generator import Generator
 from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.loading import load_networks
-from bksdm.runtime.noise import BatchNoise, Seeded
+from bksdm.runtime.noise import CPU, Seeded
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
@@ -271,6 +271,7 @@ class TextToImage(DiffusersNames):
         padding_mask_crop: None = None,
         strength: float | None = None,
         seed: int | Sequence[int] | None = None,
+        noise: str = CPU,
         sampler: str | None = None,
         guidance_interval: tuple[float, float] | None = None,
         prompt_weights: bool = False,
@@ -370,7 +371,7 @@ class TextToImage(DiffusersNames):
         self,
         request: Request,
         callback: StepCallback | None = None,
-        noise: Seeded = BatchNoise,
+        noise: Seeded | None = None,
         output_type: str = "pil",
         run: Run | None = None,
         progress: Progress | None = None,
@@ -383,8 +384,8 @@ class TextToImage(DiffusersNames):
             Resolved for this bundle and engine.
         callback : callable, optional
             ``on_step`` of :meth:`__call__`.
-        noise : callable
-            Returns the source of noise for a seed; by default torch's on the CPU.
+        noise : callable, optional
+            Returns the source of noise for a seed; by default that of the request's options.
         output_type : str
             As of :meth:`__call__`.
         run : Run, optional

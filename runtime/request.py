@@ -17,6 +17,7 @@ from bksdm.runtime.generator import Stream, streams
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
+from bksdm.runtime.noise import CPU
 from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
 from bksdm.runtime.validation import floats, several
@@ -101,6 +102,8 @@ class Request:
             raise RequestError("mask needs an image to start from")
         if config.seed is not None and generator is not None:
             raise RequestError("seed and generator exclude each other; give one of them")
+        if config.noise != CPU and generator is not None:
+            raise RequestError("noise is the generator's own where there is one; give one of them")
         config = config.resolve(bundle, engine, size, mask is not None)
         if init is not None and config.images % len(init):
             raise RequestError(
@@ -130,7 +133,8 @@ class Request:
             config = replace(config, seed=None)
         elif generator is not None:
             drawing = streams(generator, config.images)
-            config = replace(config, seed=_seed(drawing, several(generator) is not None))
+            seed = _seed(drawing, several(generator) is not None)
+            config = replace(config, seed=seed, noise=_noise(drawing))
         each = isinstance(config.seed, tuple) or several(generator) is not None
         text = len(config.prompts), None, bundle.cross_attention_dim
         return cls(
@@ -203,3 +207,11 @@ def _seed(drawing: Sequence[Stream], each: bool) -> int | tuple[int, ...] | None
         return None
     seeds = tuple(stream.initial_seed() for stream in drawing)
     return seeds if each else seeds[0]
+
+
+def _noise(drawing: Sequence[Stream]) -> str:
+    """Return whose noise generators draw."""
+    kinds = {stream.noise for stream in drawing}
+    if len(kinds) > 1:
+        raise RequestError("generator must be a list of such on one device, not on several")
+    return kinds.pop()

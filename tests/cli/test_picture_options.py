@@ -27,6 +27,7 @@ OTHERS = {
     "guidance_scale": 3.0,
     "num_images_per_prompt": 2,
     "seed": (3, 4),
+    "noise": "cuda",
     "sampler": "ddim",
     "eta": 0.5,
     "guidance_rescale": 0.5,

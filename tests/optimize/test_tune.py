@@ -146,7 +146,7 @@ def another_machine(bundle, monkeypatch):
 
 
 def another_version(bundle, monkeypatch):
-    monkeypatch.setattr(backend, "version", lambda package: "0.0")
+    monkeypatch.setattr(backend, "installed_version", lambda package: "0.0")
 
 
 def other_rules(bundle, monkeypatch):

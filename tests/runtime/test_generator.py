@@ -58,29 +58,53 @@ def test_our_generator_is_torchs_stream():
             found = ours.randn(shape)
             np.testing.assert_allclose(found, torch.randn(shape, generator=theirs), atol=2e-6)
         assert not ours.fresh
-    with pytest.raises(RequestError, match="device must be 'cpu'"):
-        Generator("cuda")
     with pytest.raises(RequestError, match="seed must be a whole number"):
         Generator().manual_seed(1.5)
 
 
 class OnCuda:
-    """torch's generators on a GPU have another state."""
+    """``torch.Generator("cuda")``: a seed, and four times the counters that were used."""
+
+    def __init__(self, seed):
+        self.state = np.array([seed, 0], np.uint64).view(np.uint8)
 
     def initial_seed(self):
-        return 1
+        return int(self.state.view(np.uint64)[0])
 
     def get_state(self):
-        return torch.zeros(16, dtype=torch.uint8)
+        return torch.from_numpy(self.state.copy())
 
     def set_state(self, state):
-        raise AssertionError
+        self.state = state.numpy().copy()
+
+
+class OnAnotherDevice(OnCuda):
+    def get_state(self):
+        return torch.zeros(44, dtype=torch.uint8)
+
+
+def test_a_generator_on_a_gpu_goes_on():
+    """The state is what torch's documentation of CUDA's generator calls seed and offset."""
+    theirs, ours = OnCuda(12), Generator("cuda").manual_seed(12)
+    (stream,) = streams(theirs, 1)
+    assert (stream.noise, ours.noise) == ("cuda", "cuda")
+    assert stream.initial_seed() == 12
+    assert stream.fresh
+    for shape in ((3, 4), (1, 4, 8, 8), (2000,)):
+        np.testing.assert_array_equal(stream.randn(shape), ours.randn(shape))
+        assert not stream.fresh
+    # Every thread has made four values in each of the three draws.
+    assert theirs.state.view(np.uint64).tolist() == [12, 12]
+    few, many = (Generator(f"cuda{threads}").manual_seed(1) for threads in (":512", ""))
+    assert not np.array_equal(few.randn((2048,)), many.randn((2048,)))
+    with pytest.raises(RequestError, match="noise must be cpu, cuda or cuda:THREADS"):
+        Generator("mps")
 
 
 @pytest.mark.parametrize(
     ("generator", "named"),
     [
-        (OnCuda(), "generator must be on the CPU"),
+        (OnAnotherDevice(1), "generator must be on the CPU or on a GPU of NVIDIA"),
         (7, "generator must be a torch.Generator or a bksdm.Generator, not 7"),
         (np.random.default_rng(0), "generator must be a torch.Generator"),
         ([Generator()], "generator has 1 entries, but the number of images is 2"),

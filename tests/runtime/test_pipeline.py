@@ -17,8 +17,10 @@ from bksdm.engines.errors import BksdmError, NonFiniteError, RequestError, Sampl
 from bksdm.engines.protocol import TensorSpec, validate_feeds
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.generator import Generator
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.init_image import InitImage
+from bksdm.runtime.noise import TorchCudaGenerator
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import Cancelled, TextToImage
 from bksdm.runtime.preview import Preview
@@ -448,3 +450,32 @@ def test_guidance_for_a_time_runs_half_the_batch_elsewhere(build):
     build(noise=noise)("x", num_inference_steps=5, sampler="ddim", guidance_interval=(0.2, 0.8))
     rows = [{len(array) for array in feeds.values()} for feeds in noise.calls]
     assert rows == [{1}, {2}, {2}, {2}, {1}]
+
+
+def test_a_seed_means_whose_noise_is_asked_for(build):
+    def drawn(**arguments):
+        seen = []
+        build()(
+            "x",
+            num_inference_steps=1,
+            on_step=lambda step: seen.append(step.moved.previous),
+            **arguments,
+        )
+        return seen[0]
+
+    assert not np.array_equal(drawn(seed=3), drawn(seed=3, noise="cuda"))
+    expected = TorchCudaGenerator(3).randn((1, 4, 8, 8))
+    np.testing.assert_array_equal(drawn(seed=3, noise="cuda"), expected)
+    np.testing.assert_array_equal(drawn(generator=Generator("cuda").manual_seed(3)), expected)
+    narrow = TorchCudaGenerator(3, 256).randn((2, 4, 8, 8))
+    arguments = {"noise": "cuda:256", "num_images_per_prompt": 2}
+    np.testing.assert_array_equal(drawn(seed=3, **arguments), narrow)
+    result = build()("x", num_inference_steps=1, generator=Generator("cuda").manual_seed(3))
+    assert (result.config.seed, result.config.noise) == (3, "cuda")
+    for refused in (
+        {"noise": "gpu"},
+        {"noise": "cuda", "generator": Generator()},
+        {"generator": [Generator(), Generator("cuda")], "num_images_per_prompt": 2},
+    ):
+        with pytest.raises(RequestError, match=r"noise|one device"):
+            build()("x", **refused)
