@@ -64,7 +64,9 @@ static std::recursive_mutex state;
 #define ALONE std::lock_guard<std::recursive_mutex> alone(state)
 
 static const int DEVICES = 2;
+// What was made while it was is freed afterwards, too.
 static bool present = false;
+static int recordings = 0;
 struct Context {
     int device;
 };
@@ -328,6 +330,7 @@ extern "C" {
 void fake_set_present(int is) { present = is; }
 void fake_set_limit(size_t bytes) { limit = bytes; }
 size_t fake_in_use() { return in_use; }
+int fake_recordings() { return recordings; }
 
 // ---- the driver --------------------------------------------------------------------------------
 
@@ -346,12 +349,12 @@ Result cuDeviceGetAttribute(int* value, int attribute, int) {
     return *value = attribute == 75 ? MAJOR : attribute == 76 ? MINOR : 1, SUCCESS;
 }
 Result cuDevicePrimaryCtxRetain(void** context, int device) {
-    return *context = &contexts[device], present ? SUCCESS : NO_DEVICE;
+    return *context = &contexts[device], SUCCESS;
 }
 Result cuDevicePrimaryCtxRelease(int) { return SUCCESS; }
 Result cuCtxGetCurrent(void** context) { return *context = current, SUCCESS; }
 Result cuCtxSetCurrent(void* context) {
-    return current = (Context*)context, present ? SUCCESS : NO_DEVICE;
+    return current = (Context*)context, SUCCESS;
 }
 Result cuCtxGetDevice(int* device) {
     NEEDS_CONTEXT;
@@ -363,6 +366,7 @@ Result cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 Result cuStreamCreateWithPriority(void** stream, unsigned, int) {
     NEEDS_CONTEXT;
+    if (!present) return NO_DEVICE;
     return *stream = new Stream{current}, SUCCESS;
 }
 Result cuStreamDestroy(void*) { return SUCCESS; }
@@ -385,6 +389,7 @@ Result cuStreamBeginCapture(void* stream, int) {
     Stream* found = of(stream);
     if (found->recording) return ILLEGAL_STATE;
     found->recording = new Graph;
+    ++recordings;
     found->invalid = false;
     return SUCCESS;
 }
@@ -395,6 +400,7 @@ Result cuStreamEndCapture(void* stream, void** graph) {
     *graph = found->invalid ? nullptr : found->recording;
     if (found->invalid) found->recording->release();
     found->recording = nullptr;
+    --recordings;
     return found->invalid ? STREAM_CAPTURE_INVALIDATED : SUCCESS;
 }
 Result cuStreamIsCapturing(void* stream, int* status) {

@@ -82,6 +82,11 @@ class FakeDriver:
         """Bytes of memory that are allocated."""
         return self._library.fake_in_use()
 
+    @property
+    def recordings(self):
+        """How many are under way."""
+        return self._library.fake_recordings()
+
     @contextmanager
     def limited(self, size):
         """Let there be no more than some bytes of memory inside of a ``with`` block."""
