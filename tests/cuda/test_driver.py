@@ -159,7 +159,7 @@ def test_what_the_driver_lacks_says_so(gpu, capfd):
     from cuda.bindings import driver
 
     assert int(driver.cuCtxSynchronize()[0]) == 801
-    assert capfd.readouterr().err == "tests/cuda/driver.cpp has no cuCtxSynchronize\n"
+    assert capfd.readouterr().err == "tests/cuda/fake_driver has no cuCtxSynchronize\n"
 
 
 def test_a_failed_recording_ends_and_leaves_the_stream_usable(gpu, check, driver):
