@@ -311,7 +311,7 @@ def options_named(**others: str) -> Iterator[None]:
         yield
     except (RequestError, SamplerError) as error:
         name, space, rest = str(error).partition(" ")
-        option = {**flags, "threads": "--threads", **others}.get(name)
+        option = {**flags, "threads": "--threads", "device": "--device", **others}.get(name)
         if option is None:
             raise
         same = option == "--" + name.replace("_", "-")

@@ -206,6 +206,7 @@ class TextToImage(DiffusersNames):
             It has others: an engine is chosen when a model is loaded, a type when it is exported.
         """
         device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        here = f"{device}:{self._gpu}" if self._gpu else device
         dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
             name = getattr(value, "__name__", str(value)).removeprefix("torch.")
@@ -217,7 +218,7 @@ class TextToImage(DiffusersNames):
                     f"this bundle is {dtype}, not {name}; export it with `bksdm export --dtype`"
                 )
             raise RequestError(
-                f"this model runs on {device}, not on {name}; the engine decides when it is "
+                f"this model runs on {here}, not on {name}; the engine decides when it is "
                 "loaded: from_pretrained(path, engine='onnxruntime-cuda') or 'onnxruntime'"
             )
         return self

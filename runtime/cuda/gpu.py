@@ -17,13 +17,15 @@ from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.device import Graph, HostMemory, Kernel, Memory
 
 THREADS = 256
-OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
+NO_MEMORY = ("CUDA_ERROR_OUT_OF_MEMORY", "Failed to allocate memory from pool")
+"""How errors of cuda.core begin that say so, from 1.2 on and before."""
 
 
 @dataclass
 class _Buffer:
     """An allocation of cuda.core."""
 
+    gpu: Gpu
     buffer: Any
     address: int
     size: int
@@ -35,8 +37,10 @@ class _Buffer:
         return np.ctypeslib.as_array(bytes_at)
 
     def __del__(self) -> None:
-        # A buffer of cuda.core that frees itself loses the error that is on its way, if one is.
-        self.buffer.close()
+        # A buffer of cuda.core that frees itself loses the error that is on its way, if one is, and
+        # one of page-locked memory does so only in a thread whose GPU is current.
+        with self.gpu._current():
+            self.buffer.close()
 
 
 class Gpu:
@@ -56,21 +60,19 @@ class Gpu:
     def __init__(self, index: int = 0) -> None:
         try:
             import cuda.core as core
+            from cuda.bindings import driver
         except ImportError as error:
             raise EngineError(
                 "cuda-core is not installed; run: pip install 'bksdm-runtime[tensorrt-rtx]'"
             ) from error
-        self._core = core
+        self._core, self._driver = core, driver
         try:
-            count = len(core.Device.get_all_devices())
-            if 0 < count <= index:
-                raise EngineError(f"there is no GPU {index}; the last is {count - 1}")
             device = core.Device(index)
             device.set_current()
             self._stream = device.create_stream()
             major, minor = device.compute_capability
-        except EngineError:
-            raise
+        except ValueError as error:
+            raise EngineError(f"there is no GPU {index} ({_first_line(error)})") from error
         except Exception as error:  # cuda.core passes on whatever the driver's loader raises
             raise EngineError(
                 f"no NVIDIA GPU or driver was found ({_first_line(error)})"
@@ -89,16 +91,18 @@ class Gpu:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Let the calling thread, and no other, use the GPU."""
-        from cuda.bindings import driver
+        with self._in_use, self._current():
+            yield
 
-        with self._in_use:
-            # Which GPU is current is a setting of each thread, and may be another's in between.
-            _, before = driver.cuCtxGetCurrent()
-            self._device.set_current()
-            try:
-                yield
-            finally:
-                driver.cuCtxSetCurrent(before)
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Make this GPU the calling thread's, which may have another one before and after."""
+        _, before = self._driver.cuCtxGetCurrent()
+        self._device.set_current()
+        try:
+            yield
+        finally:
+            self._driver.cuCtxSetCurrent(before)
 
     def allocate(self, size: int) -> Memory:
         """Allocate device memory."""
@@ -166,19 +170,16 @@ class Gpu:
         try:
             buffer = allocate()
         except Exception as error:
-            if not str(error).startswith(OUT_OF_MEMORY):
+            if not str(error).startswith(NO_MEMORY):
                 raise
             raise EngineError(
                 f"the GPU has no {_megabytes(size)} left ({self._free_memory()}); make fewer or "
                 "smaller pictures at once, or end what else uses it"
             ) from error
-        return _Buffer(buffer, int(buffer.handle), size)
+        return _Buffer(self, buffer, int(buffer.handle), size)
 
-    @staticmethod
-    def _free_memory() -> str:
-        from cuda.bindings import driver
-
-        _, free, total = driver.cuMemGetInfo()
+    def _free_memory(self) -> str:
+        _, free, total = self._driver.cuMemGetInfo()
         return f"{_megabytes(free)} of {_megabytes(total)} are free"
 
 

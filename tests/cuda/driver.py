@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-HERE = Path(__file__).parent
+SOURCES = Path(__file__).parent / "fake_driver"
 # Of the driver of Linux, and of the Windows below WSL.
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 MEMORY = 16 << 30
@@ -41,7 +41,7 @@ def absent_functions():
 
 
 def compile_driver(folder):
-    """Compile driver.cpp, and kernels.cu for the host, into a folder; return the library."""
+    """Compile fake_driver/, and kernels.cu for the host, into a folder; return the library."""
     kernels = files("bksdm.runtime.cuda") / "kernels.cu"
     folder.mkdir(parents=True)
     (folder / "kernel_arguments.inc").write_text(kernel_arguments(kernels.read_text()))
@@ -51,8 +51,8 @@ def compile_driver(folder):
     # Every product is rounded, as numpy does.
     command += ["-ffp-contract=off", f"-I{folder}", f"-Wl,-soname,{library.name}"]
     driver, on_host = folder / "driver.o", folder / "kernels.o"
-    shim = ["-include", str(HERE / "shim.h")]
-    subprocess.run([*command, "-c", str(HERE / "driver.cpp"), "-o", str(driver)], check=True)
+    shim = ["-include", str(SOURCES / "shim.h")]
+    subprocess.run([*command, "-c", str(SOURCES / "driver.cpp"), "-o", str(driver)], check=True)
     subprocess.run(
         [*command, "-c", "-x", "c++", *shim, str(kernels), "-o", str(on_host)], check=True
     )
@@ -81,6 +81,11 @@ class FakeDriver:
     def in_use(self):
         """Bytes of memory that are allocated."""
         return self._library.fake_in_use()
+
+    @property
+    def recordings(self):
+        """How many are under way."""
+        return self._library.fake_recordings()
 
     @contextmanager
     def limited(self, size):

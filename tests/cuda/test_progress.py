@@ -12,6 +12,12 @@ from bksdm.runtime.generation_config import GenerationConfig
 CONFIG = GenerationConfig(prompt="a", num_inference_steps=6, seed=0)
 
 
+def slow(name, values):
+    """Take longer than it takes until somebody looks."""
+    time.sleep(0.1 * (name == "unet"))
+    return values
+
+
 def test_progress_asks_nothing_of_the_gpu(load, built, device):
     model, told = load(built), []
     request = model.request(CONFIG)
@@ -29,17 +35,17 @@ def test_progress_asks_nothing_of_the_gpu(load, built, device):
 
 
 def test_progress_is_told_in_between(load, built):
-    def slow(name, values):
-        time.sleep(0.1 * (name == "unet"))
-        return values
-
-    model, told = load(built, slow), []
-    result = model.generate(model.request(CONFIG), progress=lambda *done: told.append(done))
-    assert {done for done, _ in told} > {2, result.steps}
+    model, told = load(built, slow), set()
+    for _ in range(2):
+        told.clear()
+        result = model.generate(model.request(CONFIG), progress=lambda done, _: told.add(done))
+        # On a busy machine some of them may be missed.
+        assert len(told) > 2
+        assert max(told) == result.steps
 
 
 def test_generate_waits_once_with_its_bar(load, built, device, monkeypatch, tmp_path, capsys):
-    model = load(built)
+    model = load(built, slow)
     model.generate(model.request(CONFIG))
     monkeypatch.setattr(drawing, "load_model", lambda options, bundle: model)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

@@ -182,6 +182,7 @@ def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
         (["--target", "sm42"], "known to tensorrt-rtx"),
         (["--target", "sm89", "--size", "60x64"], "multiple of 8"),
         (["--target", "sm89", "--batch", "0"], "--batch"),
+        (["--target", "sm89", "--device", "0"], "--device is for tensorrt;"),
         (["--engine", "abacus"], "unknown engine"),
         (["--remove", "nothing"], "is not built"),
     ],

@@ -78,6 +78,10 @@ def test_a_device_is_had_or_refused(model):
         assert on_gpu.to("cuda:0") is on_gpu
         with pytest.raises(RequestError, match="runs on cuda, not on cpu"):
             on_gpu.to("cpu")
+    second = TextToImage(model.bundle, model._executor, engine=capabilities("tensorrt"), gpu=1)
+    assert second.to("cuda:1") is second
+    with pytest.raises(RequestError, match="runs on cuda:1, not on cuda:0"):
+        second.to("cuda:0")
 
 
 def test_a_name_that_is_not_here_says_what_to_use(model):

@@ -7,351 +7,21 @@
 // - Host memory that is copied has to be page-locked; it is NaN from the copy to the wait.
 // - Nothing is allocated, freed or waited for in a stream that is recorded.
 // An error of work that ran is told by the wait for it, and once: the next test begins anew.
-#include <dlfcn.h>
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdint>
 #include <cstdio>
-#include <cstring>
-#include <deque>
-#include <functional>
-#include <map>
-#include <mutex>
-#include <string>
-#include <vector>
 
-typedef uint64_t Address;
-
-enum Result {
-    SUCCESS = 0,
-    INVALID_VALUE = 1,
-    OUT_OF_MEMORY = 2,
-    NO_DEVICE = 100,
-    INVALID_DEVICE = 101,
-    INVALID_CONTEXT = 201,
-    NO_BINARY_FOR_GPU = 209,
-    INVALID_HANDLE = 400,
-    ILLEGAL_STATE = 401,
-    NOT_FOUND = 500,
-    ILLEGAL_ADDRESS = 700,
-    MISALIGNED_ADDRESS = 716,
-    NOT_SUPPORTED = 801,
-    STREAM_CAPTURE_UNSUPPORTED = 900,
-    STREAM_CAPTURE_INVALIDATED = 901,
-    STREAM_CAPTURE_UNJOINED = 904,
-};
-
-static const std::map<int, const char*> NAMES = {
-    {SUCCESS, "CUDA_SUCCESS"},
-    {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
-    {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
-    {NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},
-    {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE"},
-    {INVALID_CONTEXT, "CUDA_ERROR_INVALID_CONTEXT"},
-    {NO_BINARY_FOR_GPU, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
-    {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE"},
-    {ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE"},
-    {NOT_FOUND, "CUDA_ERROR_NOT_FOUND"},
-    {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS"},
-    {MISALIGNED_ADDRESS, "CUDA_ERROR_MISALIGNED_ADDRESS"},
-    {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
-    {STREAM_CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
-    {STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"},
-    {STREAM_CAPTURE_UNJOINED, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED"},
-};
-
-// The state that all threads share, but for their current contexts.
-static std::recursive_mutex state;
-#define ALONE std::lock_guard<std::recursive_mutex> alone(state)
-
-static const int DEVICES = 2;
-static bool present = false;
-struct Context {
-    int device;
-};
-static Context contexts[DEVICES] = {{0}, {1}};
-static thread_local Context* current = nullptr;
-
-#define NEEDS_CONTEXT \
-    if (!current) return INVALID_CONTEXT
-
-// ---- memory ----------------------------------------------------------------------------------
-
-static const Address ARENA = 64ull << 30, ALIGNMENT = 512, FENCE = 256;
-static const int FENCE_BYTE = 0xFE, UNSET_BYTE = 0xFF;  // both are NaN in every float type
-
-struct Allocation {
-    size_t size;
-    bool pinned;
-    bool freed;  // nothing may be enqueued that uses it; what was before may run
-};
-
-// Addresses are not used again.
-static std::map<Address, Allocation> allocations;
-static Address arena = 0, unused = 0;
-static size_t in_use = 0, limit = 16ull << 30;
-
-static Allocation* find(Address address, size_t size) {
-    auto after = allocations.upper_bound(address);
-    if (after == allocations.begin()) return nullptr;
-    auto found = std::prev(after);
-    return address + size <= found->first + found->second.size ? &found->second : nullptr;
-}
-
-static bool usable(Address address, size_t size) {
-    const Allocation* found = find(address, size);
-    return found && !found->freed;
-}
-
-static bool there(Address address, size_t size) { return find(address, size); }
-
-static void fence(Address first) { memset((void*)first, FENCE_BYTE, FENCE); }
-
-// Mended where it was not, so that it is told once.
-static bool fence_is_whole(Address first) {
-    static const std::string whole(FENCE, (char)FENCE_BYTE);
-    const bool is = !memcmp((void*)first, whole.data(), FENCE);
-    if (!is) fence(first);
-    return is;
-}
-
-static bool fences_are_whole() {
-    bool whole = true;
-    for (auto& [address, allocation] : allocations)
-        whole = fence_is_whole(address - FENCE) & fence_is_whole(address + allocation.size) & whole;
-    return whole;
-}
-
-static Result allocate(Address* address, size_t size, bool pinned) {
-    ALONE;
-    NEEDS_CONTEXT;
-    if (!size) return INVALID_VALUE;
-    if (size > limit - in_use) return OUT_OF_MEMORY;
-    if (!arena) {
-        void* room = mmap(nullptr, ARENA, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (room == MAP_FAILED) return OUT_OF_MEMORY;
-        arena = unused = (Address)room;
-    }
-    const Address first = (unused + FENCE + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    if (first + size + FENCE > arena + ARENA) return OUT_OF_MEMORY;
-    unused = first + size + FENCE;
-    fence(first - FENCE);
-    memset((void*)first, UNSET_BYTE, size);
-    fence(first + size);
-    allocations[first] = {size, pinned, false};
-    in_use += size;
-    *address = first;
-    return SUCCESS;
-}
-
-static void free_now(Address address) {
-    const size_t size = allocations[address].size;
-    memset((void*)address, UNSET_BYTE, size);
-    in_use -= size;
-    allocations.erase(address);
-}
-
-static Allocation* to_free(Address address) {
-    auto found = allocations.find(address);
-    return found == allocations.end() || found->second.freed ? nullptr : &found->second;
-}
-
-// ---- streams and what is recorded in them ------------------------------------------------------
-
-struct Work {
-    std::function<Result()> check;  // when it is enqueued, and when its recording is launched
-    std::function<Result()> run;
-    bool calls_host;
-};
-
-// What lives as long as the graphs that use it.
-struct Shared {
-    void (*destroy)(void*);
-    void* data;
-    unsigned uses;
-
-    void release(unsigned count) {
-        if ((uses -= count)) return;
-        destroy(data);
-        delete this;
-    }
-};
-
-struct Graph {
-    std::vector<Work> work;
-    std::vector<Shared*> shared;
-    std::vector<struct Stream*> joined;
-    int owners = 1;  // itself, and every executable one made of it
-
-    void release() {
-        if (--owners) return;
-        for (Shared* object : shared) object->release(1);
-        delete this;
-    }
-};
-
-struct Stream {
-    Context* context;
-    std::deque<Work> queue;
-    std::mutex running;
-    uint64_t enqueued = 0, begun = 0;
-    Graph* recording = nullptr;
-    bool invalid = false;
-    // Whether another stream's recording holds its work, and whether that does not wait for it yet.
-    bool joined = false, unjoined = false;
-};
-
-// Follows what was enqueued in a stream when it was recorded there.
-struct Event {
-    Stream* stream = nullptr;
-    Graph* graph = nullptr;
-    uint64_t mark = 0;  // works that were enqueued before
-};
-
-static Stream* of(void* stream) {
-    static Stream defaults[DEVICES] = {{&contexts[0]}, {&contexts[1]}};
-    return (Address)stream > 2 ? (Stream*)stream : &defaults[current ? current->device : 0];
-}
-
-static Result put(Stream* stream, const Work& work) {
-    NEEDS_CONTEXT;
-    if (stream->context != current) return INVALID_HANDLE;
-    if (Result refused = work.check()) {
-        if (stream->recording) stream->invalid = true;
-        return refused;
-    }
-    if (stream->recording) {
-        stream->recording->work.push_back(work);
-        stream->unjoined = stream->joined;
-    } else {
-        stream->queue.push_back(work);
-        ++stream->enqueued;
-    }
-    return SUCCESS;
-}
-
-// What a stream that is recorded does not do; the recording is lost.
-static bool refuses(Stream* stream) {
-    if (stream->recording) stream->invalid = true;
-    return stream->recording;
-}
-
-// Runs what was enqueued in a stream, or the first so many works of it.
-static Result wait(Stream* stream, uint64_t mark = UINT64_MAX) {
-    {
-        ALONE;
-        if (stream->begun >= mark) return SUCCESS;
-    }
-    std::lock_guard<std::mutex> one_at_a_time(stream->running);
-    Result first = SUCCESS;
-    for (;;) {
-        Work work;
-        {
-            ALONE;
-            if (stream->queue.empty() || stream->begun >= mark) return first;
-            work = stream->queue.front();
-            stream->queue.pop_front();
-            ++stream->begun;
-            if (!work.calls_host) {
-                Result found = work.run();
-                if (!found && !fences_are_whole()) found = ILLEGAL_ADDRESS;
-                if (!first) first = found;
-                continue;
-            }
-        }
-        // It may need Python's lock, which a thread that waits for this state may hold.
-        work.run();
-    }
-}
-
-static Result enqueue_copy(Address target, Address source, size_t size, void* stream) {
-    ALONE;
-    const Work work = {
-        [=] { return usable(target, size) && usable(source, size) ? SUCCESS : INVALID_VALUE; },
-        [=] {
-            if (!there(target, size) || !there(source, size)) return ILLEGAL_ADDRESS;
-            memmove((void*)target, (void*)source, size);
-            return SUCCESS;
-        },
-        false,
-    };
-    Stream* goal = of(stream);
-    const bool idle = !goal->recording && goal->queue.empty();
-    const Result refused = put(goal, work);
-    // Nothing that was enqueued before reads it.
-    if (!refused && idle && find(target, size)->pinned) memset((void*)target, UNSET_BYTE, size);
-    return refused;
-}
-
-// ---- kernels -----------------------------------------------------------------------------------
-
-struct Kernel {
-    const char* name;
-    std::vector<int> alignments;  // of what each argument points to; 0 for a number
-};
-
-static const std::vector<Kernel> KERNELS = {
-#include "kernel_arguments.inc"
-};
-
-extern "C" void run_kernel(void*, unsigned, unsigned, const uint64_t*);
-extern "C" Result cuInit(unsigned);
-
-static void* find_symbol(const char* name) {
-    static void* self = [] {
-        Dl_info info;
-        dladdr((void*)cuInit, &info);
-        return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    }();
-    return dlsym(self, name);
-}
-
-static Result enqueue_kernel(
-    const Kernel* kernel, unsigned blocks, unsigned threads, void* stream, void** arguments) {
-    ALONE;
-    if (!blocks || !threads || threads > 1024) return INVALID_VALUE;
-    std::vector<Address> values;
-    for (size_t i = 0; i < kernel->alignments.size(); ++i)
-        values.push_back(*(Address*)arguments[i]);
-    values.resize(8);
-    void* function = find_symbol(kernel->name);
-    return put(of(stream), {
-        [] { return SUCCESS; },
-        [=] {
-            for (size_t i = 0; i < kernel->alignments.size(); ++i) {
-                const Address value = values[i];
-                if (!kernel->alignments[i] || !value) continue;
-                if (!there(value, 1)) return ILLEGAL_ADDRESS;
-                if (value % kernel->alignments[i]) return MISALIGNED_ADDRESS;
-            }
-            run_kernel(function, blocks, threads, values.data());
-            return SUCCESS;
-        },
-        false,
-    });
-}
-
-static const unsigned MAJOR = 8, MINOR = 9;
-
-// A cubin runs on GPUs of its major version and at least its minor one.
-static bool is_for_this_gpu(const uint8_t* elf) {
-    uint32_t flags;
-    memcpy(&flags, elf + 48, 4);
-    const unsigned version = elf[8] >= 8 ? flags >> 8 & 0xFF : flags & 0xFF;
-    return version / 10 == MAJOR && version % 10 <= MINOR;
-}
+#include "kernels.h"
 
 extern "C" {
 
-// ---- for the tests -----------------------------------------------------------------------------
+// For the tests.
 
 void fake_set_present(int is) { present = is; }
 void fake_set_limit(size_t bytes) { limit = bytes; }
 size_t fake_in_use() { return in_use; }
+int fake_recordings() { return recordings; }
 
-// ---- the driver --------------------------------------------------------------------------------
+// The driver.
 
 Result cuInit(unsigned) { return present ? SUCCESS : NO_DEVICE; }
 Result cuDriverGetVersion(int* version) { return *version = 13000, SUCCESS; }
@@ -368,12 +38,12 @@ Result cuDeviceGetAttribute(int* value, int attribute, int) {
     return *value = attribute == 75 ? MAJOR : attribute == 76 ? MINOR : 1, SUCCESS;
 }
 Result cuDevicePrimaryCtxRetain(void** context, int device) {
-    return *context = &contexts[device], present ? SUCCESS : NO_DEVICE;
+    return *context = &contexts[device], SUCCESS;
 }
 Result cuDevicePrimaryCtxRelease(int) { return SUCCESS; }
 Result cuCtxGetCurrent(void** context) { return *context = current, SUCCESS; }
 Result cuCtxSetCurrent(void* context) {
-    return current = (Context*)context, present ? SUCCESS : NO_DEVICE;
+    return current = (Context*)context, SUCCESS;
 }
 Result cuCtxGetDevice(int* device) {
     NEEDS_CONTEXT;
@@ -385,6 +55,7 @@ Result cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 Result cuStreamCreateWithPriority(void** stream, unsigned, int) {
     NEEDS_CONTEXT;
+    if (!present) return NO_DEVICE;
     return *stream = new Stream{current}, SUCCESS;
 }
 Result cuStreamDestroy(void*) { return SUCCESS; }
@@ -407,6 +78,7 @@ Result cuStreamBeginCapture(void* stream, int) {
     Stream* found = of(stream);
     if (found->recording) return ILLEGAL_STATE;
     found->recording = new Graph;
+    ++recordings;
     found->invalid = false;
     return SUCCESS;
 }
@@ -425,6 +97,7 @@ Result cuStreamEndCapture(void* stream, void** graph) {
     *graph = lost ? nullptr : found->recording;
     if (lost) found->recording->release();
     found->recording = nullptr;
+    --recordings;
     if (found->invalid) return STREAM_CAPTURE_INVALIDATED;
     return unjoined ? STREAM_CAPTURE_UNJOINED : SUCCESS;
 }
@@ -618,7 +291,7 @@ Result cuGetErrorName(int error, const char** name) {
 }
 Result cuGetErrorString(int error, const char** text) { return cuGetErrorName(error, text); }
 static Result absent(const char* name) {
-    fprintf(stderr, "tests/cuda/driver.cpp has no %s\n", name);
+    fprintf(stderr, "tests/cuda/fake_driver has no %s\n", name);
     return NOT_SUPPORTED;
 }
 #include "absent_functions.inc"
