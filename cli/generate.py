@@ -114,8 +114,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="onnxruntime",
-        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build --tune`), "
-        "onnxruntime-cuda, or tensorrt-rtx or tensorrt after `bksdm build` (default: onnxruntime)",
+        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after `bksdm "
+        "build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the fastest "
+        "by `bksdm build --tune` (default: onnxruntime)",
     )
     parser.add_argument(
         "--device",
@@ -157,12 +158,15 @@ def _draw(options: argparse.Namespace) -> int:
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.engine_choice import engine_for
     from bksdm.runtime.images import to_pil
     from bksdm.runtime.memory import require_memory
     from bksdm.runtime.request import Request
 
     chosen = chosen_format(output, options.quality, options.lossless)
-    bundle, engine = Bundle.open(options.model), capabilities(options.engine)
+    bundle = Bundle.open(options.model)
+    options.engine = engine_for(bundle, options.engine)
+    engine = capabilities(options.engine)
     # A mistake is refused here rather than after gigabytes are loaded.
     with flags_named(options):
         config = picture_options(options)
