@@ -114,9 +114,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="onnxruntime",
-        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after `bksdm "
-        "build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the fastest "
-        "by `bksdm build --tune` (default: onnxruntime)",
+        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after "
+        "`bksdm build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the "
+        "fastest by `bksdm build --tune` (default: onnxruntime)",
     )
     parser.add_argument(
         "--device",
