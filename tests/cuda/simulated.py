@@ -169,7 +169,7 @@ class SimulatedDevice:
         queue, self.queue = self.queue, []
         for operation in queue:
             operation()
-            self.check_fences()
+        self.check_fences()
         self.written_later.clear()
 
     def check_fences(self):
