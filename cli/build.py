@@ -7,7 +7,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, integer, options_named, ordinal, refuse_beside
+from bksdm.cli.arguments import (
+    add_threads_option,
+    bundle_path,
+    options_named,
+    ordinal,
+    refuse_beside,
+)
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -70,12 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "this CPU; `generate` then runs those forms, and with --engine auto "
         "that engine",
     )
-    parser.add_argument(
-        "--threads",
-        type=integer,
-        metavar="N",
-        help="with --tune: CPU threads (default: physical cores)",
-    )
+    add_threads_option(parser, "with --tune: ")
     parser.add_argument("--list", action="store_true", help="list what was built for this bundle")
     parser.add_argument("--remove", metavar="NAME", help="remove one entry of --list")
 

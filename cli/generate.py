@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_engine_cache_option,
+    add_threads_option,
     bundle_path,
     input_file,
     integer,
@@ -18,7 +19,6 @@ from bksdm.cli.arguments import (
     output_file,
     output_target,
     shard,
-    threads,
 )
 from bksdm.cli.idle_options import refuse_idle, warn_of_idle
 from bksdm.cli.outputs import check_numbered, check_outputs, print_path, results
@@ -125,9 +125,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
     )
     add_engine_cache_option(parser)
-    parser.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    add_threads_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
