@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from bksdm.optimize.writer import declare_domains
 
 # Attributes that change nothing at these values, which the exporter writes out.
-_DEFAULTS = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
+_DEFAULTS = {"qk_matmul_output_mode": 0, "softcap": 0.0}
 
 
 def fuse_attention(model: onnx.ModelProto) -> int:
@@ -43,7 +43,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         if node.op_type != "Attention" or node.domain:
             continue
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        scale = settings.pop("scale", None)
+        scale, causal = settings.pop("scale", None), settings.pop("is_causal", 0)
         if any(_DEFAULTS.get(name) != value for name, value in settings.items()):
             continue
         if len([name for name in node.input if name]) != 3:
@@ -60,6 +60,8 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         attributes: dict[str, Any] = {"num_heads": sizes.pop()[0]}
         if scale is not None:
             attributes["scale"] = scale
+        if causal:
+            attributes["unidirectional"] = 1
         replacement = helper.make_node(
             "MultiHeadAttention",
             [split.input[0] for split in splits if split is not None],
