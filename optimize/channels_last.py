@@ -19,6 +19,7 @@ import onnx
 from bksdm.optimize.cuda_group_norm import has_kernel, write_group_norm
 from bksdm.optimize.needed import keep_needed
 from bksdm.optimize.sizes import Size, Sizes, attributes
+from bksdm.optimize.stored_weights import stored_sizes
 from bksdm.optimize.writer import Writer, declare_domains
 
 TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
@@ -60,9 +61,9 @@ class _Layout:
         self.w = Writer()
         self.convolutions = 0
         self._sizes = Sizes(graph)
-        self._weights = {weight.name: weight for weight in graph.initializer}
+        self._weights = stored_sizes(graph)
         # Tensors that exist under their own name, and what has the same values as others.
-        self._there = {value.name for value in graph.input} | set(self._weights)
+        self._there = {value.name for value in (*graph.input, *graph.initializer)}
         self._same: dict[str, str] = {}
         # The form with channels last of tensors of rank 4 and 3, and how many channels it has.
         self._last: dict[str, str] = {}
@@ -134,7 +135,7 @@ class _Layout:
 
     def _convolve(self, node: onnx.NodeProto) -> bool:
         filters = self._weights.get(node.input[1])
-        if filters is None or len(filters.dims) != 4:
+        if filters is None or len(filters) != 4:
             return False
         x, name = node.input[0], node.output[0]
         if x in self._last and x not in self._there:
@@ -146,13 +147,13 @@ class _Layout:
         read = self._last.get(node.input[0], "")
         if read in self._normal and self._is_pointwise(node, filters):
             self._read[f"{name}:last"] = read
-        return self._store(name, f"{name}:last", filters.dims[0])
+        return self._store(name, f"{name}:last", filters[0])
 
     @staticmethod
-    def _is_pointwise(node: onnx.NodeProto, filters: onnx.TensorProto) -> bool:
+    def _is_pointwise(node: onnx.NodeProto, filters: tuple[int, ...]) -> bool:
         settings = attributes(node)
         moves = settings.get("strides", [1, 1]) != [1, 1] or any(settings.get("pads", []))
-        return list(filters.dims[2:]) == [1, 1] and not moves
+        return filters[2:] == (1, 1) and not moves
 
     def _elementwise(self, node: onnx.NodeProto) -> bool:
         pictures = [form for form in map(self._form, node.input) if form is not None]
@@ -160,9 +161,8 @@ class _Layout:
             return False
         inputs = []
         for name in node.input:
-            weight = self._weights.get(name)
             form = self._last.get(name) or self._spread.get(name)
-            if form is None and (not name or (weight is not None and not weight.dims)):
+            if form is None and (not name or self._weights.get(name) == ()):
                 form = name
             if form is None:
                 return False
@@ -178,7 +178,7 @@ class _Layout:
         gamma = self._weights.get(node.input[1])
         if last is None or gamma is None:
             return False
-        channels = gamma.dims[0]
+        (channels,) = gamma
         if not has_kernel(channels, attributes(node)["num_groups"]):
             return False
         if x in self._last:

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from bksdm.optimize.needed import keep_needed
 from bksdm.optimize.sizes import attributes
+from bksdm.optimize.stored_weights import put_casts_first, stored_sizes
 from bksdm.optimize.writer import Writer
 
 DOMAIN = "com.microsoft"
@@ -91,7 +92,7 @@ def _fuse_sums(graph: onnx.GraphProto) -> int:
     """Replace s = x + skip, GroupNorm(s); s stays an output where something else reads it."""
     readers = _readers(graph)
     producers = {name: node for node in graph.node for name in node.output}
-    weights = {weight.name for weight in graph.initializer}
+    stored = stored_sizes(graph)
     moved: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         if node.op_type != "GroupNorm":
@@ -99,7 +100,7 @@ def _fuse_sums(graph: onnx.GraphProto) -> int:
         total = producers.get(node.input[0])
         if total is None or total.op_type != "Add" or total.output[0] in moved:
             continue
-        if not weights.isdisjoint(total.input):
+        if not stored.keys().isdisjoint(total.input):
             continue
         spread = [name for name in total.input if _is_spread(producers.get(name))]
         if len(spread) == 2:
@@ -115,12 +116,11 @@ def _fuse_sums(graph: onnx.GraphProto) -> int:
         node.output[:] = [node.output[0], kept] if kept else [node.output[0]]
         moved[total.output[0]] = node
     nodes = [node for node in graph.node if not any(node is other for other in moved.values())]
-    # Where the sum was, for all that reads it comes later; γ and β come from weights.
+    # Where the sum was, for all that reads it comes later.
     placed = [moved.get(node.output[0], node) for node in nodes]
-    casts = [node for node in placed if node.op_type == "Cast" and node.input[0] in weights]
-    rest = [node for node in placed if not any(node is cast for cast in casts)]
     del graph.node[:]
-    graph.node.extend([*casts, *rest])
+    graph.node.extend(placed)
+    put_casts_first(graph)
     return len(moved)
 
 

@@ -2,8 +2,8 @@
 
 Such a node runs on the CPU, with a copy to it and one back in the middle of the network. The tables
 say what onnxruntime-gpu 1.31.1 assigns to its CUDA provider in float16, asked for each operator of
-opset 23 by a graph of one node with ``session.record_ep_graph_assignment_info``; its
-``docs/OperatorKernels.md`` lists the same operators without saying what is defined by others.
+opset 23 by a graph of one node with ``session.record_ep_graph_assignment_info``. They list what
+such networks are made of; what is not listed counts as without.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import onnx
 
 from bksdm.optimize.needed import keep_needed
 from bksdm.optimize.sizes import attributes
+from bksdm.optimize.stored_weights import put_casts_first, stored_sizes
 from bksdm.optimize.writer import Writer, declare_domains
 
 DOMAIN = "com.microsoft"
@@ -44,13 +45,14 @@ def fuse_residuals(model: onnx.ModelProto) -> tuple[int, int]:
         Number of normalisations that took their sum, and of sums without one.
     """
     graph = model.graph
+    put_casts_first(graph)
     readers: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in graph.output}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     outputs = {value.name for value in graph.output}
     tokens = _normalised(graph)
-    weights = {weight.name: weight for weight in graph.initializer}
+    weights = stored_sizes(graph)
     w = Writer()
     skipped: set[str] = set()
     normalised = summed = 0
@@ -95,7 +97,7 @@ def _normalised(graph: onnx.GraphProto) -> set[str]:
     return {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
 
 
-def _is_norm(node: onnx.NodeProto, x: str, weights: Mapping[str, onnx.TensorProto]) -> bool:
+def _is_norm(node: onnx.NodeProto, x: str, weights: Mapping[str, tuple[int, ...]]) -> bool:
     """Return whether a node normalises the last axis of ``x``, with stored scale and bias."""
     if node.op_type != "LayerNormalization" or node.domain or len(node.output) != 1:
         return False
@@ -107,7 +109,7 @@ def _is_norm(node: onnx.NodeProto, x: str, weights: Mapping[str, onnx.TensorProt
 def _find(
     graph: onnx.GraphProto,
     readers: Mapping[str, list[onnx.NodeProto]],
-    weights: Mapping[str, onnx.TensorProto],
+    weights: Mapping[str, tuple[int, ...]],
 ) -> list[_Residual]:
     producers = {name: node for node in graph.node for name in node.output}
     found = []
@@ -119,12 +121,12 @@ def _find(
             if inner is None or inner.op_type != "Add" or readers[name] != [node]:
                 continue
             biases = [part for part in inner.input if part in weights]
-            products = [part for part in inner.input if part in producers]
-            if len(biases) != 1 or len(products) != 1 or len(weights[biases[0]].dims) != 1:
+            products = [part for part in inner.input if part not in weights and part in producers]
+            if len(biases) != 1 or len(products) != 1 or len(weights[biases[0]]) != 1:
                 continue
             if producers[products[0]].op_type != "MatMul":
                 continue
-            width = weights[biases[0]].dims[0]
+            (width,) = weights[biases[0]]
             skip = node.input[1 - position]
             found.append(_Residual(node.output[0], products[0], biases[0], skip, width))
             break

@@ -108,6 +108,9 @@ class Rules:
     cuda
         Write what ONNX Runtime's CUDA provider has kernels for, pictures with channels last; the
         provider needs its option ``prefer_nhwc``.
+    packed
+        Make attention's queries, keys and values by one product, which only some of the CUDA
+        provider's kernels read as it is.
     winograd
         Cost model by which 3×3 convolutions become products of tiles; None leaves them direct.
     """
@@ -117,6 +120,7 @@ class Rules:
     blocks: bool = False
     group_norm: bool = False
     cuda: bool = False
+    packed: bool = False
     winograd: CostModel | None = None
 
 

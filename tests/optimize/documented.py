@@ -120,9 +120,23 @@ QuickGelu <alpha> (x) => (y) {
   y = CastLike (product, x)
 }""",
 ]
+# "packed QKV with shape (batch_size, kv_sequence_length, num_heads, 3, head_size)", "packed KV with
+# shape (batch_size, kv_sequence_length, num_heads, 2, head_size)"
+PACKED = {
+    1: ("qkv", "q, k, v = Split <axis = 3, num_outputs = 3> (qkv)"),
+    2: ("q, kv", "k, v = Split <axis = 3, num_outputs = 2> (kv)"),
+    3: ("q, k, v", ""),
+}
 ATTENTION = """<domain: "com.microsoft", opset_import: ["": 23]>
-MultiHeadAttention <num_heads{attributes}> (q, k, v) => (y) {{
-  y = Attention <q_num_heads: int = @num_heads, kv_num_heads: int = @num_heads{settings}> (q, k, v)
+MultiHeadAttention{count} <num_heads{attributes}> ({inputs}) => (y) {{
+  {split}
+  rows = Constant <value_ints = [0, 0, -1]> ()
+  queries = Reshape (q, rows)
+  keys = Reshape (k, rows)
+  values = Reshape (v, rows)
+  y = Attention <
+    q_num_heads: int = @num_heads, kv_num_heads: int = @num_heads{settings}
+  > (queries, keys, values)
 }}"""
 
 
@@ -130,15 +144,12 @@ def documented(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a graph of standard operators only."""
     whole = onnx.ModelProto()
     whole.CopyFrom(model)
-    attention = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
-    stated = {tuple(sorted(a.name for a in node.attribute)) for node in attention}
-    texts = list(FUNCTIONS)
-    if attention:
-        (names,) = stated
-        attributes = "".join(f", {name}" for name in names if name != "num_heads")
-        settings = ", scale: float = @scale" if "scale" in names else ""
-        settings += ", is_causal: int = @unidirectional" if "unidirectional" in names else ""
-        texts.append(ATTENTION.format(attributes=attributes, settings=settings))
+    texts = dict.fromkeys(FUNCTIONS)
+    for node in whole.graph.node:
+        if node.op_type == "MultiHeadAttention":
+            texts.setdefault(_attention(node))
+            # A function has one form of inputs.
+            node.op_type += str(len(node.input))
     whole.functions.extend(parser.parse_function(text) for text in texts)
     for node in whole.graph.node:
         if node.op_type in ("GroupNorm", "SkipGroupNorm"):
@@ -156,3 +167,19 @@ def documented(model: onnx.ModelProto) -> onnx.ModelProto:
     del plain.opset_import[:]
     plain.opset_import.extend(kept)
     return plain
+
+
+def _attention(node: onnx.NodeProto) -> str:
+    names = [a.name for a in node.attribute if a.name != "num_heads"]
+    stated = {
+        "scale": "scale: float = @scale",
+        "unidirectional": "is_causal: int = @unidirectional",
+    }
+    inputs, split = PACKED[len(node.input)]
+    return ATTENTION.format(
+        count=len(node.input),
+        attributes="".join(f", {name}" for name in names),
+        settings="".join(f", {stated[name]}" for name in names),
+        inputs=inputs,
+        split=split,
+    )

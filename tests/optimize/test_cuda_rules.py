@@ -6,6 +6,8 @@ Operators that the CPU has no kernel for are computed by what is documented of t
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +15,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bksdm import models
+from bksdm.optimize import compose as compositions
+from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.bias_split_gelu import fuse_bias_split_gelu
 from bksdm.optimize.causal import state_causal
 from bksdm.optimize.channels_last import TO_FIRST, TO_LAST, put_channels_last
@@ -21,6 +26,7 @@ from bksdm.optimize.cuda import write_for_cuda
 from bksdm.optimize.cuda_group_norm import fuse_group_norm, has_kernel
 from bksdm.optimize.cuda_kernels import take_census
 from bksdm.optimize.half import emulate_half
+from bksdm.optimize.packed_attention import pack_attention
 from bksdm.optimize.quick_gelu import fuse_quick_gelu
 from bksdm.optimize.residuals import fuse_residuals
 from bksdm.optimize.rules import ONNXRUNTIME_CUDA, USUAL, Rules
@@ -28,6 +34,7 @@ from tests.optimize.documented import documented
 from tests.optimize.test_feed_forward import CHANNELS, gated_model
 from tests.optimize.test_rewrite import small_model
 
+EMOJI = Path(models.__file__).parent / "emoji"
 NETWORKS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
@@ -71,7 +78,7 @@ def example(model, size, seed=0):
         shape = [2, axes[1], *size] if len(axes) == 4 else [2, *(n or 77 for n in axes[1:])]
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
         whole = dtype.kind == "i"
-        drawn = rng.integers(0, 1000, shape) if whole else rng.standard_normal(shape)
+        drawn = rng.integers(0, 600, shape) if whole else rng.standard_normal(shape)
         feeds[value.name] = drawn.astype(dtype)
     return feeds
 
@@ -176,23 +183,25 @@ def test_pictures_are_enlarged_and_joined_with_channels_last(told):
 
 
 def transposed_back(model):
-    """Count transpositions that no convolution's takes back."""
+    """Count transpositions of pictures that no convolution's takes back."""
     made = {name: node for node in model.graph.node for name in node.output}
     read = {name: node for node in model.graph.node for name in node.input}
     left = 0
     for node in model.graph.node:
-        if node.op_type == "Transpose":
-            before, after = made.get(node.input[0]), read.get(node.output[0])
-            order = list(node.attribute[0].ints)
-            into = after is not None and after.op_type == "Conv" and order == TO_FIRST
-            out = before is not None and before.op_type == "Conv" and order == TO_LAST
-            left += not (into or out)
+        order = list(node.attribute[0].ints) if node.op_type == "Transpose" else []
+        before, after = made.get(node.input[0]), read.get(node.output[0])
+        if order == TO_FIRST:
+            left += after is None or after.op_type != "Conv"
+        elif order == TO_LAST:
+            left += before is None or before.op_type != "Conv"
     return left
 
 
+@pytest.mark.parametrize("name", ["nano", "emoji"])
 @pytest.mark.parametrize("network", NETWORKS)
-def test_networks_equal_the_plain_ones(nano_bundle, network):
-    path = nano_bundle / network / "model.onnx"
+def test_networks_equal_the_plain_ones(nano_bundle, name, network):
+    """The built-in model has its weights stored in float16."""
+    path = (nano_bundle if name == "nano" else EMOJI) / network / "model.onnx"
     plain = onnx.load(path, load_external_data=False)
     fast = compose(path, ONNXRUNTIME_CUDA, USUAL)
     census = take_census(fast)
@@ -361,3 +370,35 @@ def test_a_census_names_what_leaves_the_gpu():
     assert census.without_kernel == {"Elu": 1, "QuickGelu": 1}
     assert census.of_sizes == {"Concat": 1}
     assert str(census).endswith("2 without one (1 Elu, 1 QuickGelu), 1 on sizes (1 Concat)")
+
+
+def test_packed_attention_equals_the_plain_one(nano_bundle):
+    path = nano_bundle / "unet" / "model.onnx"
+    plain = onnx.load(path, load_external_data=False)
+    fast = compose(path, replace(ONNXRUNTIME_CUDA, packed=True), USUAL)
+    assert not take_census(fast).leaves_gpu
+    inputs = [len(n.input) for n in fast.graph.node if n.op_type == "MultiHeadAttention"]
+    assert sorted(inputs) == [1] * 9 + [2] * 9
+    feeds = example(plain, (8, 8))
+    expected, found = (run(m, feeds, path.parent) for m in (plain, documented(fast)))
+    assert relative(found, expected) < 3e-6
+
+
+def test_attention_with_a_bias_is_not_packed(nano_bundle):
+    model = onnx.load(nano_bundle / "vae_decoder" / "model.onnx", load_external_data=False)
+    assert fuse_attention(model) == 1
+    assert pack_attention(model) == (0, 0)
+
+
+def test_a_wide_head_is_written_as_products(nano_bundle, monkeypatch):
+    """As that of a full-size VAE, of 512."""
+    monkeypatch.setattr(compositions, "WIDEST_HEAD", 8)
+    path = nano_bundle / "vae_decoder" / "model.onnx"
+    plain = onnx.load(path, load_external_data=False)
+    fast = compose(path, ONNXRUNTIME_CUDA, USUAL)
+    assert "MultiHeadAttention" not in kinds(fast)
+    assert kinds(fast).count("Softmax") == 1
+    assert not take_census(fast).leaves_gpu
+    feeds = example(plain, (5, 6))
+    expected, found = (run(m, feeds, path.parent) for m in (plain, documented(fast)))
+    assert relative(found, expected) < 3e-6
