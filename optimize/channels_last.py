@@ -231,10 +231,8 @@ class _Layout:
         else:
             entries = self._sizes.entries(sizes[0])
             grids = self._grids.get((entries[2], entries[3]), []) if entries else []
-            # ONNX Runtime 1.31 moves a transposition past a part of a shape, and errs.
-            grid = next((grid for grid in grids if grid in self._normal), None)
-            if grid is not None:
-                spatial = self.w.once("Shape", f"{grid}:sides", grid, start=1, end=3)
+            if grids:
+                spatial = self.w.once("Shape", f"{grids[0]}:sides", grids[0], start=1, end=3)
             else:
                 ends = (self.w.whole(2), self.w.whole(4))
                 spatial = self.w.add("Slice", f"{name}:sides", self.first(sizes[0]), *ends)
