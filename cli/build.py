@@ -129,8 +129,8 @@ def run(options: argparse.Namespace) -> int:
 def _prepare(bundle: Bundle, engine: str) -> int:
     from bksdm.optimize.prepare_bundle import prepare_bundle
 
-    def prepared(network: str, seconds: float) -> None:
-        print(f"{network:<24}{seconds:8.1f} s", flush=True)
+    def prepared(network: str, seconds: float, note: str) -> None:
+        print(f"{network:<24}{seconds:8.1f} s  {note}".rstrip(), flush=True)
 
     print(prepare_bundle(bundle, engine, prepared=prepared))
     return 0
