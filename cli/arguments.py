@@ -133,8 +133,13 @@ def refuse_beside(options: argparse.Namespace, main: str, names: Iterable[str]) 
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message that suggests the known word closest to a mistyped one."""
-    found = difflib.get_close_matches(word, known, n=1)
+    """Return the end of a message that suggests the known word closest to a mistyped one.
+
+    A word that is only cut short is closest to the shortest that it begins.
+    """
+    words = list(known)
+    begun = sorted((name for name in words if len(word) > 3 and name.startswith(word)), key=len)
+    found = begun or difflib.get_close_matches(word, words, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 

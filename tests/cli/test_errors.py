@@ -43,7 +43,7 @@ def refuse(run):
 
 REFUSED = [
     (["--device=-1"], "--device: must be a whole number from 0 on, not -1"),
-    (["--device", "1"], "--device chooses a GPU for plans of TensorRT; the engine onnxr"),
+    (["--device", "1"], "--device chooses a GPU for a loop on it; the engine onnxr"),
     (["--size", "60x64"], "--size: width must be a multiple of 8, not 60"),
     (["--size", "0x64"], "--size: width must be a whole number from 8 to 8192, not 0"),
     (["--size", "100000x100000"], "--size: height must be a whole number from 8 to 8192, not 1000"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,10 +18,6 @@ GPUS = (GpuRecord("a", "9.0", 80 * 10**9),)
 
 def nothing_lacks():
     pass
-
-
-def libraries_lack():
-    warnings.warn("unless the system has them, it lacks nvidia-cudnn-cu13", stacklevel=2)
 
 
 def package_lacks():
@@ -75,7 +70,6 @@ def test_a_gpu_that_can_be_used_is(machine, bundles):
 @pytest.mark.parametrize(
     "lacking",
     [
-        {"check": libraries_lack},
         {"check": package_lacks},
         {"driver": False},
         {"describe": no_gpu},
