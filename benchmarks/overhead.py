@@ -158,6 +158,7 @@ def cuda_loop() -> Callable[[int], object]:
         stream=0,
         allocate=lambda size: SimpleNamespace(size=size, address=0),
         allocate_host=host,
+        clear=lambda memory: None,
         copy=lambda target, source, size: None,
         synchronize=lambda: None,
         record=lambda work: nothing,
@@ -199,11 +200,13 @@ def cuda_loop() -> Callable[[int], object]:
 
     def run(steps: int) -> None:
         job = job_of(steps)
-        session.begin(ids, job, watched=False, counted=False)
-        denoising = Denoising(job, session)
+        trajectory = session.join(ids, job)
+        denoising = Denoising(job, trajectory)
         while not denoising.done:
+            session.launch()
             denoising.advance(None)
         # The device left the flags alone, so only the steps are of interest here.
+        trajectory.leave()
 
     return run
 

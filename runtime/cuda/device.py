@@ -90,6 +90,10 @@ class Device(Protocol):
         """Allocate page-locked host memory; raises as :meth:`allocate`."""
         ...
 
+    def clear(self, memory: Memory) -> None:
+        """Enqueue that all of its bytes become zero."""
+        ...
+
     def copy(self, target: Memory, source: Memory, size: int) -> None:
         """Enqueue a copy of the first ``size`` bytes."""
         ...

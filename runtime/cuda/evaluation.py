@@ -21,7 +21,11 @@ PARTS = 128
 
 
 class StepForm(NamedTuple):
-    """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled."""
+    """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled.
+
+    The greatest of some does what each of them does: the control block of a slot says whether it is
+    guided, and what is not rescaled is multiplied by 1.
+    """
 
     halves: int
     rescaled: bool
@@ -56,8 +60,9 @@ class Evaluations:
         The UNet.
     kernel : callable
         From a kernel's name to the kernel.
-    scratch, control : int
-        Addresses of the plan's scratch and of the control block.
+    scratch, controls, idle : int
+        Addresses of the plan's scratch, of the slots' control blocks, and of as many that say that
+        nothing is to be done.
     latents : Binding
         x, float32 [images, channels, height / 8, width / 8].
     embeddings : Binding
@@ -71,15 +76,17 @@ class Evaluations:
         plan: DeviceNetwork,
         kernel: Callable[[str], Kernel],
         scratch: int,
-        control: int,
+        controls: int,
+        idle: int,
         latents: Binding,
         embeddings: Binding,
     ) -> None:
         self._device, self._plan, self._kernel, self._scratch = device, plan, kernel, scratch
-        self._control, self._latents, self._embeddings = control, latents, embeddings
+        self._controls, self._idle = controls, idle
+        self._latents, self._embeddings = latents, embeddings
         self._images, self._rows = latents.shape[0], embeddings.shape[0]
-        self._size = int(np.prod(latents.shape))
-        self._sample = device.allocate(FLOAT16.itemsize * self._size * (self._rows // self._images))
+        self._count = int(np.prod(latents.shape[1:]))
+        self._sample = device.allocate(FLOAT16.itemsize * self._count * self._rows)
         self._timestep = device.allocate(4 * self._rows)
         self._prediction = device.allocate(self._sample.size)
         self._feed, self._step = kernel("feed"), kernel("step")
@@ -106,11 +113,11 @@ class Evaluations:
         return form not in self._graphs
 
     def record(self, form: StepForm) -> None:
-        """Run one step outside of a graph, as TensorRT asks, then record one.
+        """Run one step outside of a graph, as TensorRT asks, which changes no slot; record another.
 
         A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning.
         """
-        self.enqueue(form)
+        self._enqueue(form, self._idle)
         enqueue = partial(self.enqueue, form)
         if self._plan.recordable:
             unet = self._unets[self._images * form.halves]
@@ -130,27 +137,23 @@ class Evaluations:
 
     def enqueue(self, form: StepForm) -> None:
         """Enqueue one step without a graph."""
-        control, size, images, halves = self._control, self._size, self._images, form.halves
+        self._enqueue(form, self._controls)
+
+    def _enqueue(self, form: StepForm, controls: int) -> None:
+        count, images, halves = self._count, self._images, form.halves
         prediction, latents, factors = self._prediction.address, self._latents.address, 0
-        self._feed(
-            max(size, images * halves),
-            control,
-            latents,
-            self._sample.address,
-            self._timestep.address,
-            size,
-            halves,
-            images,
-        )
+        sample, timestep = self._sample.address, self._timestep.address
+        size = images * count
+        self._feed(size, controls, latents, sample, timestep, count, halves, images)
         self._unets[images * halves].enqueue(self._device.stream)
         if form.rescaled:
             assert self._moments is not None
             sums, factors = (memory.address for memory in self._moments)
             self._kernel("sum_moments")(
-                images * PARTS, control, prediction, sums, size, images, PARTS
+                images * PARTS, controls, prediction, sums, count, images, PARTS
             )
-            self._kernel("rescale")(images, control, sums, factors, size, images, PARTS)
-        self._step(size, control, prediction, latents, factors, size, halves, images)
+            self._kernel("rescale")(images, controls, sums, factors, count, images, PARTS)
+        self._step(size, controls, prediction, latents, factors, count, halves, images)
 
     def enqueue_embeddings(self, forms: Collection[StepForm]) -> None:
         """Enqueue the copy of the conditional embeddings, if that half is to run alone."""

@@ -17,6 +17,7 @@ from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
 from bksdm.runtime.cuda.picture_encoder import DeviceVaeEncoder
 from bksdm.runtime.cuda.progress import told
 from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.cuda.trajectory import DeviceTrajectory
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
@@ -62,11 +63,11 @@ class CudaExecutor:
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        return self._draw(job, watch, seconds, Session.end)
+        return self._draw(job, watch, seconds, DeviceTrajectory.end)
 
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
         """Return x_0; the same stages."""
-        latents = self._draw(job, watch, seconds, Session.latents)
+        latents = self._draw(job, watch, seconds, DeviceTrajectory.latents)
         require_finite(latents, "latents of the last step")
         return latents
 
@@ -75,7 +76,7 @@ class CudaExecutor:
         job: DenoisingJob,
         watch: Watch,
         seconds: dict[str, float],
-        finish: Callable[[Session], NDArray[Made]],
+        finish: Callable[[DeviceTrajectory], NDArray[Made]],
     ) -> NDArray[Made]:
         with self._device.alone():
             start = time.perf_counter()
@@ -87,19 +88,18 @@ class CudaExecutor:
             images, _, *side = job.latents.shape
             session = self._session(images, job.guidance is not None, side)
             start = time.perf_counter()
+            watched, counted = watch.callback is not None, watch.progress is not None
+            trajectory = session.join(text, job, watched=watched, counted=counted)
             try:
-                watched, counted = watch.callback is not None, watch.progress is not None
-                session.begin(text, job, watched=watched, counted=counted)
-                denoising = Denoising(job, session, watch)
-                with told(watch.progress, lambda: session.done, len(job.table)):
+                denoising = Denoising(job, trajectory, watch)
+                with told(watch.progress, lambda: trajectory.evaluated, len(job.table)):
                     while not denoising.done:
+                        session.launch()
                         denoising.advance(None)
                     seconds["enqueue"] = time.perf_counter() - start
-                    made = finish(session)
-            except BaseException:
-                # The next picture may not touch buffers that copies are still under way from.
-                self._device.synchronize()
-                raise
+                    made = finish(trajectory)
+            finally:
+                trajectory.leave()
             seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
             session.keep_kernels()
             return made

@@ -112,6 +112,14 @@ class Gpu:
         """Allocate page-locked host memory."""
         return self._wrap(lambda: self._host.allocate(size), size)
 
+    def clear(self, memory: Memory) -> None:
+        """Enqueue zeros."""
+        view = self._core.Buffer.from_handle
+        try:
+            view(memory.address, memory.size).fill(0, stream=self._stream)
+        except Exception as error:
+            _raise_named(f"{memory.size} bytes cannot be cleared", error)
+
     def copy(self, target: Memory, source: Memory, size: int) -> None:
         """Enqueue a copy."""
         view = self._core.Buffer.from_handle

@@ -65,6 +65,10 @@ class CountingGpu(Gpu):
         self.live[id(memory)] = memory
         return memory
 
+    def clear(self, memory):
+        self.count("clears")
+        super().clear(memory)
+
     def copy(self, target, source, size):
         self.count("copies")
         super().copy(target, source, size)

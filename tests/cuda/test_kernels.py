@@ -9,7 +9,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.compile import compile_kernels
 from bksdm.runtime.cuda.device import as_array
 from bksdm.runtime.cuda.evaluation import PARTS
-from bksdm.runtime.cuda.session import CONTROL
+from bksdm.runtime.cuda.slot import CONTROL
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
 
