@@ -79,14 +79,9 @@ class CudaExecutor:
         finish: Callable[[DeviceTrajectory], NDArray[Made]],
     ) -> NDArray[Made]:
         with self._device.alone():
-            start = time.perf_counter()
-            if job.plain_text:
-                text: NDArray[np.generic] = self._encode.ids(job)
-                seconds["tokenize"] = time.perf_counter() - start
-            else:
-                text = self._encode(job, seconds)
+            text = self.text(job, seconds)
             images, _, *side = job.latents.shape
-            session = self._session(images, job.guidance is not None, side)
+            session = self.session(images, job.guidance is not None, side)
             start = time.perf_counter()
             watched, counted = watch.callback is not None, watch.progress is not None
             trajectory = session.join(text, job, watched=watched, counted=counted)
@@ -112,7 +107,7 @@ class CudaExecutor:
         self.validate_size(height, width, images)
         with self._device.alone():
             guided = Shape(images, True, height, width) in self._sessions
-            pixels = self._session(images, guided, side).decode(latents)
+            pixels = self.session(images, guided, side).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
         return pixels
 
@@ -129,7 +124,25 @@ class CudaExecutor:
             self._bundle.vae_scale,
         )
 
-    def _session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
+    def text(self, job: DenoisingJob, seconds: dict[str, float]) -> NDArray[np.generic]:
+        """Return what a session takes of a job's prompts; stages: tokenize, text_encoder."""
+        if not job.plain_text:
+            return self._encode(job, seconds)
+        start = time.perf_counter()
+        ids = self._encode.ids(job)
+        seconds["tokenize"] = time.perf_counter() - start
+        return ids
+
+    def session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
+        """Return so many slots for latents of a height and width; the last few are kept.
+
+        Whoever uses one has the GPU :meth:`~bksdm.runtime.cuda.device.Device.alone`.
+
+        Raises
+        ------
+        EngineError
+            The networks cannot be loaded, or there is too little memory.
+        """
         scale = self._bundle.vae_scale
         shape = Shape(images, guided, side[0] * scale, side[1] * scale)
         if shape not in self._sessions:

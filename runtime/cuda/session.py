@@ -236,7 +236,7 @@ class Session:
                 guidance.scale if guidance else 1.0,
                 self._scaling_factor,
                 *self._slots[slot].addresses,
-                self._done.address if counted and slot == slots[0] else 0,
+                self._done.address + 8 * slot if counted and slot == slots[0] else 0,
             )
 
     def _enqueue_start(self, slots: range) -> None:
