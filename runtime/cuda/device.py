@@ -112,6 +112,19 @@ class Device(Protocol):
         """
         ...
 
+    def record_loop(self, body: Callable[[int], None], after: Callable[[], None]) -> Graph:
+        """Record what ``body`` enqueues, as a loop, and what ``after`` does.
+
+        ``body`` is given the handle that a kernel in it sets, by ``cudaGraphSetConditional``, to
+        whether there is another turn; there is always a first one.
+
+        Raises
+        ------
+        EngineError
+            It cannot be recorded, or not in a loop. What was enqueued before goes on.
+        """
+        ...
+
     def synchronize(self) -> None:
         """Wait for everything that was enqueued.
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -38,15 +38,49 @@ def step_forms(job: DenoisingJob) -> list[StepForm]:
     return [both if guided else alone for guided in job.guided]
 
 
+class Steps(Protocol):
+    """Steps of one form, ready to be launched."""
+
+    def launch(self, steps: int) -> None:
+        """Enqueue so many, one after the other."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """A step that is not recorded; implements :class:`~bksdm.runtime.cuda.device.Graph`."""
+    """A step that is not recorded; implements :class:`Steps`."""
 
     enqueue: Callable[[], None]
 
-    def launch(self) -> None:
-        """Enqueue all of it, one after the other."""
-        self.enqueue()
+    def launch(self, steps: int) -> None:
+        """Enqueue all of them, piece by piece."""
+        for _ in range(steps):
+            self.enqueue()
+
+
+@dataclass(frozen=True)
+class GraphPerStep:
+    """A recorded step; implements :class:`Steps`."""
+
+    graph: Graph
+
+    def launch(self, steps: int) -> None:
+        """Launch it so often."""
+        for _ in range(steps):
+            self.graph.launch()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Steps in a loop that the GPU goes through by itself; implements :class:`Steps`."""
+
+    graph: Graph
+    set_steps: Callable[[int], None]
+
+    def launch(self, steps: int) -> None:
+        """Launch it once."""
+        self.set_steps(steps)
+        self.graph.launch()
 
 
 class Evaluations:
@@ -68,6 +102,8 @@ class Evaluations:
     embeddings : Binding
         What the text encoder writes, float16 [rows, 77, width]; with guidance the rows of the
         unconditional half come first.
+    in_loops : bool
+        Whether the GPU goes through steps by itself, many for each launch, where it can.
     """
 
     def __init__(
@@ -80,6 +116,7 @@ class Evaluations:
         idle: int,
         latents: Binding,
         embeddings: Binding,
+        in_loops: bool,
     ) -> None:
         self._device, self._plan, self._kernel, self._scratch = device, plan, kernel, scratch
         self._controls, self._idle = controls, idle
@@ -93,11 +130,19 @@ class Evaluations:
         self._unets = {self._rows: self._bind(self._rows, embeddings.address)}
         self._conditional: Memory | None = None
         self._moments: tuple[Memory, Memory] | None = None
-        self._graphs: dict[StepForm, Graph] = {}
+        self._steps: dict[StepForm, Steps] = {}
+        self._in_loops = in_loops
+        self._left = device.allocate(8) if in_loops else None
+        # Those whose last step is followed by the VAE decoder, in one graph.
+        self._decoding: dict[StepForm, Steps] = {}
 
-    def graph(self, form: StepForm) -> Graph:
-        """Return a step that is ready to be launched."""
-        return self._graphs[form]
+    def steps(self, form: StepForm) -> Steps:
+        """Return steps that are ready to be launched."""
+        return self._steps[form]
+
+    def decoding(self, form: StepForm) -> Steps | None:
+        """Return those after whose last one there are pixels, if the GPU goes through them."""
+        return self._decoding.get(form)
 
     def prepare(self, form: StepForm) -> bool:
         """Take the memory of a form of step; return whether it is still to be recorded."""
@@ -110,12 +155,20 @@ class Evaluations:
         if form.rescaled and self._moments is None:
             allocate = self._device.allocate
             self._moments = allocate(8 * 4 * PARTS * images), allocate(4 * images)
-        return form not in self._graphs
+        return form not in self._steps
 
-    def record(self, form: StepForm) -> None:
+    def record(self, form: StepForm, decode: Callable[[], None]) -> None:
         """Run one step outside of a graph, as TensorRT asks, which changes no slot; record another.
 
-        A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning.
+        A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning, and
+        one that cannot be in a loop has a graph for a step.
+
+        Parameters
+        ----------
+        form : StepForm
+            How it is done.
+        decode : callable
+            Enqueues what makes pixels of the whole batch's latents; for steps in loops.
         """
         self._enqueue(form, self._idle)
         enqueue = partial(self.enqueue, form)
@@ -124,7 +177,8 @@ class Evaluations:
             try:
                 if not unet.can_record(self._device.stream):
                     raise EngineError("TensorRT says so")
-                self._graphs[form] = self._device.record(enqueue)
+                if not self._record_loops(form, decode):
+                    self._steps[form] = GraphPerStep(self._device.record(enqueue))
                 return
             except EngineError as error:
                 self._plan.recordable = False
@@ -133,7 +187,45 @@ class Evaluations:
                     "longer",
                     stacklevel=2,
                 )
-        self._graphs[form] = Pieces(enqueue)
+        self._steps[form] = Pieces(enqueue)
+
+    def _record_loops(self, form: StepForm, decode: Callable[[], None]) -> bool:
+        """Record steps in a loop, without and with what follows the last one; or warn."""
+        if not self._in_loops:
+            return False
+        assert self._left is not None
+        left, repeat, set_steps = (
+            self._left.address,
+            self._kernel("repeat"),
+            self._kernel("set_steps"),
+        )
+
+        def body(loop: int) -> None:
+            self.enqueue(form)
+            repeat(1, left, loop)
+
+        def recorded(after: Callable[[], None]) -> Steps:
+            graph = self._device.record_loop(body, after)
+            return Loop(graph, lambda steps: set_steps(1, left, steps))
+
+        try:
+            self._steps[form] = recorded(lambda: None)
+        except EngineError as error:
+            self._in_loops = False
+            warnings.warn(
+                f"the UNet cannot run in a loop of a CUDA graph ({error}), so every step is "
+                "launched by itself",
+                stacklevel=2,
+            )
+            return False
+        try:
+            self._decoding[form] = recorded(decode)
+        except EngineError as error:
+            warnings.warn(
+                f"the VAE decoder cannot run in a CUDA graph ({error}), so it runs by itself",
+                stacklevel=2,
+            )
+        return True
 
     def enqueue(self, form: StepForm) -> None:
         """Enqueue one step without a graph."""

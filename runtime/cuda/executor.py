@@ -44,15 +44,25 @@ class CudaExecutor:
         Where its networks come from.
     device : Device
         The GPU.
+    in_loops : bool
+        Whether the GPU goes through all steps of a picture that nobody watches by itself, the VAE
+        decoder included: one launch in place of one for each step. Whoever interrupts it then
+        comes too late.
     """
 
     def __init__(
-        self, bundle: Bundle, encode: PromptEncoder, networks: Networks, device: Device
+        self,
+        bundle: Bundle,
+        encode: PromptEncoder,
+        networks: Networks,
+        device: Device,
+        in_loops: bool = False,
     ) -> None:
         self._bundle = bundle
         self._encode = encode
         self._networks = networks
         self._device = device
+        self._in_loops = in_loops
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
 
     def validate_size(self, height: int, width: int, images: int) -> None:
@@ -85,12 +95,14 @@ class CudaExecutor:
             start = time.perf_counter()
             watched, counted = watch.callback is not None, watch.progress is not None
             trajectory = session.join(text, job, watched=watched, counted=counted)
+            most = len(job.table) if self._in_loops else 1
+            decode = finish is DeviceTrajectory.end
             try:
                 denoising = Denoising(job, trajectory, watch)
                 with told(watch.progress, lambda: trajectory.evaluated, len(job.table)):
                     while not denoising.done:
-                        session.launch()
-                        denoising.advance(None)
+                        for _ in range(session.launch(most, decode)):
+                            denoising.advance(None)
                     seconds["enqueue"] = time.perf_counter() - start
                     made = finish(trajectory)
             finally:
@@ -157,6 +169,7 @@ class CudaExecutor:
                 shape=shape,
                 vae_scale=scale,
                 scaling_factor=self._bundle.scaling_factor,
+                in_loops=self._in_loops,
             )
         self._sessions.move_to_end(shape)
         return self._sessions[shape]

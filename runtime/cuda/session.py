@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +72,8 @@ class Session:
         Pixels per latent pixel.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
+    in_loops : bool
+        Whether the GPU goes through the steps of a launch by itself.
 
     Raises
     ------
@@ -86,6 +90,7 @@ class Session:
         shape: Shape,
         vae_scale: int,
         scaling_factor: float,
+        in_loops: bool = False,
     ) -> None:
         self._device = device
         self._shape = shape
@@ -133,10 +138,15 @@ class Session:
             idle=self._idle.address,
             latents=Binding(self._latents.address, self._start_shape),
             embeddings=self._text.embeddings,
+            in_loops=in_loops,
         )
         self._scratch = scratch
         self._decoders: dict[int, BoundNetwork] = {}
-        self._decoder(images)
+        decoder = self._decoder(images)
+        if in_loops:
+            # Once outside of a graph, as TensorRT asks.
+            decoder.enqueue(device.stream)
+        self._all = range(images)
         self._previous: Memory | None = None
         self._joined: list[DeviceTrajectory] = []
         self._joins = [0] * images
@@ -207,7 +217,7 @@ class Session:
             self._enqueue_start(slots)
             self._evaluations.enqueue_embeddings(forms)
             for form in new:
-                self._evaluations.record(form)
+                self._evaluations.record(form, self._recorded_pixels)
                 self._ran_first = True
         except BaseException:
             trajectory.leave()
@@ -251,18 +261,43 @@ class Session:
         size = self._text.size
         self._check(size, controls.address, self._text.encoded.address, size)
 
-    def launch(self) -> None:
-        """Enqueue a step of every job that has one left."""
+    def launch(self, most: int = 1, decode: bool = False) -> int:
+        """Enqueue a step of every job that has one left, or several.
+
+        Parameters
+        ----------
+        most : int
+            How many steps, if all of them are of one form and all jobs have so many left.
+        decode : bool
+            Whether the latents of the only job, which has all slots, are to be decoded after its
+            last step, in the same launch where that can be.
+
+        Returns
+        -------
+        int
+            How many steps it is.
+        """
         moving = [trajectory for trajectory in self._joined if not trajectory.done]
         if not moving:
-            return
+            return 0
         for trajectory in moving:
             if trajectory.watched:
                 source = self.latents_of(trajectory.slots)
                 self._device.copy(self.previous_of(trajectory.slots), source, source.size)
-        self._evaluations.graph(max(trajectory.form for trajectory in moving)).launch()
+                # There is one place for what is before a step.
+                most = 1
+        forms = zip(*(trajectory.next_forms(most) for trajectory in moving), strict=False)
+        form, run = next(groupby(map(max, forms)))
+        steps = sum(1 for _ in run)
+        launched, first = self._evaluations.steps(form), moving[0]
+        if decode and first.slots == self._all and first.launched + steps == len(first.forms):
+            decoding = self._evaluations.decoding(form)
+            first.decoded = decoding is not None
+            launched = decoding or launched
+        launched.launch(steps)
         for trajectory in moving:
-            trajectory.launched += 1
+            trajectory.count(steps)
+        return steps
 
     def leave(self, trajectory: DeviceTrajectory) -> None:
         """Free a job's slots; see :meth:`DeviceTrajectory.leave`."""
@@ -272,8 +307,8 @@ class Session:
         if not trajectory.done:
             controls = self._controls_of(trajectory.slots)
             self._device.copy(controls, self._idle, controls.size)
-        if trajectory.uploading or self._fetching:
-            # The next job may not touch host memory that copies are still under way from or to.
+        if trajectory.under_way or self._fetching:
+            # The next job may not touch host memory that work is still under way from or to.
             self._wait()
 
     def evaluated(self, slot: int) -> int:
@@ -338,20 +373,31 @@ class Session:
         staged = as_array(self._latents_host, np.float16, latents.shape)
         staged[:] = latents / np.float32(self._scaling_factor)
         device.copy(self._vae_input, self._latents_host, staged.nbytes)
+        self._enqueue_decoder(len(latents), control)
         return self._pixels_of(len(latents), control, 1)
 
-    def decode_slots(self, slots: range) -> NDArray[np.uint8]:
-        """Enqueue the VAE decoder for a job's slots; see :meth:`DeviceTrajectory.end`."""
+    def decode_slots(self, slots: range, decoded: bool) -> NDArray[np.uint8]:
+        """Wait for pixels of a job's slots; see :meth:`DeviceTrajectory.end`."""
+        if not decoded:
+            self._enqueue_pixels(slots)
+        return self._pixels_of(len(slots), self._controls_of(slots), len(slots))
+
+    def _enqueue_pixels(self, slots: range) -> None:
+        """Enqueue what makes pixels of some slots' latents."""
         controls, latents = self._controls_of(slots), self.latents_of(slots)
         size = latents.size // 4
         self._finish(size, controls.address, latents.address, self._vae_input.address, size)
-        return self._pixels_of(len(slots), controls, len(slots))
+        self._enqueue_decoder(len(slots), controls)
 
-    def _pixels_of(self, images: int, controls: Memory, count: int) -> NDArray[np.uint8]:
-        """Run the VAE decoder, wait once, and return its pixels unless a control block objects."""
-        device, shape = self._device, self._shape
-        self._decoder(images).enqueue(device.stream)
-        area = shape.height * shape.width
+    def _recorded_pixels(self) -> None:
+        """Enqueue the same for the whole batch, in a graph."""
+        if not self._decoder(self._shape.images).can_record(self._device.stream):
+            raise EngineError("TensorRT says so")
+        self._enqueue_pixels(self._all)
+
+    def _enqueue_decoder(self, images: int, controls: Memory) -> None:
+        self._decoder(images).enqueue(self._device.stream)
+        area = self._shape.height * self._shape.width
         self._pixels(
             images * area,
             controls.address,
@@ -360,8 +406,13 @@ class Session:
             area,
             images,
         )
+
+    def _pixels_of(self, images: int, controls: Memory, count: int) -> NDArray[np.uint8]:
+        """Wait once, and return the pixels unless a control block objects."""
+        device, shape = self._device, self._shape
+        size = (images, shape.height, shape.width, 3)
         self._fetching = True
-        device.copy(self._pixels_host, self._pixels_device, images * area * 3)
+        device.copy(self._pixels_host, self._pixels_device, math.prod(size))
         device.copy(self._controls_out, controls, count * CONTROL.itemsize)
         self._wait()
         flags = as_array(self._controls_out, CONTROL, (count,))
@@ -373,7 +424,6 @@ class Session:
             raise NonFiniteError(f"noise prediction of step {first_bad + 1}: NaN or infinity")
         if flags[0]["bad_pixels"]:
             raise NonFiniteError("pixels of the VAE decoder: NaN or infinity")
-        size = (images, shape.height, shape.width, 3)
         pixels: NDArray[np.uint8] = as_array(self._pixels_host, np.uint8, size).copy()
         return pixels
 

@@ -37,18 +37,19 @@ class DeviceTrajectory:
     ----------
     launched : int
         Evaluations that were enqueued.
+    decoded : bool
+        Whether the VAE decoder was, too.
     """
 
     def __init__(self, session: Session, job: DenoisingJob, slots: range, watched: bool) -> None:
         self.session, self.job, self.slots, self.watched = session, job, slots, watched
         self.forms = step_forms(job)
-        self.launched = 0
+        self.launched, self.decoded = 0, False
         self._waits, self._joins = session.waits, session.joins_of(slots)
 
-    @property
-    def form(self) -> StepForm:
-        """How its next step is done."""
-        return self.forms[self.launched]
+    def next_forms(self, most: int) -> list[StepForm]:
+        """Return how its next steps are done, of so many at most."""
+        return self.forms[self.launched : self.launched + most]
 
     @property
     def done(self) -> bool:
@@ -66,13 +67,18 @@ class DeviceTrajectory:
         return self.session.joins_of(self.slots) == self._joins
 
     @property
-    def uploading(self) -> bool:
-        """Whether nobody has waited since it joined, so that its uploads may be under way."""
+    def under_way(self) -> bool:
+        """Whether nobody has waited since it joined, or since its last step was enqueued."""
         return self.session.waits == self._waits
+
+    def count(self, steps: int) -> None:
+        """Note that so many steps were enqueued."""
+        self.launched += steps
+        self._waits = self.session.waits
 
     def advance(self, index: int, told: None) -> DeviceMoved:
         """Return the latents around a step, which a launch of the session has made."""
-        assert self.launched == index + 1
+        assert self.launched > index
         return DeviceMoved(self, index)
 
     def latents(self) -> Latents:
@@ -87,10 +93,10 @@ class DeviceTrajectory:
         NonFiniteError
             A network produced NaN or infinity; names the first.
         """
-        return self.session.decode_slots(self.slots)
+        return self.session.decode_slots(self.slots, self.decoded)
 
     def leave(self) -> None:
-        """Free the slots; waits where nobody has since it joined, and stops what is not done."""
+        """Free the slots, of which nothing is under way any more; stops what is not done."""
         self.session.leave(self)
 
 

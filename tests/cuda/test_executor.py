@@ -82,7 +82,7 @@ def test_the_graph_draws_what_its_parts_draw(load, built, device, monkeypatch):
     arguments = {"num_inference_steps": 6, "seed": 4}
     recorded = model("a lighthouse", **arguments).pixels
     (session,) = model._executor._sessions.values()
-    monkeypatch.setattr(session._evaluations, "graph", unrecorded(session._evaluations))
+    monkeypatch.setattr(session._evaluations, "steps", unrecorded(session._evaluations))
     device.counts.clear()
     assert (model("a lighthouse", **arguments).pixels == recorded).all()
     assert device.counts["graph launches"] == 0

@@ -180,7 +180,7 @@ def test_a_job_that_cannot_begin_leaves_the_others_as_they_are(load, built, monk
     trajectory = turns.join(job)
     turns.session.launch()
 
-    def fails(form):
+    def fails(form, decode):
         raise RuntimeError("planned")
 
     with monkeypatch.context() as patch:
