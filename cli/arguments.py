@@ -233,6 +233,16 @@ def add_hub_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token", help="access token, for a hub model that is not public")
 
 
+def add_threads_option(parser: argparse.ArgumentParser, where: str = "") -> None:
+    """Add the number of CPU threads; ``where`` says with what it goes."""
+    parser.add_argument(
+        "--threads",
+        type=threads,
+        metavar="N",
+        help=f"{where}CPU threads (default: physical cores)",
+    )
+
+
 def add_engine_cache_option(parser: argparse.ArgumentParser) -> None:
     """Add the option for where optimised graphs are stored."""
     parser.add_argument(

@@ -13,6 +13,7 @@ from typing import Any
 from bksdm.cli.arguments import (
     SIZE,
     add_engine_cache_option,
+    add_threads_option,
     bundle_path,
     integer,
     named_path,
@@ -21,7 +22,6 @@ from bksdm.cli.arguments import (
     output_file,
     real,
     refuse_beside,
-    threads,
 )
 from bksdm.cli.outputs import check_folder, check_outputs, print_path, results
 from bksdm.cli.progress import progress
@@ -222,9 +222,7 @@ def _add_size(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    add_threads_option(parser)
 
 
 def _add_files(parser: argparse.ArgumentParser, plotted: str) -> None:

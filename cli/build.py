@@ -7,7 +7,13 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, integer, options_named, ordinal, refuse_beside
+from bksdm.cli.arguments import (
+    add_threads_option,
+    bundle_path,
+    options_named,
+    ordinal,
+    refuse_beside,
+)
 from bksdm.cli.text import printable
 from bksdm.engines.errors import EngineError
 
@@ -70,12 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "this CPU; `generate` then runs those forms, and with --engine auto "
         "that engine",
     )
-    parser.add_argument(
-        "--threads",
-        type=integer,
-        metavar="N",
-        help="with --tune: CPU threads (default: physical cores)",
-    )
+    add_threads_option(parser, "with --tune: ")
     parser.add_argument("--list", action="store_true", help="list what was built for this bundle")
     parser.add_argument("--remove", metavar="NAME", help="remove one entry of --list")
 
@@ -128,8 +129,8 @@ def run(options: argparse.Namespace) -> int:
 def _prepare(bundle: Bundle, engine: str) -> int:
     from bksdm.optimize.prepare_bundle import prepare_bundle
 
-    def prepared(network: str, seconds: float) -> None:
-        print(f"{network:<24}{seconds:8.1f} s", flush=True)
+    def prepared(network: str, seconds: float, note: str) -> None:
+        print(f"{network:<24}{seconds:8.1f} s  {note}".rstrip(), flush=True)
 
     print(prepare_bundle(bundle, engine, prepared=prepared))
     return 0

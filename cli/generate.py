@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_engine_cache_option,
+    add_threads_option,
     bundle_path,
     input_file,
     integer,
@@ -18,7 +19,6 @@ from bksdm.cli.arguments import (
     output_file,
     output_target,
     shard,
-    threads,
 )
 from bksdm.cli.idle_options import refuse_idle, warn_of_idle
 from bksdm.cli.outputs import check_numbered, check_outputs, print_path, results
@@ -114,8 +114,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         default="onnxruntime",
-        help="onnxruntime or openvino (CPU), auto (the fastest by `bksdm build --tune`), "
-        "onnxruntime-cuda, or tensorrt-rtx or tensorrt after `bksdm build` (default: onnxruntime)",
+        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after "
+        "`bksdm build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the "
+        "fastest by `bksdm build --tune` (default: onnxruntime)",
     )
     parser.add_argument(
         "--device",
@@ -124,9 +125,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
     )
     add_engine_cache_option(parser)
-    parser.add_argument(
-        "--threads", type=threads, metavar="N", help="CPU threads (default: physical cores)"
-    )
+    add_threads_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -157,12 +156,15 @@ def _draw(options: argparse.Namespace) -> int:
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities
     from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.engine_choice import engine_for
     from bksdm.runtime.images import to_pil
     from bksdm.runtime.memory import require_memory
     from bksdm.runtime.request import Request
 
     chosen = chosen_format(output, options.quality, options.lossless)
-    bundle, engine = Bundle.open(options.model), capabilities(options.engine)
+    bundle = Bundle.open(options.model)
+    options.engine = engine_for(bundle, options.engine)
+    engine = capabilities(options.engine)
     # A mistake is refused here rather than after gigabytes are loaded.
     with flags_named(options):
         config = picture_options(options)

@@ -26,6 +26,7 @@ from bksdm.cli.written_pictures import check_record, chosen_format, write_pictur
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import capabilities
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.engine_choice import engine_for
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import UNREADABLE
 from bksdm.runtime.memory import require_memory
@@ -86,6 +87,7 @@ class PromptRun:
             lines = read_prompts(options.prompts, shared_options(options), errors)
             self.inputs = open_inputs(options)
         self.bundle = Bundle.open(options.model)
+        options.engine = engine_for(self.bundle, options.engine)
         self.recorder = Recorder(self.bundle, input_paths(options), self.inputs, self.chosen)
         jobs: list[Job] = []
         for line in lines:

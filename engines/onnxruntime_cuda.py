@@ -23,7 +23,7 @@ from bksdm.engines.onnxruntime_session import open_session, reason_of
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.stream_fork import Fork
-from bksdm.optimize.rules import USUAL, Rules
+from bksdm.optimize.rules import ONNXRUNTIME_CUDA, USUAL
 from bksdm.storage.stored_graph import Prepared
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ Recorder = Literal["nobody", "loop", "onnxruntime"]
 ``loop``: the loop, together with its own. ``onnxruntime``: ONNX Runtime, which replays them between
 the loop's; its graphs belong to the thread that first ran them, and take no node on the CPU.
 """
-RULES = Rules(attention=True)
 SETTINGS: Mapping[str, str] = {
     # Tensor cores would round the factors of float32 products to 10 bits.
     "use_tf32": "0",
     # Trying every kernel takes seconds for each convolution and each size.
     "cudnn_conv_algo_search": "HEURISTIC",
-    # Tensor cores take channels last, and convolutions are transposed around otherwise.
+    # Graphs are rewritten to channels last, in which tensor cores take convolutions.
     "prefer_nhwc": "1",
+    # Sums in float32, as the exported graph's.
+    "enable_skip_layer_norm_strict_mode": "1",
     # No more memory than is asked for: others use the GPU, too.
     "arena_extend_strategy": "kSameAsRequested",
 }
@@ -190,7 +191,7 @@ class BoundSession:
 def preparation(model: Path) -> Preparation:
     """Return what it wants of a network's graph."""
     return Preparation(
-        backend="onnxruntime-cuda", model=model, variant="", rules=RULES, made_for=USUAL
+        backend="onnxruntime-cuda", model=model, variant="", rules=ONNXRUNTIME_CUDA, made_for=USUAL
     )
 
 
@@ -236,7 +237,7 @@ BACKENDS = (
         Capabilities("onnxruntime-cuda", attention_mask=False, on_device=True),
         (GPU_PACKAGE,),
         "gpu",
-        RULES,
+        ONNXRUNTIME_CUDA,
         open_on_device=CudaNetwork,
         graph=preparation,
         check=check_cuda_provider,

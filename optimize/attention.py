@@ -6,7 +6,7 @@ operator works in tiles: 4.4 GB against 3.4 GB resident on full-size BK-SDM-Smal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,22 @@ from onnx import helper, numpy_helper
 from bksdm.optimize.writer import declare_domains
 
 # Attributes that change nothing at these values, which the exporter writes out.
-_DEFAULTS = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
+_DEFAULTS = {"qk_matmul_output_mode": 0, "softcap": 0.0}
 
 
-def fuse_attention(model: onnx.ModelProto) -> int:
+def fuse_attention(model: onnx.ModelProto, widest: int | None = None) -> int:
     """Replace ``Reshape → Transpose → Attention → Transpose → Reshape`` chains in place.
 
     Each input of ``MultiHeadAttention`` is ``[batch, sequence, heads · head_dim]``, which is what
     stood before the Reshape. Chains of any other form are left alone.
+
+    Parameters
+    ----------
+    model : ModelProto
+        Opset 23.
+    widest : int, optional
+        Head width up to which the operator has kernels; a single head that is wider becomes MatMul,
+        Softmax and MatMul.
 
     Returns
     -------
@@ -43,7 +51,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         if node.op_type != "Attention" or node.domain:
             continue
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        scale = settings.pop("scale", None)
+        scale, causal = settings.pop("scale", None), settings.pop("is_causal", 0)
         if any(_DEFAULTS.get(name) != value for name, value in settings.items()):
             continue
         if len([name for name in node.input if name]) != 3:
@@ -57,19 +65,30 @@ def fuse_attention(model: onnx.ModelProto) -> int:
         if len(found) != 1 or len(sizes) != 1:
             continue
         transpose, reshape = merge
-        attributes: dict[str, Any] = {"num_heads": sizes.pop()[0]}
-        if scale is not None:
-            attributes["scale"] = scale
-        replacement = helper.make_node(
-            "MultiHeadAttention",
-            [split.input[0] for split in splits if split is not None],
-            [reshape.output[0]],
-            name=node.name,
-            domain="com.microsoft",
-            **attributes,
-        )
+        heads, width = sizes.pop()
+        inputs = [split.input[0] for split in splits if split is not None]
+        if widest is not None and width > widest and heads == 1 and not causal:
+            root = np.sqrt(1 / np.sqrt(width) if scale is None else scale)
+            replacements = _products(graph, inputs, reshape.output[0], root, [0, 2, 1])
+        else:
+            attributes: dict[str, Any] = {"num_heads": heads}
+            if scale is not None:
+                attributes["scale"] = scale
+            if causal:
+                attributes["unidirectional"] = 1
+            replacements = [
+                helper.make_node(
+                    "MultiHeadAttention",
+                    inputs,
+                    [reshape.output[0]],
+                    name=node.name,
+                    domain="com.microsoft",
+                    **attributes,
+                )
+            ]
         position = next(i for i, other in enumerate(graph.node) if other is reshape)
-        graph.node.insert(position, replacement)
+        for offset, replacement in enumerate(replacements):
+            graph.node.insert(position + offset, replacement)
         for dead in (node, transpose, reshape):
             graph.node.remove(dead)
         fused += 1
@@ -82,7 +101,7 @@ def fuse_attention(model: onnx.ModelProto) -> int:
 def decompose_attention(model: onnx.ModelProto, keep: Callable[[int], bool]) -> int:
     """Write attention as MatMul, Softmax and MatMul where a backend has no kernel for it, in place.
 
-    softmax((√s · Q) (√s · K)ᵀ) V: scaled before the product, so that float16 does not overflow.
+    softmax((√s · Q) (√s · K)ᵀ) V, scaled before the product.
 
     Parameters
     ----------
@@ -108,27 +127,36 @@ def decompose_attention(model: onnx.ModelProto, keep: Callable[[int], bool]) -> 
         size = None if split is None else _heads(split, shapes, producers)
         if size is None or keep(size[1]):
             continue
-        root = f"{node.output[0]}:root"
-        scale = np.sqrt(settings.get("scale", 1 / np.sqrt(size[1])))
-        # A scalar in float32, cast like the queries it multiplies.
-        graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), root))
-        q, k, v = node.input[:3]
-        name = node.output[0]
-        chain = [
-            helper.make_node("CastLike", [root, q], [f"{root}:cast"]),
-            helper.make_node("Mul", [q, f"{root}:cast"], [f"{name}:q"]),
-            helper.make_node("Mul", [k, f"{root}:cast"], [f"{name}:k"]),
-            helper.make_node("Transpose", [f"{name}:k"], [f"{name}:kt"], perm=[0, 1, 3, 2]),
-            helper.make_node("MatMul", [f"{name}:q", f"{name}:kt"], [f"{name}:scores"]),
-            helper.make_node("Softmax", [f"{name}:scores"], [f"{name}:weights"], axis=-1),
-            helper.make_node("MatMul", [f"{name}:weights", v], [name]),
-        ]
+        scale = settings.get("scale", 1 / np.sqrt(size[1]))
+        chain = _products(graph, node.input[:3], node.output[0], np.sqrt(scale), [0, 1, 3, 2])
         position = next(i for i, other in enumerate(graph.node) if other is node)
         graph.node.remove(node)
         for offset, part in enumerate(chain):
             graph.node.insert(position + offset, part)
         replaced += 1
     return replaced
+
+
+def _products(
+    graph: onnx.GraphProto, inputs: Sequence[str], name: str, root: float, order: list[int]
+) -> list[onnx.NodeProto]:
+    """Return softmax((√s · Q) (√s · K)ᵀ) V as nodes; √s becomes a weight of the graph.
+
+    Scaled before the product, so that float16 does not overflow.
+    """
+    scale = f"{name}:root"
+    # A scalar in float32, cast like the queries it multiplies.
+    graph.initializer.append(numpy_helper.from_array(np.array(root, np.float32), scale))
+    q, k, v = inputs
+    return [
+        helper.make_node("CastLike", [scale, q], [f"{scale}:cast"]),
+        helper.make_node("Mul", [q, f"{scale}:cast"], [f"{name}:q"]),
+        helper.make_node("Mul", [k, f"{scale}:cast"], [f"{name}:k"]),
+        helper.make_node("Transpose", [f"{name}:k"], [f"{name}:kt"], perm=order),
+        helper.make_node("MatMul", [f"{name}:q", f"{name}:kt"], [f"{name}:scores"]),
+        helper.make_node("Softmax", [f"{name}:scores"], [f"{name}:weights"], axis=-1),
+        helper.make_node("MatMul", [f"{name}:weights", v], [name]),
+    ]
 
 
 def _is_head_swap(node: onnx.NodeProto | None) -> bool:

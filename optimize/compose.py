@@ -9,8 +9,10 @@ import onnx
 
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
+from bksdm.optimize.causal import state_causal
 from bksdm.optimize.choice import Choice, Cost, MeasuredCost, choose
 from bksdm.optimize.convolutions import convolutions
+from bksdm.optimize.cuda import WIDEST_HEAD, write_for_cuda
 from bksdm.optimize.feed_forward import split_feed_forward
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.group_norm import expand_group_norm
@@ -47,8 +49,12 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     side = made_for.side
     chosen, tail = choose_forms(proto, rules, made_for)
     block = block_size() if rules.blocks else 0
+    if rules.cuda:
+        state_causal(proto, model)
     if rules.attention:
-        fuse_attention(proto)
+        fuse_attention(proto, WIDEST_HEAD if rules.cuda else None)
+    if rules.cuda:
+        write_for_cuda(proto, rules.packed)
     if rules.feed_forward:
         split_feed_forward(proto, side)
     if tail is not None:

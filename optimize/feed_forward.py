@@ -36,7 +36,7 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
         Number of replaced networks.
     """
     graph = model.graph
-    found = {gate.output: gate for gate in _find(graph)}
+    found = {gate.output: gate for gate in find_feed_forward(graph)}
     sides = picture_sides(model, side)
     dead = {name for gate in found.values() for name in gate.replaced}
     written = Writer()
@@ -51,8 +51,20 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
 
 
 @dataclass(frozen=True)
-class _FeedForward:
-    """A feed-forward network: its tensors, its nodes, and the sizes in between."""
+class FeedForward:
+    """A feed-forward network.
+
+    Attributes
+    ----------
+    x, output : str
+        What it reads and makes.
+    up, down : tuple of str
+        Names of weight and bias of its two products.
+    width : int
+        Of h and of g.
+    replaced : tuple of str
+        What is between: x W₁, the same with its bias, h, g, gelu(g), h ⊙ gelu(g), that times W₂.
+    """
 
     x: str
     up: tuple[str, str]
@@ -62,7 +74,8 @@ class _FeedForward:
     replaced: tuple[str, ...]
 
 
-def _find(graph: onnx.GraphProto) -> list[_FeedForward]:
+def find_feed_forward(graph: onnx.GraphProto) -> list[FeedForward]:
+    """Return all gated feed-forward networks whose inside nothing else reads."""
     weights = {weight.name: weight for weight in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
     consumers: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in graph.output}
@@ -106,11 +119,11 @@ def _find(graph: onnx.GraphProto) -> list[_FeedForward]:
         _, down, narrow = second
         inner = (wide, split.input[0], *split.output, gelu.output[0], gate.output[0], narrow)
         width = weights[down[0]].dims[0]
-        found.append(_FeedForward(x, up, down, output=end.output[0], width=width, replaced=inner))
+        found.append(FeedForward(x, up, down, output=end.output[0], width=width, replaced=inner))
     return found
 
 
-def _write(w: Writer, gate: _FeedForward, count: int) -> None:
+def _write(w: Writer, gate: FeedForward, count: int) -> None:
     name, width = gate.output, gate.width
     halves = [
         tuple(

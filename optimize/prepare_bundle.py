@@ -8,12 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from bksdm.engines.errors import EngineError
 from bksdm.engines.preparing import open_prepared
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import backend, open_engine
 from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
 from bksdm.optimize.clip_skip import skips_layers
+from bksdm.optimize.cuda_kernels import take_census
 from bksdm.optimize.graph import load_graph
 from bksdm.runtime.bundle import Bundle
 from bksdm.storage.files import remove_unused
@@ -21,12 +24,14 @@ from bksdm.storage.graph_cache import is_whole, stored_graphs
 from bksdm.storage.places import engines_folder
 from bksdm.storage.stored_graph import Prepared
 
+Told = Callable[[str, float, str], object]
+
 
 def prepare_bundle(
     path: str | Path | Bundle,
     engine: str,
     cache: Path | None = None,
-    prepared: Callable[[str, float], object] = lambda network, seconds: None,
+    prepared: Told = lambda network, seconds, note: None,
 ) -> Path:
     """Rewrite all graphs for an engine, store them, and return their folder.
 
@@ -42,7 +47,8 @@ def prepare_bundle(
         Where they are stored; by default in the bundle, or in the user's cache if that cannot be
         written.
     prepared : callable
-        Told of each network and the seconds it took.
+        Told of each network, the seconds it took, and for an engine on a GPU what its graph is made
+        of, and what of that would run on the CPU.
 
     Raises
     ------
@@ -81,19 +87,21 @@ def _make(
     bundle: Bundle,
     engine: str,
     cache: Path,
-    prepared: Callable[[str, float], object],
+    prepared: Told,
     network: str,
     variant: str = "",
 ) -> Any:
     began, model = time.monotonic(), bundle.model(network)
     side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
     opened: Engine | Prepared
+    note = ""
     if graph := backend(engine).graph:
         opened = open_prepared(graph(model), cache, lambda prepared: prepared)
+        note = str(take_census(onnx.load_from_string(opened.content)))
     else:
         opened = open_engine(engine, model, None, cache=cache, side=side, variant=variant)
     name = f"{network}-{variant}" if variant else network
     if name not in {graph.network for graph in stored_graphs(cache)}:
         raise EngineError(f"{name}: cannot be stored in {cache}; make room there, or remove it")
-    prepared(f"{network} {variant}".strip(), time.monotonic() - began)
+    prepared(f"{network} {variant}".strip(), time.monotonic() - began, note)
     return opened

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 9
+REWRITE = 10
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,12 @@ class Rules:
         Use ONNX Runtime's blocked layout for Winograd's products, and row tiling for a decoder.
     group_norm
         Write group normalisation as instance normalisation.
+    cuda
+        Write what ONNX Runtime's CUDA provider has kernels for, pictures with channels last; the
+        provider needs its option ``prefer_nhwc``.
+    packed
+        Make attention's queries, keys and values by one product, which only some of the CUDA
+        provider's kernels read as it is.
     winograd
         Cost model by which 3×3 convolutions become products of tiles; None leaves them direct.
     """
@@ -113,7 +119,13 @@ class Rules:
     feed_forward: bool = False
     blocks: bool = False
     group_norm: bool = False
+    cuda: bool = False
+    packed: bool = False
     winograd: CostModel | None = None
+
+
+ONNXRUNTIME_CUDA = Rules(attention=True, cuda=True)
+"""Of ONNX Runtime's CUDA provider on bundles in float16; not yet run on a GPU."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from bksdm.models import EMOJI
 from bksdm.runtime.bundle import COMPONENTS, Bundle
 from bksdm.runtime.device_name import FIRST, gpu_index
 from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
+from bksdm.runtime.engine_choice import engine_for
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.generator import Generator
@@ -121,9 +122,10 @@ class TextToImage(DiffusersNames):
             The bundle's folder, or one that is open; by default the small model that comes with
             the package.
         engine : str
-            ``onnxruntime`` or ``openvino`` (on the CPU), ``auto`` (the faster of these for each
-            network, once ``bksdm build --tune`` has measured), ``onnxruntime-cuda``, and
-            ``tensorrt`` or ``tensorrt-rtx`` once ``bksdm build`` has made engines.
+            ``onnxruntime`` or ``openvino`` (on the CPU), ``onnxruntime-cuda``, and ``tensorrt`` or
+            ``tensorrt-rtx`` once ``bksdm build`` has made engines. ``auto`` is ``onnxruntime-cuda``
+            for a float16 bundle where a GPU can be used, and otherwise the faster one on the CPU
+            for each network, once ``bksdm build --tune`` has measured.
         threads : int, optional
             CPU threads, up to 1024; by default one per physical core.
         engine_cache : str or Path, optional
@@ -133,7 +135,7 @@ class TextToImage(DiffusersNames):
             Whether pictures are checked, if the bundle has what it takes; the loop on the GPU
             leaves that to the CPU.
         device : str, optional
-            Which GPU runs plans of TensorRT: ``cuda:0`` (the first, and the default), ``cuda:1`` …
+            Which GPU runs the loop: ``cuda:0`` (the first, and the default), ``cuda:1`` …
 
         Raises
         ------
@@ -142,10 +144,15 @@ class TextToImage(DiffusersNames):
         BundleError, EngineError
             The bundle is damaged, or the engine is not available.
         """
-        able = capabilities(engine)
         threads = None if threads is None else whole("threads", threads, 1, MAX_THREADS)
-        wanted, gpu = flag("safety_checker", safety_checker), gpu_index(device, able)
+        wanted = flag("safety_checker", safety_checker)
+        # An unknown name, or a device that it cannot have, is refused before anything is read.
+        if capabilities(engine).name != AUTO:
+            gpu_index(device, capabilities(engine))
         bundle = Bundle.of(path)
+        engine = engine_for(bundle, engine)
+        able = capabilities(engine)
+        gpu = gpu_index(device, able)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = folder("engine_cache", engine_cache)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from bksdm.benchmarks import load, roofline
 from bksdm.benchmarks.latency import Settings, measure_latency
 from bksdm.benchmarks.machine import peak_memory
 from bksdm.benchmarks.report import in_own_process, measure_set, write_report
@@ -59,8 +60,14 @@ def peers_record():
 @pytest.fixture(scope="module")
 def small_records():
     """Real records of the built-in model, with as little work as there can be."""
-    latency = measure_latency(EMOJI, Settings(steps=1, height=64, width=64, repeat=1, warmup=0))
-    return {"latency": latency, "roofline": measure_roofline(EMOJI, 64, 64, 1)}
+    settings = Settings(steps=1, height=64, width=64, repeat=1, warmup=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "ROUNDS", 1)
+        patch.setattr(roofline, "PROBE_BYTES", 2**20)
+        return {
+            "latency": measure_latency(EMOJI, settings),
+            "roofline": measure_roofline(EMOJI, 64, 64, 1),
+        }
 
 
 def test_the_document_states_ratios_and_their_conditions(tmp_path, small_records):

@@ -280,7 +280,7 @@ OTHERS = [
     (["calibrate", "{bundle}", "--json", "none/x"], "cannot write none/x: no writable folder"),
     (["calibrate", "{bundle}", "--half", "nowhere"], "nowhere: no such folder"),
     (["build", "nowhere", "--tune"], "nowhere: no such folder"),
-    (["build", "{bundle}", "--tune", "--threads", "9999"], "--threads must be a whole"),
+    (["build", "{bundle}", "--tune", "--threads", "9999"], "--threads: must be a whole"),
     (["build", "{bundle}", "--tune", "--threads", "x"], "--threads: must be a whole number"),
     (["build", "{bundle}", "--remove", "../x"], "'../x' is not built; built: "),
     (["verify", "{bundle}", "--against", "x", "--steps", "0"], "--steps: num_inference_steps must"),

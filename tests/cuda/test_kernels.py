@@ -22,22 +22,29 @@ class Run:
     def __init__(self, device):
         self.device = device
         self.control = np.zeros(1, CONTROL)
-        self._memory = {}
+        self._memory, self._hosts = {}, {}
 
     def put(self, **arrays):
         for name, array in arrays.items():
-            host = self.device.allocate_host(array.nbytes)
+            host = self._host(array.nbytes)
             as_array(host, array.dtype, array.shape)[:] = array
-            self._memory[name] = self.device.allocate(array.nbytes)
+            if name not in self._memory:
+                self._memory[name] = self.device.allocate(array.nbytes)
             self.device.copy(self._memory[name], host, array.nbytes)
             self.device.synchronize()
+
+    def _host(self, size):
+        """Return memory to copy so many bytes by: every wait checks the fences of all there is."""
+        if size not in self._hosts:
+            self._hosts[size] = self.device.allocate_host(size)
+        return self._hosts[size]
 
     def address(self, name):
         return self._memory[name].address
 
     def get(self, name, dtype, shape):
         memory = self._memory[name]
-        host = self.device.allocate_host(memory.size)
+        host = self._host(memory.size)
         self.device.copy(host, memory, memory.size)
         self.device.synchronize()
         values = as_array(host, np.uint8, (memory.size,)).view(dtype)

@@ -144,8 +144,10 @@ def test_graphs_are_prepared_without_a_gpu(nano_bundle_fp16, tmp_path, capsys):
     folder = tmp_path / "nano"
     shutil.copytree(nano_bundle_fp16, folder, ignore=shutil.ignore_patterns("engines"))
     assert main(["build", str(folder), "--engine", "onnxruntime-cuda"]) == 0
-    networks = [line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]]
-    assert tuple(networks) == Bundle.open(folder).components
+    *lines, place = capsys.readouterr().out.splitlines()
+    assert tuple(line.split()[0] for line in lines) == Bundle.open(folder).components
+    assert all(line.endswith(", all with a CUDA kernel") for line in lines)
+    assert place == str(folder / "engines")
     (stored,) = folder.glob("engines/graphs-onnxruntime-cuda/unet-*/model.onnx")
     assert b"MultiHeadAttention" in stored.read_bytes()
     assert main(["build", str(folder), "--engine", "onnxruntime-cuda", "--target", "sm90"]) == 2

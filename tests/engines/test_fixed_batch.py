@@ -34,16 +34,26 @@ def fixed(request, nano_bundle, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("engine", cpu_engines())
-def test_pictures_are_the_same(nano_bundle, fixed, engine):
+OPTIONS = [
+    {"num_images_per_prompt": 3},
+    {"guidance_scale": 1.0},
+    {"fast": 1},
+    {"clip_skip": 1},
+    {"image": Image.new("RGB", (64, 64), "red")},
+]
+
+
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [
+        ("onnxruntime", OPTIONS),
+        *((engine, OPTIONS[:1]) for engine in cpu_engines() if engine != "onnxruntime"),
+        # It compiles for a second for every network and shape.
+        pytest.param("openvino", OPTIONS[1:], marks=pytest.mark.slow),
+    ],
+)
+def test_pictures_are_the_same(nano_bundle, fixed, engine, options):
     pytest.importorskip(engine)
-    options = [
-        {"num_images_per_prompt": 3},
-        {"guidance_scale": 1.0},
-        {"fast": 1},
-        {"clip_skip": 1},
-        {"image": Image.new("RGB", (64, 64), "red")},
-    ]
     usual, model = (TextToImage.load(path, engine, threads=1) for path in (nano_bundle, fixed))
     for option in options:
         common = {"num_inference_steps": 2, "height": 64, "width": 64, "seed": 1}

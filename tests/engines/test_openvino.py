@@ -67,24 +67,34 @@ def large(request, monkeypatch):
         monkeypatch.setattr(openvino, "LARGE", 0)
 
 
+# OpenVINO compiles for a second for every shape.
 @pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(1, (1, 1)), (3, (3, 5))],
+        pytest.param([(2, (1, 1)), (1, (2, 3)), (1, (1, 4))], marks=pytest.mark.slow),
+    ],
+    ids=len,
+)
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_networks_equal_those_of_onnx_runtime(nano_bundle, component):
+def test_networks_equal_those_of_onnx_runtime(nano_bundle, component, sizes):
     path = nano_bundle / component / "model.onnx"
     # Sums in float32 in another order; bfloat16, which some processors offer, would be 1e-3.
     # The encoder leaves an eighth of each side; groups of two values are normalised to rounding.
     side = 32 if component == "vae_encoder" else 8
-    sizes = [(1, (side, side)), (2, (side, side)), (1, (16, 24)), (3, (24, 40)), (1, (8, side))]
-    assert_same_results(path, OpenVinoEngine(path), sizes, 1e-5)
+    scaled = [(batch, (side * height, side * width)) for batch, (height, width) in sizes]
+    assert_same_results(path, OpenVinoEngine(path), scaled, 1e-5)
 
 
+@pytest.mark.parametrize("size", [pytest.param((2, (8, 8)), marks=pytest.mark.slow), (1, (5, 7))])
 @pytest.mark.parametrize("component", ["unet", "vae_decoder"])
-def test_rewritten_networks_equal_those_of_onnx_runtime(nano_bundle, component, monkeypatch):
+def test_rewritten_networks_equal_those_of_onnx_runtime(nano_bundle, component, size, monkeypatch):
     path = nano_bundle / component / "model.onnx"
     monkeypatch.setattr(CostModel, "__call__", transformed_is_faster)
     made = OpenVinoEngine(path)
     # As in test_rewrite; both engines have the transforms' rounding, each in another order.
-    assert_same_results(path, made, [(2, (8, 8)), (1, (5, 7))], 5e-5)
+    assert_same_results(path, made, [size], 5e-5)
 
 
 def test_float16_weights_are_computed_with_in_float32(nano_bundle_fp16):

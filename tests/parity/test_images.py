@@ -132,10 +132,12 @@ def test_negative_prompt_and_seed_change_the_picture(ours):
     assert (plain != other).any()
 
 
-def test_float16_bundle_is_near_float32(nano_bundle, nano_bundle_fp16):
-    ours, half = TextToImage.load(nano_bundle), TextToImage.load(nano_bundle_fp16)
+def test_float16_bundle_is_near_float32(short_checkpoint, nano_bundle_fp16):
+    single = StableDiffusionPipeline.from_pretrained(short_checkpoint, torch_dtype=torch.float32)
+    single.set_progress_bar_config(disable=True)
+    half = TextToImage.load(nano_bundle_fp16)
     arguments = {"num_inference_steps": 10, "seed": 1}
-    a = ours("a dog", **arguments).pixels.astype(float)
+    a = pictures(single, "a dog", **arguments).astype(float)
     b = half("a dog", **arguments).pixels.astype(float)
     psnr = 10 * np.log10(255**2 / np.mean((a - b) ** 2))
     print(f"float16 against float32: {psnr:.1f} dB")

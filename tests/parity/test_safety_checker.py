@@ -37,7 +37,7 @@ def make_checker():
     vision = {
         "hidden_size": 32,
         "intermediate_size": 64,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "image_size": SIDE,
         "patch_size": 8,

@@ -24,8 +24,11 @@ from bksdm.runtime.pipeline import ON_HOST, TextToImage
 from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 
+PARTS = ("nano onnxruntime", "emoji onnxruntime", "emoji openvino")
+SIZES = ((1, 8, 8, 77), (2, 16, 8, 77), (3, 9, 12, 154))
 
-@pytest.fixture(scope="module", params=["nano onnxruntime", "emoji onnxruntime", "emoji openvino"])
+
+@pytest.fixture(scope="module")
 def parts(request):
     """The whole UNet as it is, with its deep features, and what follows them."""
     model, engine = request.param.split()
@@ -53,7 +56,20 @@ def assert_near(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("size", [(1, 8, 8, 77), (2, 16, 8, 77), (3, 9, 12, 154)])
+@pytest.mark.parametrize(
+    ("parts", "size"),
+    [
+        # OpenVINO compiles three networks for every size.
+        pytest.param(
+            parts,
+            size,
+            marks=pytest.mark.slow if parts == "emoji openvino" and size != SIZES[2] else (),
+        )
+        for parts in PARTS
+        for size in SIZES
+    ],
+    indirect=["parts"],
+)
 def test_both_parts_together_are_the_whole(parts, size):
     plain, whole, shallow = parts
     feeds = feeds_of(plain, *size)
@@ -64,7 +80,7 @@ def test_both_parts_together_are_the_whole(parts, size):
     assert_near(found, expected)
 
 
-def test_the_shallow_part_is_small(parts):
+def test_the_shallow_part_is_small():
     """It neither needs the deep layers nor keeps their weights."""
     bundle = Bundle.open(EMOJI)
     graph = onnx.load(bundle.model("unet"), load_external_data=False)

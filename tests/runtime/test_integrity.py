@@ -161,11 +161,12 @@ DAMAGE = [
 ]
 
 
-def test_no_damage_is_missed(whole, tmp_path, capsys):
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.slow)])
+def test_no_damage_is_missed(whole, tmp_path, capsys, count):
     rng = random.Random(0)
     names = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     missed = []
-    for number in range(300):
+    for number in range(count):
         kind, name = DAMAGE[number % len(DAMAGE)], rng.choice(names)
         in_engines = name.parts[0] == "engines"
         if (in_engines and kind in (remove, rename, be_copied)) or name.name == SUMS:
