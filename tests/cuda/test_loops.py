@@ -105,6 +105,19 @@ def test_a_unet_that_no_loop_takes_has_a_graph_for_a_step(models, driver, device
     assert driver.recordings == 0
 
 
+def test_a_unet_that_breaks_recordings_runs_piece_by_piece(models, driver, device):
+    stepwise, model = models
+    expected = stepwise(**COMMON).pixels
+    device.engines[b"unet"].waits = True
+    with pytest.warns(UserWarning, match="^the UNet cannot run in a .*CUDA graph") as warned:
+        np.testing.assert_array_equal(model(**COMMON).pixels, expected)
+    assert len(warned) == 2
+    assert driver.recordings == 0
+    device.counts.clear()
+    np.testing.assert_array_equal(model(**COMMON).pixels, expected)
+    assert device.counts["graph launches"] == 0
+
+
 def test_a_decoder_that_no_graph_takes_runs_after_it(models, device):
     stepwise, model = models
     expected = stepwise(**COMMON).pixels

@@ -172,6 +172,19 @@ def test_what_does_not_fit_is_refused(load, built):
         Turns(model, guided=False).join(one)
 
 
+def test_a_job_that_is_given_up_goes_no_further(load, built):
+    model = load(built)
+    turns = Turns(model)
+    first, second = (turns.join(job_of(model, num_inference_steps=5)) for _ in range(2))
+    turns.session.launch()
+    first.leave()
+    place = turns.session.latents_of(first.slots)
+    before = turns.session.fetch([place])
+    turns.session.launch()
+    np.testing.assert_array_equal(turns.session.fetch([place]), before)
+    assert (second.latents() != before).any()
+
+
 def test_a_job_that_cannot_begin_leaves_the_others_as_they_are(load, built, monkeypatch):
     model = load(built)
     turns = Turns(model)
