@@ -2,12 +2,12 @@
 
     bksdm bench overhead
 
-Three loops take turns in one run, on one thread, for one 512×512 picture (latents 1×4×64×64) with
+Four loops take turns in one run, on one thread, for one 512×512 picture (latents 1×4×64×64) with
 guidance at 25 PNDM steps: diffusers' pipeline with stub modules, the loop in numpy with stub
 engines, and the loop on a GPU with a device that drops its work, which leaves what the host does to
-enqueue it. ``per step`` leaves set-up out by subtracting a call with one step; ``whole`` is all of
-the call divided by its steps. The driver's own time to launch a CUDA graph is in neither: it needs
-a GPU.
+enqueue it: with a launch for each step (``cuda``), and with one for all of them (``in-loops``).
+``per step`` leaves set-up out by subtracting a call with one step; ``whole`` is all of the call
+divided by its steps. The driver's own time to launch a CUDA graph is in neither: it needs a GPU.
 """
 
 from __future__ import annotations
@@ -143,8 +143,14 @@ def numpy_loop() -> Callable[[int], object]:
     return lambda steps: executor(job_of(steps), Watch(), {})
 
 
-def cuda_loop() -> Callable[[int], object]:
-    """Return a call of the loop on a simulated device that does no work."""
+def cuda_loop(in_loops: bool) -> Callable[[int], object]:
+    """Return a call of the loop on a simulated device that does no work.
+
+    Parameters
+    ----------
+    in_loops : bool
+        Whether one launch makes all steps.
+    """
     half, single, whole = (np.dtype(t) for t in (np.float16, np.float32, np.int64))
 
     def host(size: int) -> Any:
@@ -158,9 +164,11 @@ def cuda_loop() -> Callable[[int], object]:
         stream=0,
         allocate=lambda size: SimpleNamespace(size=size, address=0),
         allocate_host=host,
+        clear=lambda memory: None,
         copy=lambda target, source, size: None,
         synchronize=lambda: None,
         record=lambda work: nothing,
+        record_loop=lambda body, after: nothing,
     )
     plans: dict[str, Any] = {
         name: SimpleNamespace(
@@ -194,16 +202,19 @@ def cuda_loop() -> Callable[[int], object]:
         shape=Shape(1, True, 8 * SIDE, 8 * SIDE),
         vae_scale=8,
         scaling_factor=0.18215,
+        in_loops=in_loops,
     )
     ids = np.zeros((2, TOKENS), np.int64)
 
     def run(steps: int) -> None:
         job = job_of(steps)
-        session.begin(ids, job, watched=False, counted=False)
-        denoising = Denoising(job, session)
+        trajectory = session.join(ids, job)
+        denoising = Denoising(job, trajectory)
         while not denoising.done:
-            denoising.advance(None)
+            for _ in range(session.launch(len(job.table) if in_loops else 1)):
+                denoising.advance(None)
         # The device left the flags alone, so only the steps are of interest here.
+        trajectory.leave()
 
     return run
 
@@ -231,7 +242,12 @@ def measure(
 def report(rounds: int) -> str:
     """Return a table of the medians, and how they compare; leaves torch on one thread."""
     torch.set_num_threads(1)
-    loops = {"diffusers": diffusers_loop(), "numpy": numpy_loop(), "cuda": cuda_loop()}
+    loops = {
+        "diffusers": diffusers_loop(),
+        "numpy": numpy_loop(),
+        "cuda": cuda_loop(False),
+        "in-loops": cuda_loop(True),
+    }
     found = measure(loops, rounds)
     medians = {
         name: [statistics.median(column) * 1e6 for column in zip(*rows, strict=True)]

@@ -90,6 +90,10 @@ class Device(Protocol):
         """Allocate page-locked host memory; raises as :meth:`allocate`."""
         ...
 
+    def clear(self, memory: Memory) -> None:
+        """Enqueue that all of its bytes become zero."""
+        ...
+
     def copy(self, target: Memory, source: Memory, size: int) -> None:
         """Enqueue a copy of the first ``size`` bytes."""
         ...
@@ -105,6 +109,19 @@ class Device(Protocol):
         ------
         EngineError
             It cannot be recorded. What was enqueued before goes on.
+        """
+        ...
+
+    def record_loop(self, body: Callable[[int], None], after: Callable[[], None]) -> Graph:
+        """Record what ``body`` enqueues, as a loop, and what ``after`` does.
+
+        ``body`` is given the handle that a kernel in it sets, by ``cudaGraphSetConditional``, to
+        whether there is another turn; there is always a first one.
+
+        Raises
+        ------
+        EngineError
+            It cannot be recorded, or not in a loop. What was enqueued before goes on.
         """
         ...
 

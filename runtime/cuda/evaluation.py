@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,7 +21,11 @@ PARTS = 128
 
 
 class StepForm(NamedTuple):
-    """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled."""
+    """How a step is done: halves of the UNet's batch that run, and whether ε is rescaled.
+
+    The greatest of some does what each of them does: the control block of a slot says whether it is
+    guided, and what is not rescaled is multiplied by 1.
+    """
 
     halves: int
     rescaled: bool
@@ -34,15 +38,49 @@ def step_forms(job: DenoisingJob) -> list[StepForm]:
     return [both if guided else alone for guided in job.guided]
 
 
+class Steps(Protocol):
+    """Steps of one form, ready to be launched."""
+
+    def launch(self, steps: int) -> None:
+        """Enqueue so many, one after the other."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pieces:
-    """A step that is not recorded; implements :class:`~bksdm.runtime.cuda.device.Graph`."""
+    """A step that is not recorded; implements :class:`Steps`."""
 
     enqueue: Callable[[], None]
 
-    def launch(self) -> None:
-        """Enqueue all of it, one after the other."""
-        self.enqueue()
+    def launch(self, steps: int) -> None:
+        """Enqueue all of them, piece by piece."""
+        for _ in range(steps):
+            self.enqueue()
+
+
+@dataclass(frozen=True)
+class GraphPerStep:
+    """A recorded step; implements :class:`Steps`."""
+
+    graph: Graph
+
+    def launch(self, steps: int) -> None:
+        """Launch it so often."""
+        for _ in range(steps):
+            self.graph.launch()
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Steps in a loop that the GPU goes through by itself; implements :class:`Steps`."""
+
+    graph: Graph
+    set_steps: Callable[[int], None]
+
+    def launch(self, steps: int) -> None:
+        """Launch it once."""
+        self.set_steps(steps)
+        self.graph.launch()
 
 
 class Evaluations:
@@ -56,13 +94,16 @@ class Evaluations:
         The UNet.
     kernel : callable
         From a kernel's name to the kernel.
-    scratch, control : int
-        Addresses of the plan's scratch and of the control block.
+    scratch, controls, idle : int
+        Addresses of the plan's scratch, of the slots' control blocks, and of as many that say that
+        nothing is to be done.
     latents : Binding
         x, float32 [images, channels, height / 8, width / 8].
     embeddings : Binding
         What the text encoder writes, float16 [rows, 77, width]; with guidance the rows of the
         unconditional half come first.
+    in_loops : bool
+        Whether the GPU goes through steps by itself, many for each launch, where it can.
     """
 
     def __init__(
@@ -71,26 +112,37 @@ class Evaluations:
         plan: DeviceNetwork,
         kernel: Callable[[str], Kernel],
         scratch: int,
-        control: int,
+        controls: int,
+        idle: int,
         latents: Binding,
         embeddings: Binding,
+        in_loops: bool,
     ) -> None:
         self._device, self._plan, self._kernel, self._scratch = device, plan, kernel, scratch
-        self._control, self._latents, self._embeddings = control, latents, embeddings
+        self._controls, self._idle = controls, idle
+        self._latents, self._embeddings = latents, embeddings
         self._images, self._rows = latents.shape[0], embeddings.shape[0]
-        self._size = int(np.prod(latents.shape))
-        self._sample = device.allocate(FLOAT16.itemsize * self._size * (self._rows // self._images))
+        self._count = int(np.prod(latents.shape[1:]))
+        self._sample = device.allocate(FLOAT16.itemsize * self._count * self._rows)
         self._timestep = device.allocate(4 * self._rows)
         self._prediction = device.allocate(self._sample.size)
         self._feed, self._step = kernel("feed"), kernel("step")
         self._unets = {self._rows: self._bind(self._rows, embeddings.address)}
         self._conditional: Memory | None = None
         self._moments: tuple[Memory, Memory] | None = None
-        self._graphs: dict[StepForm, Graph] = {}
+        self._steps: dict[StepForm, Steps] = {}
+        self._in_loops = in_loops
+        self._left = device.allocate(8) if in_loops else None
+        # Those whose last step is followed by the VAE decoder, in one graph.
+        self._decoding: dict[StepForm, Steps] = {}
 
-    def graph(self, form: StepForm) -> Graph:
-        """Return a step that is ready to be launched."""
-        return self._graphs[form]
+    def steps(self, form: StepForm) -> Steps:
+        """Return steps that are ready to be launched."""
+        return self._steps[form]
+
+    def decoding(self, form: StepForm) -> Steps | None:
+        """Return those after whose last one there are pixels, if the GPU goes through them."""
+        return self._decoding.get(form)
 
     def prepare(self, form: StepForm) -> bool:
         """Take the memory of a form of step; return whether it is still to be recorded."""
@@ -103,21 +155,30 @@ class Evaluations:
         if form.rescaled and self._moments is None:
             allocate = self._device.allocate
             self._moments = allocate(8 * 4 * PARTS * images), allocate(4 * images)
-        return form not in self._graphs
+        return form not in self._steps
 
-    def record(self, form: StepForm) -> None:
-        """Run one step outside of a graph, as TensorRT asks, then record one.
+    def record(self, form: StepForm, decode: Callable[[], None]) -> None:
+        """Run one step outside of a graph, as TensorRT asks, which changes no slot; record another.
 
-        A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning.
+        A UNet that cannot be recorded is enqueued piece by piece from then on, with a warning, and
+        one that cannot be in a loop has a graph for a step.
+
+        Parameters
+        ----------
+        form : StepForm
+            How it is done.
+        decode : callable
+            Enqueues what makes pixels of the whole batch's latents; for steps in loops.
         """
-        self.enqueue(form)
+        self._enqueue(form, self._idle)
         enqueue = partial(self.enqueue, form)
         if self._plan.recordable:
             unet = self._unets[self._images * form.halves]
             try:
                 if not unet.can_record(self._device.stream):
                     raise EngineError("TensorRT says so")
-                self._graphs[form] = self._device.record(enqueue)
+                if not self._record_loops(form, decode):
+                    self._steps[form] = GraphPerStep(self._device.record(enqueue))
                 return
             except EngineError as error:
                 self._plan.recordable = False
@@ -126,31 +187,65 @@ class Evaluations:
                     "longer",
                     stacklevel=2,
                 )
-        self._graphs[form] = Pieces(enqueue)
+        self._steps[form] = Pieces(enqueue)
+
+    def _record_loops(self, form: StepForm, decode: Callable[[], None]) -> bool:
+        """Record steps in a loop, without and with what follows the last one; or warn."""
+        if not self._in_loops:
+            return False
+        assert self._left is not None
+        left, repeat, set_steps = (
+            self._left.address,
+            self._kernel("repeat"),
+            self._kernel("set_steps"),
+        )
+
+        def body(loop: int) -> None:
+            self.enqueue(form)
+            repeat(1, left, loop)
+
+        def recorded(after: Callable[[], None]) -> Steps:
+            graph = self._device.record_loop(body, after)
+            return Loop(graph, lambda steps: set_steps(1, left, steps))
+
+        try:
+            self._steps[form] = recorded(lambda: None)
+        except EngineError as error:
+            self._in_loops = False
+            warnings.warn(
+                f"the UNet cannot run in a loop of a CUDA graph ({error}), so every step is "
+                "launched by itself",
+                stacklevel=2,
+            )
+            return False
+        try:
+            self._decoding[form] = recorded(decode)
+        except EngineError as error:
+            warnings.warn(
+                f"the VAE decoder cannot run in a CUDA graph ({error}), so it runs by itself",
+                stacklevel=2,
+            )
+        return True
 
     def enqueue(self, form: StepForm) -> None:
         """Enqueue one step without a graph."""
-        control, size, images, halves = self._control, self._size, self._images, form.halves
+        self._enqueue(form, self._controls)
+
+    def _enqueue(self, form: StepForm, controls: int) -> None:
+        count, images, halves = self._count, self._images, form.halves
         prediction, latents, factors = self._prediction.address, self._latents.address, 0
-        self._feed(
-            max(size, images * halves),
-            control,
-            latents,
-            self._sample.address,
-            self._timestep.address,
-            size,
-            halves,
-            images,
-        )
+        sample, timestep = self._sample.address, self._timestep.address
+        size = images * count
+        self._feed(size, controls, latents, sample, timestep, count, halves, images)
         self._unets[images * halves].enqueue(self._device.stream)
         if form.rescaled:
             assert self._moments is not None
             sums, factors = (memory.address for memory in self._moments)
             self._kernel("sum_moments")(
-                images * PARTS, control, prediction, sums, size, images, PARTS
+                images * PARTS, controls, prediction, sums, count, images, PARTS
             )
-            self._kernel("rescale")(images, control, sums, factors, size, images, PARTS)
-        self._step(size, control, prediction, latents, factors, size, halves, images)
+            self._kernel("rescale")(images, controls, sums, factors, count, images, PARTS)
+        self._step(size, controls, prediction, latents, factors, count, halves, images)
 
     def enqueue_embeddings(self, forms: Collection[StepForm]) -> None:
         """Enqueue the copy of the conditional embeddings, if that half is to run alone."""

@@ -17,6 +17,7 @@ from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
 from bksdm.runtime.cuda.picture_encoder import DeviceVaeEncoder
 from bksdm.runtime.cuda.progress import told
 from bksdm.runtime.cuda.session import Session, Shape
+from bksdm.runtime.cuda.trajectory import DeviceTrajectory
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
@@ -43,15 +44,25 @@ class CudaExecutor:
         Where its networks come from.
     device : Device
         The GPU.
+    in_loops : bool
+        Whether the GPU goes through all steps of a picture that nobody watches by itself, the VAE
+        decoder included: one launch in place of one for each step. Whoever interrupts it then
+        comes too late.
     """
 
     def __init__(
-        self, bundle: Bundle, encode: PromptEncoder, networks: Networks, device: Device
+        self,
+        bundle: Bundle,
+        encode: PromptEncoder,
+        networks: Networks,
+        device: Device,
+        in_loops: bool = False,
     ) -> None:
         self._bundle = bundle
         self._encode = encode
         self._networks = networks
         self._device = device
+        self._in_loops = in_loops
         self._sessions: OrderedDict[Shape, Session] = OrderedDict()
 
     def validate_size(self, height: int, width: int, images: int) -> None:
@@ -62,11 +73,11 @@ class CudaExecutor:
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, enqueue (host work) and wait (for the GPU)."""
-        return self._draw(job, watch, seconds, Session.end)
+        return self._draw(job, watch, seconds, DeviceTrajectory.end)
 
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
         """Return x_0; the same stages."""
-        latents = self._draw(job, watch, seconds, Session.latents)
+        latents = self._draw(job, watch, seconds, DeviceTrajectory.latents)
         require_finite(latents, "latents of the last step")
         return latents
 
@@ -75,31 +86,27 @@ class CudaExecutor:
         job: DenoisingJob,
         watch: Watch,
         seconds: dict[str, float],
-        finish: Callable[[Session], NDArray[Made]],
+        finish: Callable[[DeviceTrajectory], NDArray[Made]],
     ) -> NDArray[Made]:
         with self._device.alone():
-            start = time.perf_counter()
-            if job.plain_text:
-                text: NDArray[np.generic] = self._encode.ids(job)
-                seconds["tokenize"] = time.perf_counter() - start
-            else:
-                text = self._encode(job, seconds)
+            text = self.text(job, seconds)
             images, _, *side = job.latents.shape
-            session = self._session(images, job.guidance is not None, side)
+            session = self.session(images, job.guidance is not None, side)
             start = time.perf_counter()
+            watched, counted = watch.callback is not None, watch.progress is not None
+            trajectory = session.join(text, job, watched=watched, counted=counted)
+            most = len(job.table) if self._in_loops else 1
+            decode = finish is DeviceTrajectory.end
             try:
-                watched, counted = watch.callback is not None, watch.progress is not None
-                session.begin(text, job, watched=watched, counted=counted)
-                denoising = Denoising(job, session, watch)
-                with told(watch.progress, lambda: session.done, len(job.table)):
+                denoising = Denoising(job, trajectory, watch)
+                with told(watch.progress, lambda: trajectory.evaluated, len(job.table)):
                     while not denoising.done:
-                        denoising.advance(None)
+                        for _ in range(session.launch(most, decode)):
+                            denoising.advance(None)
                     seconds["enqueue"] = time.perf_counter() - start
-                    made = finish(session)
-            except BaseException:
-                # The next picture may not touch buffers that copies are still under way from.
-                self._device.synchronize()
-                raise
+                    made = finish(trajectory)
+            finally:
+                trajectory.leave()
             seconds["wait"] = time.perf_counter() - start - seconds["enqueue"]
             session.keep_kernels()
             return made
@@ -112,7 +119,7 @@ class CudaExecutor:
         self.validate_size(height, width, images)
         with self._device.alone():
             guided = Shape(images, True, height, width) in self._sessions
-            pixels = self._session(images, guided, side).decode(latents)
+            pixels = self.session(images, guided, side).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
         return pixels
 
@@ -129,7 +136,25 @@ class CudaExecutor:
             self._bundle.vae_scale,
         )
 
-    def _session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
+    def text(self, job: DenoisingJob, seconds: dict[str, float]) -> NDArray[np.generic]:
+        """Return what a session takes of a job's prompts; stages: tokenize, text_encoder."""
+        if not job.plain_text:
+            return self._encode(job, seconds)
+        start = time.perf_counter()
+        ids = self._encode.ids(job)
+        seconds["tokenize"] = time.perf_counter() - start
+        return ids
+
+    def session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
+        """Return so many slots for latents of a height and width; the last few are kept.
+
+        Whoever uses one has the GPU :meth:`~bksdm.runtime.cuda.device.Device.alone`.
+
+        Raises
+        ------
+        EngineError
+            The networks cannot be loaded, or there is too little memory.
+        """
         scale = self._bundle.vae_scale
         shape = Shape(images, guided, side[0] * scale, side[1] * scale)
         if shape not in self._sessions:
@@ -144,6 +169,7 @@ class CudaExecutor:
                 shape=shape,
                 vae_scale=scale,
                 scaling_factor=self._bundle.scaling_factor,
+                in_loops=self._in_loops,
             )
         self._sessions.move_to_end(shape)
         return self._sessions[shape]

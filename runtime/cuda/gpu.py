@@ -112,6 +112,14 @@ class Gpu:
         """Allocate page-locked host memory."""
         return self._wrap(lambda: self._host.allocate(size), size)
 
+    def clear(self, memory: Memory) -> None:
+        """Enqueue zeros."""
+        view = self._core.Buffer.from_handle
+        try:
+            view(memory.address, memory.size).fill(0, stream=self._stream)
+        except Exception as error:
+            _raise_named(f"{memory.size} bytes cannot be cleared", error)
+
     def copy(self, target: Memory, source: Memory, size: int) -> None:
         """Enqueue a copy."""
         view = self._core.Buffer.from_handle
@@ -142,13 +150,39 @@ class Gpu:
         It does so in a stream of its own: what a garbage collection frees meanwhile is not part of
         the recording, and after one that fails the other stream is as it was.
         """
-        stream, builder = self._stream, self._device.create_graph_builder()
+        return self._record(lambda _: work())
+
+    def record_loop(self, body: Callable[[int], None], after: Callable[[], None]) -> Graph:
+        """Record a WHILE node around what ``body`` enqueues, and what ``after`` does."""
+
+        def work(builder: Any) -> None:
+            try:
+                condition = builder.create_condition(default_value=1)
+                loop = builder.while_loop(condition)
+            except Exception as error:  # of the driver, or that cuda.core knows it is too old
+                raise EngineError(f"there is no loop ({_first_line(error)})") from error
+            self._build(loop, lambda _: body(int(condition.handle)))
+            after()
+
+        return self._record(work)
+
+    def _record(self, work: Callable[[Any], None]) -> Graph:
+        builder = self._device.create_graph_builder()
+        self._build(builder, work)
+        try:
+            return _Graph(builder.complete(), self._stream)
+        except Exception as error:
+            raise EngineError(f"recording failed ({_first_line(error)})") from error
+
+    def _build(self, builder: Any, work: Callable[[Any], None]) -> None:
+        """Record in a builder's stream what ``work`` enqueues."""
+        stream = self._stream
         self._stream = builder.stream
         try:
             builder.begin_building()
-            work()
+            work(builder)
             try:
-                return _Graph(builder.end_building().complete(), stream)
+                builder.end_building()
             except Exception as error:  # of the driver, or that the recording was lost
                 raise EngineError(f"recording failed ({_first_line(error)})") from error
         except Exception:

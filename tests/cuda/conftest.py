@@ -6,7 +6,6 @@ import shutil
 import sys
 from contextlib import nullcontext
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +16,7 @@ from bksdm.engines.tensorrt import BUILD_FLAGS
 from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS, Bundle
 from bksdm.runtime.cuda.built_plans import BuiltPlans
 from bksdm.runtime.cuda.compile import source_digest
+from bksdm.runtime.cuda.evaluation import Pieces
 from bksdm.runtime.cuda.executor import CudaExecutor
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.loading import open_text_encoder
@@ -91,7 +91,7 @@ def device(library):
 def load(device, monkeypatch):
     """Open a bundle on the simulated GPU; ``change`` alters what networks return."""
 
-    def open_on_device(folder, change=None, flavour="tensorrt-rtx"):
+    def open_on_device(folder, change=None, flavour="tensorrt-rtx", in_loops=False):
         bundle = Bundle.open(folder)
         engines = {
             name.encode(): Engine(device, bundle.model(name), PROFILE, name, change, flavour)
@@ -102,7 +102,7 @@ def load(device, monkeypatch):
             monkeypatch.setattr(f"{user}.load_module", lambda flavour: module)
         device.engines = engines
         executor = CudaExecutor(
-            bundle, _encode(bundle), BuiltPlans(bundle, flavour, device), device
+            bundle, _encode(bundle), BuiltPlans(bundle, flavour, device), device, in_loops
         )
         return TextToImage(bundle, executor, _encoder(bundle, executor.vae_encoder))
 
@@ -157,4 +157,4 @@ def _encoder(bundle, load):
 
 def unrecorded(evaluations):
     """Return what stands in for recorded steps: the same work, enqueued piece by piece."""
-    return lambda kind: SimpleNamespace(launch=partial(evaluations.enqueue, kind))
+    return lambda form: Pieces(partial(evaluations.enqueue, form))

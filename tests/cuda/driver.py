@@ -13,7 +13,14 @@ SOURCES = Path(__file__).parent / "fake_driver"
 # Of the driver of Linux, and of the Windows below WSL.
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
 MEMORY = 16 << 30
-ALIGNMENTS = {"Control": 8, "double": 8, "float": 4, "unsigned short": 2, "unsigned char": 1}
+ALIGNMENTS = {
+    "Control": 8,
+    "double": 8,
+    "long long": 8,
+    "float": 4,
+    "unsigned short": 2,
+    "unsigned char": 1,
+}
 
 
 def has_gpu():
@@ -86,6 +93,15 @@ class FakeDriver:
     def recordings(self):
         """How many are under way."""
         return self._library.fake_recordings()
+
+    @contextmanager
+    def strict(self):
+        """Refuse host functions in loops of graphs inside of a ``with`` block, as CUDA's does."""
+        self._library.fake_set_strict_loops(1)
+        try:
+            yield
+        finally:
+            self._library.fake_set_strict_loops(0)
 
     @contextmanager
     def limited(self, size):

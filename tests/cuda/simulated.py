@@ -65,6 +65,10 @@ class CountingGpu(Gpu):
         self.live[id(memory)] = memory
         return memory
 
+    def clear(self, memory):
+        self.count("clears")
+        super().clear(memory)
+
     def copy(self, target, source, size):
         self.count("copies")
         super().copy(target, source, size)
@@ -79,9 +83,15 @@ class CountingGpu(Gpu):
         return counted
 
     def record(self, work):
+        return self._counted(super().record, work)
+
+    def record_loop(self, body, after):
+        return self._counted(super().record_loop, body, after)
+
+    def _counted(self, record, *work):
         self.recording = True
         try:
-            graph = super().record(work)
+            graph = record(*work)
         finally:
             self.recording = False
 

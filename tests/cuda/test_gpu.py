@@ -117,7 +117,7 @@ def test_the_graph_draws_what_its_parts_draw(model):
     recorded = model("a lighthouse", **arguments).pixels
     session = list(model._executor._sessions.values())[-1]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session._evaluations, "graph", unrecorded(session._evaluations))
+        patch.setattr(session._evaluations, "steps", unrecorded(session._evaluations))
         assert (model("a lighthouse", **arguments).pixels == recorded).all()
 
 

@@ -9,7 +9,7 @@ from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.compile import compile_kernels
 from bksdm.runtime.cuda.device import as_array
 from bksdm.runtime.cuda.evaluation import PARTS
-from bksdm.runtime.cuda.session import CONTROL
+from bksdm.runtime.cuda.slot import CONTROL
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.images import to_uint8
 
@@ -55,80 +55,124 @@ class Run:
         self.device.load(machine_code(TARGET), name)(count, *addresses)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 7, 26, 100])
-@pytest.mark.parametrize(("images", "side"), [(1, 1), (1, 17), (3, 9)])
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize(("draws", "masked"), [(0, False), (5, True)])
-def test_a_trajectory_is_that_of_float64(device, steps, images, side, guided, draws, masked):
-    rng = np.random.default_rng(steps * 1000 + images * 100 + side + guided)
-    size, halves = images * 4 * side, 2 if guided else 1
-    before = 1 + draws
-    rows = np.tril(rng.normal(size=(steps + 1, before + steps)), draws).astype(np.float32)
-    timesteps = np.sort(rng.uniform(0, 999, steps))[::-1].astype(np.float32)
-    input_scale = rng.uniform(0.1, 1, steps).astype(np.float32)
-    start = rng.normal(size=size).astype(np.float32)
-    run = Run(device)
-    history = np.full((before + steps, size), np.nan, np.float32)
-    history[0], history[1:before] = start, rng.normal(size=(draws, size))
-    levels = rng.uniform(0, 1, (steps + 1, 2)).astype(np.float32)
-    pictures, mask = rng.normal(size=(2, size)).astype(np.float32), rng.random(size) < 0.5
-    run.put(pictures=pictures, mask=mask.astype(np.uint8), levels=levels)
-    run.put(
-        rows=rows,
-        timesteps=timesteps,
-        input_scale=input_scale,
-        history=history,
-        latents=start,
-        sample=np.zeros(halves * size, np.float16),
-        timestep=np.zeros(halves * images, np.float32),
-    )
-    run.control["total"] = run.control["first_bad_step"] = steps
-    run.control["draws"], run.control["guidance"] = draws, 7.5
-    of_mask = ("pictures", "mask") if masked else ()
-    for name in ("timesteps", "input_scale", "rows", "levels", "history", *of_mask):
-        run.control[name] = run.address(name)
-    run.put(control=run.control)
-    exact = list(history[:before].astype(np.float64))
-    for k in range(steps):
-        run.kernel(
-            "feed",
-            max(size, halves * images),
-            "control",
-            "latents",
-            "sample",
-            "timestep",
-            size,
-            halves,
-            images,
+class SlotOfFloat64:
+    """One slot of a batch: its control block and what that points to, and float64 beside it."""
+
+    def __init__(self, run, name, rng, steps, draws, count, masked):
+        self.steps, self.before = steps, 1 + draws
+        self.rows = np.tril(rng.normal(size=(steps + 1, self.before + steps)), draws)
+        self.rows = self.rows.astype(np.float32)
+        self.timesteps = np.sort(rng.uniform(0, 999, steps))[::-1].astype(np.float32)
+        self.input_scale = rng.uniform(0.1, 1, steps).astype(np.float32)
+        self.start = rng.normal(size=count).astype(np.float32)
+        history = np.full((self.before + steps, count), np.nan, np.float32)
+        history[0], history[1 : self.before] = self.start, rng.normal(size=(draws, count))
+        self.exact = list(history[: self.before].astype(np.float64))
+        self.levels = rng.uniform(0, 1, (steps + 1, 2)).astype(np.float32)
+        self.pictures, self.made = rng.normal(size=(2, count)).astype(np.float32), np.full(count, 1)
+        arrays = {
+            "rows": self.rows,
+            "timesteps": self.timesteps,
+            "input_scale": self.input_scale,
+            "history": history,
+            "levels": self.levels,
+        }
+        if masked:
+            self.made = (rng.random(count) < 0.5).astype(np.uint8)
+            arrays |= {"pictures": self.pictures, "mask": self.made}
+        run.put(**{f"{array} {name}": values for array, values in arrays.items()})
+        self.control = np.zeros(1, CONTROL)
+        self.control["total"] = self.control["first_bad_step"] = steps
+        self.control["draws"] = draws
+        self.guidance = rng.uniform(1, 9)
+        self.control["guidance"] = self.guidance
+        # Some are guided in the middle only; the others take the conditional half.
+        self.guided = range(steps // 3, steps - steps // 4)
+        self.control["guided_from"], self.control["guided_until"] = (
+            self.guided.start,
+            self.guided.stop,
         )
-        latents = run.get("latents", np.float32, size)
-        fed = run.get("sample", np.float16, (halves, size))
-        assert (fed == (latents * input_scale[k]).astype(np.float16)).all()
-        assert (run.get("timestep", np.float32, halves * images) == timesteps[k]).all()
-        prediction = rng.normal(size=(halves, size)).astype(np.float16)
-        run.put(prediction=prediction)
-        run.kernel("step", size, "control", "prediction", "latents", 0, size, halves, images)
-        noise = prediction[0].astype(np.float64)
-        if guided:
-            noise += 7.5 * (prediction[1] - noise)
-        exact.append(noise)
-        past = np.stack(exact)
-        row = rows[k + 1, : len(past)].astype(np.float64)
+        for array in arrays:
+            self.control[array] = run.address(f"{array} {name}")
+
+    def fed(self, k, latents):
+        """Return what the UNet is to be given in step k."""
+        if k >= self.steps:
+            return np.zeros_like(latents, np.float16), 0
+        return (latents * self.input_scale[k]).astype(np.float16), self.timesteps[k]
+
+    def validate(self, k, prediction, before, after):
+        """Compare the latents after step k."""
+        if k >= self.steps:
+            np.testing.assert_array_equal(after, before)
+            return
+        noise = prediction[-1].astype(np.float64)
+        if k in self.guided and len(prediction) == 2:
+            first = prediction[0].astype(np.float64)
+            noise = first + np.float32(self.guidance).astype(np.float64) * (noise - first)
+        self.exact.append(noise)
+        past = np.stack(self.exact)
+        row = self.rows[k + 1, : len(past)].astype(np.float64)
         # A float32 sum of products: each addition rounds once, relative to the largest sum.
         bound = (len(past) + 2) * 2.0**-24 * (np.abs(row) @ np.abs(past))
         bound += 2.0**-22 * np.abs(past).max()
-        found = run.get("latents", np.float32, size)
-        made = mask if masked else np.full(size, True)
-        assert (np.abs(found - row @ past) <= bound)[made].all()
-        kept = levels[k + 1].astype(np.float64) @ pictures
+        made = self.made.astype(bool)
+        assert (np.abs(after - row @ past) <= bound)[made].all()
+        kept = self.levels[k + 1].astype(np.float64) @ self.pictures
         # Two products and a sum of float32 values below 8.
-        np.testing.assert_allclose(found[~made], kept[~made], rtol=0, atol=2.0**-20)
-    control = run.get("control", CONTROL, (1,))[0]
-    assert control["first_bad_step"] == steps
-    assert (control["step"], control["next"]) == (steps - 1, steps)
+        np.testing.assert_allclose(after[~made], kept[~made], rtol=0, atol=2.0**-20)
 
 
-@pytest.mark.parametrize(("images", "inner"), [(1, (4, 1, 1)), (3, (4, 9, 7)), (2, (4, 64, 64))])
+@pytest.mark.parametrize("steps", [1, 2, 7, 26, 100])
+@pytest.mark.parametrize(("images", "count"), [(1, 4), (1, 68), (3, 36)])
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize(("draws", "masked"), [(0, False), (5, True)])
+def test_every_slot_has_a_trajectory_of_its_own(
+    device, steps, images, count, guided, draws, masked
+):
+    """Slots after the first have fewer steps, other draws and no mask; the last one is free."""
+    rng = np.random.default_rng(steps * 1000 + images * 100 + count + guided)
+    run = Run(device)
+    slots = [
+        SlotOfFloat64(run, n, rng, max(1, steps - 2 * n), draws if n == 0 else n, count, masked)
+        for n in range(images)
+    ]
+    if not guided:
+        for slot in slots:
+            slot.control["guided_from"] = slot.control["guided_until"] = 0
+    batch, halves = images + 1, 2 if guided else 1
+    size = batch * count
+    latents = np.stack([*(slot.start for slot in slots), np.full(count, np.nan, np.float32)])
+    run.put(
+        latents=latents,
+        sample=np.zeros((halves, size), np.float16),
+        timestep=np.full((halves, batch), np.nan, np.float32),
+        controls=np.concatenate([*(slot.control for slot in slots), np.zeros(1, CONTROL)]),
+    )
+    shape = count, halves, batch
+    for k in range(steps):
+        run.kernel("feed", size, "controls", "latents", "sample", "timestep", *shape)
+        fed = run.get("sample", np.float16, (halves, batch, count))
+        times = run.get("timestep", np.float32, (halves, batch))
+        assert (fed[:, -1] == 0).all()
+        assert (times[:, -1] == 0).all()
+        prediction = rng.normal(size=(halves, batch, count)).astype(np.float16)
+        prediction[:, -1] = np.nan
+        run.put(prediction=prediction)
+        run.kernel("step", size, "controls", "prediction", "latents", 0, *shape)
+        found = run.get("latents", np.float32, (batch, count))
+        for n, slot in enumerate(slots):
+            sample, timestep = slot.fed(k, latents[n])
+            assert (fed[:, n] == sample).all()
+            assert (times[:, n] == timestep).all()
+            slot.validate(k, prediction[:, n], latents[n], found[n])
+        assert np.isnan(found[-1]).all()
+        latents = found
+    for control, slot in zip(run.get("controls", CONTROL, (batch,)), slots, strict=False):
+        assert control["first_bad_step"] == control["next"] == slot.steps
+
+
+@pytest.mark.parametrize(("images", "inner"), [(2, (4, 1, 1)), (4, (4, 9, 7)), (3, (4, 64, 64))])
 @pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
 def test_guidance_is_rescaled_image_by_image(device, images, inner, amount):
     rng = np.random.default_rng(images)
@@ -140,21 +184,27 @@ def test_guidance_is_rescaled_image_by_image(device, images, inner, amount):
     run.put(
         prediction=prediction,
         latents=np.full(size, np.nan, np.float32),
-        history=np.zeros((2, size), np.float32),
+        history=np.zeros((images, 2, size // images), np.float32),
         rows=np.eye(2, dtype=np.float32),
         sums=np.full((images, PARTS, 4), np.nan),
         factors=np.full(images, np.nan, np.float32),
     )
-    run.control["total"] = run.control["first_bad_step"] = 1
-    run.control["guidance"], run.control["rescale"] = 7.5, amount
-    run.control["rows"], run.control["history"] = run.address("rows"), run.address("history")
-    run.put(control=run.control)
-    run.kernel("sum_moments", images * PARTS, "control", "prediction", "sums", size, images, PARTS)
-    run.kernel("rescale", images, "control", "sums", "factors", size, images, PARTS)
-    run.kernel("step", size, "control", "prediction", "latents", "factors", size, 2, images)
+    controls = np.zeros(images, CONTROL)
+    controls["total"] = controls["first_bad_step"] = controls["guided_until"] = 1
+    controls["guidance"], controls["rescale"] = 7.5, amount
+    # The last picture is not rescaled.
+    controls["rescale"][-1] = 0
+    count = size // images
+    controls["rows"] = run.address("rows")
+    controls["history"] = run.address("history") + 8 * count * np.arange(images)
+    run.put(controls=controls)
+    shape = count, images, PARTS
+    run.kernel("sum_moments", images * PARTS, "controls", "prediction", "sums", *shape)
+    run.kernel("rescale", images, "controls", "sums", "factors", *shape)
+    run.kernel("step", size, "controls", "prediction", "latents", "factors", count, 2, images)
     wanted = np.empty((images, *inner), np.float32)
     guide(prediction.reshape(-1, *inner).astype(np.float32), 7.5, wanted)
-    rescale_deviation(wanted, prediction[1].astype(np.float32), amount)
+    rescale_deviation(wanted[:-1], prediction[1, :-1].astype(np.float32), amount)
     # The factor and the product round once each; moments are float64.
     np.testing.assert_allclose(run.get("latents", np.float32, wanted.shape), wanted, rtol=2.0**-22)
 

@@ -71,14 +71,14 @@ def provider(driver, device, monkeypatch, opened):
 
 @pytest.fixture
 def load(device, provider):
-    def open_on_device(folder, recorder="nobody"):
+    def open_on_device(folder, recorder="nobody", in_loops=False):
         provider()
         bundle = Bundle.open(folder)
         open_network = backend("onnxruntime-cuda").open_on_device
         networks = OpenedNetworks(
             bundle, partial(open_network, recorder=recorder), device, 0, folder / "engines"
         )
-        executor = CudaExecutor(bundle, _encode(bundle), networks, device)
+        executor = CudaExecutor(bundle, _encode(bundle), networks, device, in_loops)
         return TextToImage(bundle, executor, _encoder(bundle, executor.vae_encoder))
 
     return open_on_device
@@ -96,13 +96,17 @@ def test_pictures_are_those_of_plans(load, bundle, same_on_host, case):
 def test_whoever_records_the_pictures_are_the_same(load, bundle, device):
     expected = load(bundle)("a", seed=5, **TWO_KINDS).pixels
     assert device.counts["graph launches"] == 0
-    for recorder in ("loop", "onnxruntime"):
-        model = load(bundle, recorder)
+    for recorder, in_loops, launches in (
+        ("loop", False, 5),
+        ("loop", True, 2),
+        ("onnxruntime", False, 0),
+    ):
+        model = load(bundle, recorder, in_loops)
         # The second one comes from recorded steps alone.
         for _ in range(2):
             device.counts.clear()
             assert (model("a", seed=5, **TWO_KINDS).pixels == expected).all()
-            assert device.counts["graph launches"] == (5 if recorder == "loop" else 0)
+            assert device.counts["graph launches"] == launches
 
 
 def test_a_picture_to_start_from_needs_no_other_engine(load, bundle, same_on_host):

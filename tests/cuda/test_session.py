@@ -196,9 +196,9 @@ def test_more_noise_than_there_is_room_for_allocates_once(load, built, device):
     model(**COMMON)
     for sampler, steps, allocations in (
         ("euler-a", 32, 1),  # a place to upload from
-        ("euler-a", 40, 3),  # table, what it is uploaded from, history
+        ("euler-a", 40, 2),  # table with history, and what it is uploaded from
         ("euler-a", 39, 0),
-        ("euler-a", 70, 4),
+        ("euler-a", 70, 2),
         ("pndm", 100, 0),
     ):
         device.counts.clear()
@@ -206,12 +206,12 @@ def test_more_noise_than_there_is_room_for_allocates_once(load, built, device):
         assert device.counts["allocations"] == allocations
 
 
-def test_a_mask_an_interval_and_rescaling_take_their_memory_when_they_come(load, built, device):
+def test_a_picture_an_interval_and_rescaling_take_their_memory_when_they_come(load, built, device):
     model = load(built)
     model(**COMMON)
     for arguments, allocations in (
-        # The encoder's input and output; what is known; and what these are copied from or to.
-        (MASK, 6),
+        # The encoder's input and output, and what these are copied from or to.
+        (MASK, 4),
         ({"guidance_interval": (0.0, 0.5)}, 1),  # embeddings of the conditional half
         ({"guidance_rescale": 0.7}, 2),  # moments and factors
         ({**MASK, "guidance_interval": (0.5, 1.0), "guidance_rescale": 0.3}, 0),

@@ -26,6 +26,12 @@ static inline void atomicMin(long long* place, long long value) {
     if (value < *place) *place = value;
 }
 
+// The handle of a loop begins with its condition.
+typedef uint64_t cudaGraphConditionalHandle;
+static inline void cudaGraphSetConditional(cudaGraphConditionalHandle handle, unsigned value) {
+    *(unsigned*)handle = value;
+}
+
 // All parameters of all kernels are 64 bits wide, so one call fits them.
 extern "C" void run_kernel(void* kernel, unsigned blocks, unsigned threads, const uint64_t* a) {
     typedef void (*Kernel)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,

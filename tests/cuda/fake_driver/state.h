@@ -52,6 +52,7 @@ static const int DEVICES = 2;
 // What was made while it was is freed afterwards, too.
 static bool present = false;
 static int recordings = 0;
+static bool strict_loops = false;
 struct Context {
     int device;
 };

@@ -10,6 +10,8 @@ struct Work {
     std::function<Result()> check;  // when it is enqueued, and when its recording is launched
     std::function<Result()> run;
     bool calls_host;
+    struct Loop* loop = nullptr;  // if it is one, nothing is run but its body
+    bool repeated = false;        // by a loop, which was enqueued and counted as a whole
 };
 
 // What lives as long as the graphs that use it.
@@ -29,14 +31,36 @@ struct Graph {
     std::vector<Work> work;
     std::vector<Shared*> shared;
     std::vector<struct Stream*> joined;
-    int owners = 1;  // itself, and every executable one made of it
+    std::vector<Loop*> loops;
+    bool is_body = false;  // of a loop of another graph, which owns it
+    int owners = 1;        // itself, and every executable one made of it
 
-    void release() {
-        if (--owners) return;
-        for (Shared* object : shared) object->release(1);
-        delete this;
-    }
+    void release();
+    bool loops_call_host() const;
 };
+
+// Its address is the handle that kernels set.
+struct Loop {
+    unsigned condition, initial;
+    Graph body;
+};
+
+void Graph::release() {
+    if (--owners) return;
+    for (Shared* object : shared) object->release(1);
+    for (Loop* loop : loops) {
+        for (Shared* object : loop->body.shared) object->release(1);
+        delete loop;
+    }
+    delete this;
+}
+
+bool Graph::loops_call_host() const {
+    for (Loop* loop : loops)
+        for (const Work& work : loop->body.work)
+            if (work.calls_host) return true;
+    return false;
+}
 
 struct Stream {
     Context* context;
@@ -47,6 +71,22 @@ struct Stream {
     bool invalid = false;
     // Whether another stream's recording holds its work, and whether that does not wait for it yet.
     bool joined = false, unjoined = false;
+
+    // Whether so many works have begun, and no loop of theirs goes on.
+    bool has_run(uint64_t mark) const {
+        return begun >= mark && (queue.empty() || !queue.front().repeated);
+    }
+    // Puts the body of a loop, and the loop again, before what comes after it.
+    void repeat(Work loop) {
+        if (!loop.loop->condition) return;
+        loop.repeated = true;
+        queue.push_front(loop);
+        const std::vector<Work>& body = loop.loop->body.work;
+        for (auto work = body.rbegin(); work != body.rend(); ++work) {
+            queue.push_front(*work);
+            queue.front().repeated = true;
+        }
+    }
 };
 
 // Follows what was enqueued in a stream when it was recorded there.
@@ -88,7 +128,7 @@ static bool refuses(Stream* stream) {
 static Result wait(Stream* stream, uint64_t mark = UINT64_MAX) {
     {
         ALONE;
-        if (stream->begun >= mark) return SUCCESS;
+        if (stream->has_run(mark)) return SUCCESS;
     }
     std::lock_guard<std::mutex> one_at_a_time(stream->running);
     Result first = SUCCESS;
@@ -96,10 +136,14 @@ static Result wait(Stream* stream, uint64_t mark = UINT64_MAX) {
         Work work;
         {
             ALONE;
-            if (stream->queue.empty() || stream->begun >= mark) return first;
+            if (stream->queue.empty() || stream->has_run(mark)) return first;
             work = stream->queue.front();
             stream->queue.pop_front();
-            ++stream->begun;
+            if (!work.repeated) ++stream->begun;
+            if (work.loop) {
+                stream->repeat(work);
+                continue;
+            }
             if (!work.calls_host) {
                 Result found = work.run();
                 if (!found && !fences_are_whole()) found = ILLEGAL_ADDRESS;
