@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from bksdm.engines.errors import EngineError, RequestError
@@ -12,7 +12,7 @@ from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import BUILD_FLAGS, load_module
 from bksdm.engines.tensorrt_context import LoadedPlan
 from bksdm.runtime.bundle import COMPONENTS, Bundle
-from bksdm.runtime.cuda.compile import source_digest
+from bksdm.runtime.cuda.compile import loader, source_digest
 from bksdm.runtime.cuda.device import Device, Memory
 from bksdm.runtime.cuda.networks import Loaded
 from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
@@ -86,7 +86,7 @@ class BuiltPlans:
             code = read_plan(folder, kernels, files)
             plans = {name: self._load_plan(folder, name) for name in COMPONENTS}
             scratch = self._device.allocate(max(1, *(plan.scratch for plan in plans.values())))
-            return Loaded(plans, cache(partial(self._device.load, code)), scratch)
+            return Loaded(plans, loader(self._device, code), scratch)
 
     def _load_encoder_of(self, folder: Path) -> tuple[LoadedPlan, Memory]:
         """Return the VAE encoder of a folder, with the scratch of the others if that does."""

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 from bksdm.engines.errors import EngineError
+from bksdm.runtime.cuda.device import Device, Kernel
 from bksdm.storage.files import read_regular, write_file
 
+STEPS, LOOP = "kernels.cu", "loop.cu"
+"""Files of kernels: those that every picture takes, and those that repeat its steps in a graph."""
+LOOP_KERNELS = ("set_steps", "repeat")
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-def source() -> str:
-    """Return the CUDA source of all kernels."""
-    return (files("bksdm.runtime.cuda") / "kernels.cu").read_text(encoding="utf-8")
+def source(name: str = STEPS) -> str:
+    """Return the CUDA source of kernels, by default of all that every picture takes."""
+    return (files("bksdm.runtime.cuda") / name).read_text(encoding="utf-8")
 
 
 def source_digest() -> str:
@@ -26,8 +32,8 @@ def source_digest() -> str:
     return hashlib.sha256(source().encode()).hexdigest()
 
 
-def compile_kernels(target: str) -> bytes:
-    """Return the machine code (cubin) of all kernels for a compute capability such as ``sm89``.
+def compile_kernels(target: str, name: str = STEPS) -> bytes:
+    """Return the machine code (cubin) of kernels for a compute capability such as ``sm89``.
 
     Raises
     ------
@@ -42,7 +48,7 @@ def compile_kernels(target: str) -> bytes:
         ) from error
     options = ProgramOptions(arch=target.replace("sm", "sm_"), std="c++17")
     try:
-        code = Program(source(), "c++", options=options).compile("cubin").code
+        code = Program(source(name), "c++", options=options).compile("cubin").code
     except Exception as error:  # NVRTC's errors share no base with their messages
         reason = str(error).strip().splitlines()[0]
         raise EngineError(f"kernels cannot be compiled for {target} ({reason[:200]})") from error
@@ -69,3 +75,17 @@ def stored_kernels(target: str, folder: Path) -> bytes:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(file, hashlib.sha256(code).digest() + code)
     return code
+
+
+def loader(device: Device, code: bytes) -> Callable[[str], Kernel]:
+    """Return what loads a kernel by its name, once.
+
+    Parameters
+    ----------
+    device : Device
+        The GPU.
+    code : bytes
+        Of :data:`STEPS`; :data:`LOOP` is compiled when it is first asked for.
+    """
+    loop = cache(lambda: compile_kernels(device.target, LOOP))
+    return cache(lambda name: device.load(loop() if name in LOOP_KERNELS else code, name))

@@ -2,10 +2,6 @@
 // where nothing else is said; parameters are 64 bits wide. Pointers are to device memory.
 
 #ifdef __CUDACC__
-// NVRTC has no header for it; the driver links it.
-extern "C" __device__ __cudart_builtin__ void CUDARTAPI cudaGraphSetConditional(
-    cudaGraphConditionalHandle handle, unsigned int value);
-
 __device__ inline float from_half(unsigned short bits) {
     float value;
     asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
@@ -157,16 +153,6 @@ extern "C" __global__ void step(
     }
     latents[i] = x;
     if (!finite(noise) || !finite(x)) atomicMin(&control->first_bad_step, k);
-}
-
-// Say how many steps the next loop makes, at least one.
-extern "C" __global__ void set_steps(long long* left, long long steps) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) *left = steps;
-}
-
-// Count a step of a loop, and say whether there is another one.
-extern "C" __global__ void repeat(long long* left, cudaGraphConditionalHandle loop) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) cudaGraphSetConditional(loop, --*left > 0);
 }
 
 // Write the VAE decoder's input, x_0 / scaling factor. Here and below the control block is that of

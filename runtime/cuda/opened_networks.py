@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from bksdm.engines.backend import OpenOnDevice
 from bksdm.engines.device import DeviceNetwork
 from bksdm.runtime.bundle import COMPONENTS, Bundle
-from bksdm.runtime.cuda.compile import stored_kernels
+from bksdm.runtime.cuda.compile import loader, stored_kernels
 from bksdm.runtime.cuda.device import Device, Memory
 from bksdm.runtime.cuda.networks import Loaded
 from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
@@ -54,7 +54,7 @@ class OpenedNetworks:
             scratch = self._device.allocate(
                 max(1, *(network.scratch for network in networks.values()))
             )
-            self._loaded = Loaded(networks, cache(partial(self._device.load, kernels)), scratch)
+            self._loaded = Loaded(networks, loader(self._device, kernels), scratch)
         return self._loaded
 
     def load_encoder(self, height: int, width: int) -> tuple[DeviceNetwork, Memory]:

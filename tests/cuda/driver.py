@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from bksdm.runtime.cuda.compile import LOOP, STEPS, source
+
 SOURCES = Path(__file__).parent / "fake_driver"
 # Of the driver of Linux, and of the Windows below WSL.
 DEVICES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))
@@ -48,9 +50,10 @@ def absent_functions():
 
 
 def compile_driver(folder):
-    """Compile fake_driver/, and kernels.cu for the host, into a folder; return the library."""
-    kernels = files("bksdm.runtime.cuda") / "kernels.cu"
+    """Compile fake_driver/, and the kernels for the host, into a folder; return the library."""
+    kernels = folder / "kernels.cpp"
     folder.mkdir(parents=True)
+    kernels.write_text("\n".join(map(source, (STEPS, LOOP))))
     (folder / "kernel_arguments.inc").write_text(kernel_arguments(kernels.read_text()))
     (folder / "absent_functions.inc").write_text(absent_functions())
     library = folder / "libcuda.so.1"
@@ -60,9 +63,7 @@ def compile_driver(folder):
     driver, on_host = folder / "driver.o", folder / "kernels.o"
     shim = ["-include", str(SOURCES / "shim.h")]
     subprocess.run([*command, "-c", str(SOURCES / "driver.cpp"), "-o", str(driver)], check=True)
-    subprocess.run(
-        [*command, "-c", "-x", "c++", *shim, str(kernels), "-o", str(on_host)], check=True
-    )
+    subprocess.run([*command, "-c", *shim, str(kernels), "-o", str(on_host)], check=True)
     subprocess.run([*command, str(driver), str(on_host), "-o", str(library), "-ldl"], check=True)
     return library
 

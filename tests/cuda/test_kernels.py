@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bksdm.engines.errors import EngineError
-from bksdm.runtime.cuda.compile import compile_kernels
+from bksdm.runtime.cuda.compile import LOOP, STEPS, compile_kernels
 from bksdm.runtime.cuda.device import as_array
 from bksdm.runtime.cuda.evaluation import PARTS
 from bksdm.runtime.cuda.slot import CONTROL
@@ -246,7 +246,10 @@ def test_one_bad_value_is_noted(device, bad, place):
 
 @pytest.mark.parametrize("target", ["sm75", "sm80", "sm86", "sm89", "sm90", "sm100", "sm120"])
 def test_kernels_compile_for_every_gpu(target):
-    assert compile_kernels(target).startswith(b"\x7fELF")
+    for name in (STEPS, LOOP):
+        assert compile_kernels(target, name).startswith(b"\x7fELF")
+    # A driver that does not know conditional nodes could not load what every picture takes.
+    assert b"cudaGraphSetConditional" not in compile_kernels(target)
 
 
 def test_an_unknown_target_is_an_error():
