@@ -54,6 +54,7 @@ def conditions(record: Record) -> str:
     parts = [
         machine["processor"],
         *machine["gpus"],
+        *([f"driver {machine['driver']}"] if "driver" in machine else []),
         f"{machine['physical_cores']} cores",
         f"{machine['memory_gb']} GB",
         f"{settings['threads']} threads",

@@ -97,7 +97,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline.add_argument(
         "--gpu",
         metavar="NAME",
-        help="compute it for a GPU by its datasheet: a100, h100 or rtx4090 "
+        help="compute it for a GPU by its datasheet: a100, h100, h200 or rtx4090 "
         "(default: for this CPU, measured)",
     )
     roofline.set_defaults(measure=_roofline)
