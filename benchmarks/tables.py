@@ -247,7 +247,9 @@ def _shortcuts(record: Record) -> list[Table]:
 
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
-    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, float32"
+    on_gpu = task.get("device", "cpu") == "cuda"
+    precision = f"on a GPU, float16 but for {REFERENCE}" if on_gpu else "float32"
+    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, {precision}"
     titles = {
         "unet": f"UNet, batch of 2, {work}",
         "vae_decoder": f"VAE decoder, {work}",

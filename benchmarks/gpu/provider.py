@@ -163,7 +163,7 @@ def network_seconds(
                 device.synchronize()
         scratch = device.allocate(max(1, network.scratch))
         bound = network.bind(bindings, scratch.address)
-        run = partial(bound.enqueue, device.stream)
+        run: Callable[[], None] = partial(bound.enqueue, device.stream)
         run()
         device.synchronize()
         if bound.can_record(device.stream):
