@@ -10,7 +10,7 @@ setsid nohup bash -c '
     [ -e small32 ] || $run export checkpoint -o small32 --dtype float32
     [ -e cpu.png ] || $run generate "a lighthouse" --model small32 --steps 25 --seed 7 -o cpu.png
 ' "$work" > "$results/export.txt" 2>&1 < /dev/null &
-step 190 tests python3 -m pytest -q -s -m gpu --maxfail 12 -p no:cacheprovider tests/cuda tests/gpu
+step 190 tests python3 -m pytest -q -s -m gpu --maxfail 12 -p no:cacheprovider tests/gpu tests/cuda
 for tool in memcheck racecheck; do
     step 65 "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 python3 -m pytest -q \
         -p no:cacheprovider tests/cuda/test_kernels.py \

@@ -168,7 +168,7 @@ def _reference(
 
 
 @contextmanager
-def _piece_by_piece() -> Iterator[None]:
+def piece_by_piece() -> Iterator[None]:
     """Let steps be enqueued piece by piece, rather than as a recording."""
     recorded = Evaluations.graph
     try:
@@ -212,7 +212,7 @@ def measure_loop(checkpoint: Path, settings: Settings) -> dict[str, Any]:
         ).images
 
     def unrecorded(seed: int) -> object:
-        with _piece_by_piece():
+        with piece_by_piece():
             return _picture(eager, settings)(seed)
 
     turns = {

@@ -56,8 +56,9 @@ RECORDERS: tuple[Recorder, ...] = ("nobody", "loop", "onnxruntime")
 CHOICES: dict[str, dict[str, str]] = {
     "as chosen": {},
     "channels first": {"prefer_nhwc": "0"},
-    "every convolution tried": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
     "TF32": {"use_tf32": "1"},
+    # Last, for it may take as long as it likes.
+    "every convolution tried": {"cudnn_conv_algo_search": "EXHAUSTIVE"},
 }
 """Settings of the provider, as they differ from the engine's."""
 
@@ -257,8 +258,8 @@ def parts(
     networks = [name for name in COMPONENTS if name != "unet"]
     return {
         **{f"recorded by {name}": partial(drawn, name) for name in RECORDERS},
-        **{f"unet, {choice}": partial(run, "unet", choice) for choice in CHOICES},
         **{f"{name}, as chosen": partial(run, name, "as chosen") for name in networks},
+        **{f"unet, {choice}": partial(run, "unet", choice) for choice in CHOICES},
     }
 
 
