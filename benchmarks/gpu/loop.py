@@ -60,7 +60,7 @@ class Settings:
     side: int = 512
     steps: int = 25
     rounds: int = 7
-    seconds: float = 170
+    seconds: float = 150
     compiled: bool = False
 
 
