@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from bksdm.runtime.cuda.evaluation import Evaluations, Pieces
 from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.runtime.noise import initial_noise
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.result import Result
 
 PROMPT, NEGATIVE, GUIDANCE, SEED = "a lighthouse", "fog", 7.5, 5
 # Less is left than torch.compile may take.
@@ -102,31 +104,18 @@ def compare(pipeline: Any, model: TextToImage, settings: Settings) -> dict[str, 
     expected, picture = _reference(pipeline, settings)
     found: list[NDArray[np.float32]] = []
 
-    def draw(**watched: Any) -> NDArray[np.uint8]:
-        drawn = model(
-            PROMPT,
-            negative_prompt=NEGATIVE,
-            guidance_scale=GUIDANCE,
-            height=settings.side,
-            width=settings.side,
-            num_inference_steps=settings.steps,
-            seed=SEED,
-            **watched,
-        )
-        return drawn.pixels
-
-    pixels = draw(on_step=lambda step: found.append(step.latents))
+    result = _draw(model, settings, SEED, on_step=lambda step: found.append(step.latents))
     errors = [
         float(np.linalg.norm(a - b) / np.linalg.norm(b))
         for a, b in zip(found, expected, strict=True)
     ]
-    gap = np.abs(pixels - np.clip(picture * 127.5 + 127.5, 0, 255))
+    gap = np.abs(result.pixels - np.clip(picture * 127.5 + 127.5, 0, 255))
     return {
         "first_step": errors[0],
         "worst_step": max(errors),
         "largest_level": float(gap.max()),
         "mean_level": float(gap.mean()),
-        "same_again": bool((draw() == pixels).all()),
+        "same_again": bool((_draw(model, settings, SEED).pixels == result.pixels).all()),
     }
 
 
@@ -207,26 +196,27 @@ def measure_loop(checkpoint: Path, settings: Settings) -> dict[str, Any]:
             negative_prompt=NEGATIVE,
             num_inference_steps=settings.steps,
             guidance_scale=GUIDANCE,
-            latents=torch.from_numpy(noise).to("cuda", torch.float16),
+            latents=torch.from_numpy(noise).to(pipeline.device, pipeline.dtype),
             output_type="np",
         ).images
 
     def unrecorded(seed: int) -> object:
         with piece_by_piece():
-            return _picture(eager, settings)(seed)
+            return _draw(eager, settings, seed)
 
-    turns = {
+    programs: dict[str, Draw] = {
         "diffusers": of_diffusers,
-        "loop": _picture(eager, settings),
+        "loop": partial(_draw, eager, settings),
         "loop, not recorded": unrecorded,
     }
-    record["turns"] = {"eager": measure_turns(turns, settings.rounds, torch.cuda.synchronize)}
-    record["stages"] = eager(PROMPT, num_inference_steps=settings.steps, seed=0).seconds
+    record["turns"] = {"eager": measure_turns(programs, settings.rounds, torch.cuda.synchronize)}
+    record["stages"] = _draw(eager, settings, SEED).seconds
     left = settings.seconds - (time.perf_counter() - began)
     if settings.compiled and left > LEAST_SECONDS:
         start = time.perf_counter()
         pipeline.unet = torch.compile(pipeline.unet, fullgraph=True, dynamic=False)
-        compiled = _picture(_model(pipeline, checkpoint, pipeline.unet, device, place), settings)
+        model = _model(pipeline, checkpoint, pipeline.unet, device, place)
+        compiled = partial(_draw, model, settings)
         compiled(0)
         record["compile_seconds"] = time.perf_counter() - start
         record["turns"]["compiled"] = measure_turns(
@@ -240,17 +230,16 @@ def _model(pipeline: Any, checkpoint: Path, unet: Any, device: Device, place: Pl
     return around(pipeline, checkpoint, TorchNetworks(pipeline, unet, device, place), device)
 
 
-def _picture(model: TextToImage, settings: Settings) -> Draw:
-    return lambda seed: (
-        model(
-            PROMPT,
-            negative_prompt=NEGATIVE,
-            guidance_scale=GUIDANCE,
-            height=settings.side,
-            width=settings.side,
-            num_inference_steps=settings.steps,
-            seed=seed,
-        ).pixels
+def _draw(model: TextToImage, settings: Settings, seed: int, **watched: Any) -> Result:
+    return model(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        height=settings.side,
+        width=settings.side,
+        num_inference_steps=settings.steps,
+        seed=seed,
+        **watched,
     )
 
 

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from bksdm.benchmarks.gpu.loop import Settings, around, compare, loaded_pipeline, piece_by_piece
+from bksdm.benchmarks.gpu import loop
+from bksdm.benchmarks.gpu.loop import (
+    Settings,
+    around,
+    compare,
+    loaded_pipeline,
+    measure_loop,
+    piece_by_piece,
+)
+from bksdm.benchmarks.gpu.table import gpu_section
 from bksdm.benchmarks.gpu.torch_networks import TorchNetworks
 
 from .simulated import HOST_FUNCTION, accepted
@@ -60,3 +69,19 @@ def test_latents_after_every_step_are_those_of_diffusers(model, device):
         again = compare(*model, work)
     assert again == found
     assert device.counts["graph launches"] == 2 * 7
+
+
+def test_programs_take_turns_around_the_same_networks(monkeypatch, model, device, nano_checkpoint):
+    """All of the benchmark, but for where torch runs; compiling takes minutes on a CPU."""
+    monkeypatch.setattr(loop, "loaded_pipeline", lambda *asked: model[0])
+    monkeypatch.setattr(loop, "Gpu", lambda: device)
+    monkeypatch.setattr(loop, "OnGpu", OnHost)
+    monkeypatch.setattr(torch.cuda, "synchronize", device.synchronize)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1)
+    work = Settings(side=64, steps=1, rounds=2)
+    record = measure_loop(nano_checkpoint, work)
+    programs = {unet: set(entries) for unet, entries in record["turns"].items()}
+    assert programs == {"eager": {"diffusers", "loop", "loop, not recorded"}}
+    assert record["turns"]["eager"]["loop"]["n"] == 2
+    assert set(record["stages"]) == {"tokenize", "enqueue", "wait"}
+    assert gpu_section([record]).count("| loop, ") == 2
