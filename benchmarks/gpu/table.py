@@ -2,8 +2,9 @@
 
     python -m bksdm.benchmarks.gpu.table
 
-Records lie in ``benchmarks/results/gpu``, one folder per GPU or none, as :mod:`.loop` and
-:mod:`.provider` write them. Where there is none, the pages say so.
+Records lie in ``benchmarks/results/gpu``, one folder per GPU or none, as :mod:`.loop`,
+:mod:`.provider` and ``bksdm bench peers --device cuda --json`` write them. Where there is none, the
+pages say so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bksdm.benchmarks.statistics import ratio_of_medians
-from bksdm.benchmarks.tables import Table
+from bksdm.benchmarks.tables import Table, conditions, tables
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
 from bksdm.runtime.user_files import write_text
@@ -62,6 +63,8 @@ def with_section(text: str, section: str, page: Path) -> str:
 
 
 def _markdown(record: Record) -> str:
+    if record["kind"] == "peers":
+        return "\n".join((f"{conditions(record)}.\n", *(t.markdown() for t in tables(record))))
     machine = record["machine"]
     settings = record["settings"]
     versions = ("torch", "diffusers", "onnxruntime-gpu", "cuda-core")

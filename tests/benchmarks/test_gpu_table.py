@@ -52,6 +52,39 @@ PROVIDER = {
     "roofline": {"unet_bound_seconds": 0.0021, "peak": {"source": "a datasheet"}},
 }
 
+HOST = {"processor": "EPYC", "physical_cores": 16, "memory_gb": 128.0, "system": "Linux"}
+
+
+def picture(seconds):
+    return {
+        "samples": [seconds] * 2,
+        "first_seconds": [1.0],
+        "load_seconds": [2.0],
+        "peak_bytes": 3e9,
+        "distance": {"largest": 1, "psnr": 50.0},
+    }
+
+
+PEERS = {
+    "kind": "peers",
+    "machine": {**MACHINE, **HOST, "python": "3.12"},
+    "task": {
+        "checkpoint": "small",
+        "width": 512,
+        "height": 512,
+        "steps": 25,
+        "threads": 16,
+        "device": "cuda",
+    },
+    "peers": {
+        name: {
+            "converted": {"seconds": 1.0, "bytes": 1, "peak_bytes": 1},
+            "stages": {"picture": picture(seconds)},
+        }
+        for name, seconds in {"diffusers": 1.6, "optimum": 0.8, "bksdm": 0.2}.items()
+    },
+}
+
 
 @pytest.fixture
 def checkout(tmp_path):
@@ -72,7 +105,7 @@ def test_pages_hold_what_the_committed_records_say():
 
 def test_records_become_tables_and_go_again(checkout):
     (checkout / RECORDS / "h200").mkdir()
-    for name, record in {"h200/loop": LOOP, "provider": PROVIDER}.items():
+    for name, record in {"h200/loop": LOOP, "peers": PEERS, "provider": PROVIDER}.items():
         (checkout / RECORDS / f"{name}.json").write_text(json.dumps(record))
     for page in write_pages(checkout):
         text = page.read_text()
@@ -84,6 +117,8 @@ def test_records_become_tables_and_go_again(checkout):
         assert "| recorded by loop | – | – | – | ended with code -6 (aborted) |" in text
         assert "42 nodes on CUDAExecutionProvider, 3 nodes on CPUExecutionProvider |" in text
         assert "| unet | 2.10 | – | – | least time by a datasheet |" in text
+        assert "Abacus 9000, driver 580.1, 16 cores, 128.0 GB, 16 threads" in text
+        assert "| bksdm | 0.25 (0.25–0.25) |" in text
         assert NOT_RUN not in text
     for path in (checkout / RECORDS).rglob("*.json"):
         path.unlink()
