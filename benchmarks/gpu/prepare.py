@@ -52,9 +52,10 @@ def pack(wheel: Path, target: str) -> bytes:
     number = int(target.removeprefix("sm"))
     packed = io.BytesIO()
     with zipfile.ZipFile(wheel) as source, lzma.open(packed, "wb") as compressed:
-        kept = [info for info in source.infolist() if not info.filename.startswith(LEFT_OUT)]
         with tarfile.open(fileobj=compressed, mode="w|") as archive:
-            for info in kept:
+            for info in source.infolist():
+                if info.is_dir() or info.filename.startswith(LEFT_OUT):
+                    continue
                 content = bytearray(source.read(info))
                 if info.filename == PROVIDER:
                     blanked = keep_only(content, {number})

@@ -26,5 +26,5 @@ step() {
     shift 2
     timeout "$limit" "$@" > "$results/$name.txt" 2>&1 || code=$?
     echo "== $name: code $code, $((SECONDS - began)) s"
-    tail -n 14 "$results/$name.txt" | cut -c1-300
+    tail -n 24 "$results/$name.txt" | cut -c1-300
 }

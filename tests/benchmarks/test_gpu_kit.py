@@ -68,6 +68,7 @@ def test_a_wheel_is_cut_to_what_one_gpu_needs(tmp_path, capsys):
         record: "".join(listed).encode(),
     }
     with zipfile.ZipFile(tmp_path / "x.whl", "w") as wheel:
+        wheel.mkdir("onnxruntime")
         for name, content in files.items():
             wheel.writestr(name, content)
     halves = split(pack(tmp_path / "x.whl", "sm90"), beside=100)
