@@ -51,22 +51,25 @@ def pack(wheel: Path, target: str) -> bytes:
     """Return a wheel's content as tar.xz, without :data:`LEFT_OUT` and code for other GPUs."""
     number = int(target.removeprefix("sm"))
     packed = io.BytesIO()
-    with zipfile.ZipFile(wheel) as source, lzma.open(packed, "wb") as compressed:
-        with tarfile.open(fileobj=compressed, mode="w|") as archive:
-            for info in source.infolist():
-                if info.is_dir() or info.filename.startswith(LEFT_OUT):
-                    continue
-                content = bytearray(source.read(info))
-                if info.filename == PROVIDER:
-                    blanked = keep_only(content, {number})
-                    print(f"{blanked / 1e6:.0f} of {len(content) / 1e6:.0f} MB blanked")
-                elif info.filename.endswith(".dist-info/RECORD"):
-                    lines = content.decode().splitlines(keepends=True)
-                    listed = (line for line in lines if not line.startswith(LEFT_OUT))
-                    content = bytearray("".join(listed).encode())
-                entry = tarfile.TarInfo(info.filename)
-                entry.size, entry.mode = len(content), 0o644
-                archive.addfile(entry, io.BytesIO(content))
+    with (
+        zipfile.ZipFile(wheel) as source,
+        lzma.open(packed, "wb") as compressed,
+        tarfile.open(fileobj=compressed, mode="w|") as archive,
+    ):
+        for info in source.infolist():
+            if info.is_dir() or info.filename.startswith(LEFT_OUT):
+                continue
+            content = bytearray(source.read(info))
+            if info.filename == PROVIDER:
+                blanked = keep_only(content, {number})
+                print(f"{blanked / 1e6:.0f} of {len(content) / 1e6:.0f} MB blanked")
+            elif info.filename.endswith(".dist-info/RECORD"):
+                lines = content.decode().splitlines(keepends=True)
+                listed = (line for line in lines if not line.startswith(LEFT_OUT))
+                content = bytearray("".join(listed).encode())
+            entry = tarfile.TarInfo(info.filename)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
     return packed.getvalue()
 
 
