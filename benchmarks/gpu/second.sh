@@ -12,7 +12,7 @@ step 150 loop python3 -m bksdm.benchmarks.gpu.loop "$work/checkpoint" "$results/
     --compile --seconds 150
 [ -e "$site/onnxruntime" ] || { wait "$unpacking" && mv "$work"/unpacked/* "$site/"; }
 step 20 exported bash -c 'until [ -e "$0/small16" ]; do sleep 1; done' "$work"
-step 40 provider_tests python3 -m pytest -q -s -m gpu -p no:cacheprovider tests/gpu \
+step 60 provider_tests python3 -m pytest -q -s -m gpu -p no:cacheprovider tests/gpu \
     -k 'onnxruntime or recording'
-step 140 provider python3 -m bksdm.benchmarks.gpu.provider "$work/small16" \
-    "$results/onnxruntime-cuda.json" --picture "$work/cpu.png" --seconds 130
+step 125 provider python3 -m bksdm.benchmarks.gpu.provider "$work/small16" \
+    "$results/onnxruntime-cuda.json" --picture "$work/cpu.png" --seconds 115
