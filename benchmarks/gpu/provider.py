@@ -208,10 +208,10 @@ def measure_settings(
         start = time.perf_counter()
         session.run(None, feeds)
         samples.append(time.perf_counter() - start)
-    nodes = {
-        part.ep_name: dict(Counter(node.op_type for node in part.get_nodes()))
-        for part in session.get_provider_graph_assignment_info()
-    }
+    nodes: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        counted = nodes.setdefault(part.ep_name, Counter())
+        counted.update(node.op_type for node in part.get_nodes())
     return {"first_seconds": first, "nodes": nodes, **summaries({"seconds": samples})}
 
 
