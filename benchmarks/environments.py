@@ -77,8 +77,11 @@ class Runner:
         return dict(answer)
 
 
-def environment(folder: str, work: Path) -> Path:
+def environment(folder: str, work: Path, device: str = "cpu") -> Path:
     """Return the Python of a peer's environment, made on first use.
+
+    One that takes other packages on a device has ``requirements-DEVICE.txt``, and an environment
+    of its own for it.
 
     Raises
     ------
@@ -87,14 +90,15 @@ def environment(folder: str, work: Path) -> Path:
     """
     if folder == "bksdm":
         return Path(sys.executable)
-    place = work / "environments" / folder
+    own = FOLDER / folder / f"requirements-{device}.txt"
+    place = work / "environments" / (f"{folder}-{device}" if own.exists() else folder)
     python = place / "bin" / "python"
     complete = place / "complete"
     if not complete.exists():
         shutil.rmtree(place, ignore_errors=True)
         venv.create(place, with_pip=True)
-        for name, options in (("requirements", ()), ("requirements-alone", ("--no-deps",))):
-            wanted = FOLDER / folder / f"{name}.txt"
+        usual, alone = (FOLDER / folder / f"requirements{kind}.txt" for kind in ("", "-alone"))
+        for wanted, options in ((own if own.exists() else usual, ()), (alone, ("--no-deps",))):
             if wanted.exists():
                 _install(python, [*options, "-r", str(wanted)])
         complete.touch()

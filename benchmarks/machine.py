@@ -18,6 +18,9 @@ PACKAGES = (
     "numpy",
     "onnxruntime",
     "onnxruntime-gpu",
+    "cuda-core",
+    "cuda-bindings",
+    "nvidia-cudnn-cu13",
     "tensorrt",
     "tensorrt-rtx-cu13",
     "torch",
@@ -27,13 +30,18 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return processor, cores, memory, GPUs, system and versions of installed packages."""
+    """Return processor, cores, memory, GPUs, system and versions of installed packages.
+
+    Where there is a GPU, ``driver`` is the version of NVIDIA's driver.
+    """
+    gpus = _nvidia_smi("gpu", "name,driver_version")
     return {
         "processor": processor_name(),
         "physical_cores": psutil.cpu_count(logical=False),
         "logical_cores": psutil.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "gpus": [fields[0] for fields in _nvidia_smi("gpu", "name")],
+        "gpus": [name for name, _ in gpus],
+        **({"driver": gpus[0][1]} if gpus else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": _versions(),

@@ -52,6 +52,7 @@ class Peak:
 GPUS = {
     "a100": Peak("A100 80GB SXM", 312e12, 2039e9, "NVIDIA A100 datasheet (June 2021)"),
     "h100": Peak("H100 SXM", 989.4e12, 3350e9, "NVIDIA H100 datasheet, half of its sparse figure"),
+    "h200": Peak("H200 SXM", 989.4e12, 4800e9, "NVIDIA H200 datasheet, half of its sparse figure"),
     "rtx4090": Peak("GeForce RTX 4090", 165.2e12, 1008e9, "NVIDIA Ada architecture whitepaper"),
 }
 

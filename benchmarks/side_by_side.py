@@ -58,6 +58,8 @@ class Peer:
         The peer whose converted model it runs; None is its own.
     options
         Further arguments of its ``load``.
+    conversion
+        Further arguments of its ``convert``.
     """
 
     folder: str
@@ -65,6 +67,7 @@ class Peer:
     source: str | None = None
     model: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
+    conversion: Mapping[str, object] = field(default_factory=dict)
 
 
 REFERENCE = "diffusers"
@@ -83,6 +86,32 @@ PEERS: dict[str, Peer] = {
 }
 EXACT = tuple(name for name, peer in PEERS.items() if "fast" not in peer.options)
 """Peers that all do exactly the same work."""
+_HALF = {"device": "cuda", "dtype": "float16"}
+PEERS_ON_CUDA: dict[str, Peer] = {
+    REFERENCE: Peer("diffusers", ("picture",), options={"device": "cuda"}),
+    "diffusers-float16": Peer("diffusers", ("picture",), options=_HALF),
+    "diffusers-float16-compiled": Peer(
+        "diffusers", ("picture",), options={**_HALF, "compiled": True}
+    ),
+    "bksdm": Peer(
+        "bksdm",
+        ("picture",),
+        options={"engine": "onnxruntime-cuda"},
+        conversion={"dtype": "float16"},
+    ),
+    "optimum": Peer(
+        "optimum",
+        ("picture",),
+        options={"device": "cuda"},
+        conversion={"device": "cuda", "dtype": "fp16"},
+    ),
+}
+"""Peers on a GPU: float16 all of them but the reference. None was run on one yet."""
+
+
+def peers_on(device: str) -> dict[str, Peer]:
+    """Return the peers on ``cpu`` or ``cuda``, by name."""
+    return PEERS_ON_CUDA if device == "cuda" else PEERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +129,13 @@ class Task:
     rounds
         Turns of every peer, each in a new process.
     repeat
-        Runs of a network that count in each turn, after one that does not; pictures run once.
+        Runs that count in each turn, after one that does not; of pictures on a CPU one does.
     threads
         CPU threads.
     stages
         What is measured, of :data:`STAGES`.
+    device
+        ``cpu`` or ``cuda``.
     """
 
     checkpoint: str
@@ -115,6 +146,7 @@ class Task:
     repeat: int
     threads: int
     stages: tuple[str, ...] = STAGES
+    device: str = "cpu"
 
 
 def prepare_checkpoint(checkpoint: Path, work: Path) -> Path:
@@ -140,7 +172,7 @@ def prepare_checkpoint(checkpoint: Path, work: Path) -> Path:
     return place
 
 
-def convert(name: str, python: Path, source: Path, work: Path) -> dict[str, float]:
+def convert(name: str, peer: Peer, python: Path, source: Path, work: Path) -> dict[str, float]:
     """Convert the checkpoint once; return its seconds, bytes on disk and peak memory.
 
     Raises
@@ -148,14 +180,16 @@ def convert(name: str, python: Path, source: Path, work: Path) -> dict[str, floa
     PeerError
         The peer cannot convert it.
     """
-    name = PEERS[name].model or name
+    name = peer.model or name
     folder = work / name / "model"
     record = work / name / "converted.json"
     if not record.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with Runner(python, PEERS[name].folder) as runner:
-            answer = runner.ask("convert", source=str(source), folder=str(folder))
+        with Runner(python, peer.folder) as runner:
+            answer = runner.ask(
+                "convert", source=str(source), folder=str(folder), **peer.conversion
+            )
         write_text(record, json.dumps(answer))
     return dict(json.loads(record.read_text(encoding="utf-8")))
 
@@ -173,7 +207,7 @@ def measure_peers(
         Folder for environments, converted models and outputs; kept for the next run, whose
         checkpoint must be the same.
     names : sequence of str
-        Keys of :data:`PEERS`; the reference comes first, whether named or not.
+        Keys of :func:`peers_on`; the reference comes first, whether named or not.
     report : callable
         Called with one line before everything that takes long.
 
@@ -189,20 +223,22 @@ def measure_peers(
         The reference failed, without which nothing can be compared.
     """
     names = (REFERENCE, *(name for name in names if name != REFERENCE))
-    models = work / Path(task.checkpoint).resolve().name
+    known = peers_on(task.device)
+    suffix = "" if task.device == "cpu" else f"-{task.device}"
+    models = work / f"{Path(task.checkpoint).resolve().name}{suffix}"
     checkpoint = prepare_checkpoint(Path(task.checkpoint), models)
     feeds = write_feeds(task, models)
     peers: dict[str, dict[str, Any]] = {}
     pythons: dict[str, Path] = {}
     for name in names:
-        peer = PEERS[name]
+        peer = known[name]
         try:
             report(f"{name}: environment")
-            pythons[name] = environment(peer.folder, work)
+            pythons[name] = environment(peer.folder, work, task.device)
             report(f"{name}: conversion")
             source = checkpoint if peer.source is None else models / peer.source / "model"
             peers[name] = {
-                "converted": convert(name, pythons[name], source, models),
+                "converted": convert(name, peer, pythons[name], source, models),
                 "stages": {stage: {} for stage in peer.stages if stage in task.stages},
             }
         except PeerError as error:
@@ -219,6 +255,7 @@ def measure_peers(
                 try:
                     _turn(
                         name,
+                        known[name],
                         pythons[name],
                         stage,
                         task=task,
@@ -273,6 +310,7 @@ def write_feeds(task: Task, folder: Path) -> dict[str, Path]:
 
 def _turn(
     name: str,
+    peer: Peer,
     python: Path,
     stage: str,
     task: Task,
@@ -284,19 +322,20 @@ def _turn(
     """Load one stage of one peer in a new process, run it, and add its measurements."""
     output = models / name / f"{stage}.npy"
     output.parent.mkdir(exist_ok=True)
-    model = models / (PEERS[name].model or name) / "model"
-    with Runner(python, PEERS[name].folder) as runner:
+    model = models / (peer.model or name) / "model"
+    once = stage == "picture" and task.device == "cpu"
+    with Runner(python, peer.folder) as runner:
         loaded = runner.ask(
             "load",
             stage=stage,
             source=str(checkpoint),
             folder=str(model),
             threads=task.threads,
-            **PEERS[name].options,
+            **peer.options,
         )
         first, *counted = (
             runner.ask("run", feeds=str(feeds[stage]), output=str(output))
-            for _ in range(1 + (1 if stage == "picture" else task.repeat))
+            for _ in range(1 + (1 if once else task.repeat))
         )
     entry.setdefault("load_seconds", []).append(loaded["seconds"])
     entry.setdefault("first_seconds", []).append(first["seconds"])

@@ -54,6 +54,7 @@ def conditions(record: Record) -> str:
     parts = [
         machine["processor"],
         *machine["gpus"],
+        *([f"driver {machine['driver']}"] if "driver" in machine else []),
         f"{machine['physical_cores']} cores",
         f"{machine['memory_gb']} GB",
         f"{settings['threads']} threads",
@@ -246,7 +247,9 @@ def _shortcuts(record: Record) -> list[Table]:
 
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
-    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, float32"
+    on_gpu = task.get("device", "cpu") == "cuda"
+    precision = f"on a GPU, float16 but for {REFERENCE}" if on_gpu else "float32"
+    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, {precision}"
     titles = {
         "unet": f"UNet, batch of 2, {work}",
         "vae_decoder": f"VAE decoder, {work}",

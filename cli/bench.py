@@ -39,6 +39,7 @@ EXAMPLES = """examples:
   bksdm bench roofline bundle/ --gpu h100
   bksdm bench rewrite bundle/ --size 512x512
   bksdm bench peers checkpoint/ --peers optimum,openvino --rounds 3
+  bksdm bench peers checkpoint/ --device cuda --steps 25
   bksdm bench report -o benchmarks/
 """
 
@@ -97,7 +98,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     roofline.add_argument(
         "--gpu",
         metavar="NAME",
-        help="compute it for a GPU by its datasheet: a100, h100 or rtx4090 "
+        help="compute it for a GPU by its datasheet: a100, h100, h200 or rtx4090 "
         "(default: for this CPU, measured)",
     )
     roofline.set_defaults(measure=_roofline)
@@ -147,6 +148,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     peers = kinds.add_parser("peers", help="run other programs on the same work, in turns")
     peers.add_argument("checkpoint", type=named_path, metavar="CHECKPOINT", help="diffusers folder")
     peers.add_argument("--peers", metavar="NAME,…", help="programs (default: all exact ones)")
+    peers.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="run on the CPU, or pictures in float16 on a GPU (default: cpu)",
+    )
     peers.add_argument("--size", metavar="WxH", default="512x512", help="pixels (default: 512x512)")
     peers.add_argument(
         "--steps",
@@ -362,20 +369,24 @@ def _roofline(options: argparse.Namespace) -> int:
 
 def _peers(options: argparse.Namespace) -> int:
     from bksdm.benchmarks.plot import plot_peers
-    from bksdm.benchmarks.side_by_side import EXACT, PEERS, Task, measure_peers
+    from bksdm.benchmarks.side_by_side import EXACT, Task, measure_peers, peers_on
     from bksdm.cli.extras import require
     from bksdm.cli.picture_options import parse_size
 
     require("diffusers", "export")
     _check_files(options)
-    names = EXACT if options.peers is None else tuple(options.peers.split(","))
-    _check_names("--peers", names, PEERS)
+    known = peers_on(options.device)
+    usual = EXACT if options.device == "cpu" else tuple(known)
+    names = usual if options.peers is None else tuple(options.peers.split(","))
+    _check_names("--peers", names, known)
     _require_at_least(options, rounds=1, repeat=1, steps=1)
     check_folder(options.work)
     width, height = _multiples(*parse_size(options.size), 8)
     source = options.checkpoint
     if not source.is_dir():
         raise RequestError(f"{source}: {no_folder(source)}; peers run a diffusers folder")
+    if options.device == "cuda":
+        _require_gpu()
     task = Task(
         checkpoint=str(source),
         height=height,
@@ -384,10 +395,25 @@ def _peers(options: argparse.Namespace) -> int:
         rounds=options.rounds,
         repeat=options.repeat,
         threads=_threads(options.threads),
+        device=options.device,
     )
     record = measure_peers(task, options.work, names, _progress)
     _show(options, record, lambda path: plot_peers(record, path))
     return 0
+
+
+def _require_gpu() -> None:
+    from bksdm.engines.nvidia_driver import (
+        NO_DRIVER,
+        describe_driver,
+        load_driver,
+        load_management,
+    )
+
+    driver = load_driver()
+    if driver is None:
+        raise RequestError(f"--device cuda: {NO_DRIVER}")
+    describe_driver(driver, load_management())
 
 
 def _report(options: argparse.Namespace) -> int:

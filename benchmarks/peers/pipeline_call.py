@@ -8,8 +8,8 @@ import numpy as np
 from serve import Feeds
 
 
-def draw(pipeline: Any, feeds: Feeds) -> Any:
-    """Return the pixels of one picture from given noise, 0 … 255."""
+def draw(pipeline: Any, feeds: Feeds, dtype: str = "float32") -> Any:
+    """Return the pixels of one picture from given noise, 0 … 255; networks take that type."""
     import torch
 
     drawn = pipeline(
@@ -17,7 +17,7 @@ def draw(pipeline: Any, feeds: Feeds) -> Any:
         height=int(feeds["height"]),
         width=int(feeds["width"]),
         num_inference_steps=int(feeds["steps"]),
-        latents=torch.from_numpy(feeds["latents"]),
+        latents=torch.from_numpy(feeds["latents"]).to(getattr(torch, dtype)),
         output_type="np",
     )
     return np.rint(255 * drawn.images)

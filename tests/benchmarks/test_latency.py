@@ -90,12 +90,13 @@ def test_gpu_memory_is_what_nvidia_smi_says_of_this_process(tmp_path, monkeypatc
     program = tmp_path / "nvidia-smi"
     program.write_text(
         f"#!/bin/sh\ncase $1 in *compute-apps*) echo '{os.getpid()}, 321'; "
-        "echo '1, 5';; *) echo 'Abacus GPU';; esac\n"
+        "echo '1, 5';; *) echo 'Abacus GPU, 580.1';; esac\n"
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     assert device_memory() == 321 * 2**20
     assert describe_machine()["gpus"] == ["Abacus GPU"]
+    assert describe_machine()["driver"] == "580.1"
     program.write_text("#!/bin/sh\necho 'no driver'; exit 9\n")
     assert device_memory() is None
     assert describe_machine()["gpus"] == []

@@ -21,6 +21,7 @@ from bksdm.benchmarks.side_by_side import (
 )
 from bksdm.benchmarks.tables import tables
 from bksdm.cli import main
+from bksdm.engines import nvidia_driver
 from bksdm.engines.errors import BksdmError
 
 RUNNER = """
@@ -71,7 +72,7 @@ def fake_peers(tmp_path, monkeypatch):
     shutil.copy(FOLDER / "serve.py", folder)
     monkeypatch.setattr(environments, "FOLDER", folder)
     monkeypatch.setattr(side_by_side, "PEERS", peers)
-    monkeypatch.setattr(side_by_side, "environment", lambda folder, work: Path(sys.executable))
+    monkeypatch.setattr(side_by_side, "environment", lambda *asked: Path(sys.executable))
     return folder
 
 
@@ -173,10 +174,71 @@ def test_what_is_no_checkpoint_is_refused(nano_bundle, tmp_path):
         prepare_checkpoint(nano_bundle, tmp_path)
 
 
+def test_a_device_may_have_an_environment_of_its_own(tmp_path, monkeypatch):
+    installed = []
+    for name, files in {"own": ("", "-cuda", "-alone"), "shared": ("",)}.items():
+        (tmp_path / "peers" / name).mkdir(parents=True)
+        for kind in files:
+            (tmp_path / "peers" / name / f"requirements{kind}.txt").touch()
+    monkeypatch.setattr(environments, "FOLDER", tmp_path / "peers")
+    monkeypatch.setattr(environments.venv, "create", lambda place, with_pip: place.mkdir())
+    monkeypatch.setattr(
+        environments, "_install", lambda python, arguments: installed.append(Path(arguments[-1]))
+    )
+    (tmp_path / "environments").mkdir()
+    made = [
+        environment(name, tmp_path, device).parents[1].name
+        for name in ("own", "shared")
+        for device in ("cpu", "cuda")
+    ]
+    assert made == ["own", "own-cuda", "shared", "shared"]
+    assert [file.name for file in installed] == [
+        "requirements.txt",
+        "requirements-alone.txt",
+        "requirements-cuda.txt",
+        "requirements-alone.txt",
+        "requirements.txt",
+    ]
+
+
+def test_peers_on_a_gpu_draw_several_pictures_in_float16(
+    nano_checkpoint, tmp_path, fake_peers, monkeypatch
+):
+    """What each is asked for; the runners are played."""
+    asked = []
+
+    class Played(environments.Runner):
+        def ask(self, do, **arguments):
+            asked.append((do, arguments.get("dtype"), arguments.get("device")))
+            for name in ("dtype", "device", "compiled", "engine"):
+                arguments.pop(name, None)
+            return super().ask(do, **arguments)
+
+    peers = side_by_side.peers_on("cuda")
+    for peer in peers.values():
+        (fake_peers / peer.folder).mkdir(exist_ok=True)
+        (fake_peers / peer.folder / "runner.py").write_text(RUNNER)
+    monkeypatch.setattr(side_by_side, "Runner", Played)
+    work = task(nano_checkpoint, device="cuda", rounds=1)
+    record = measure_peers(work, tmp_path / "w", ("bksdm", "optimum"), lambda line: None)
+    assert asked[:3] == [
+        ("convert", None, None),
+        ("convert", "float16", None),
+        ("convert", "fp16", "cuda"),
+    ]
+    assert ("load", None, "cuda") in asked
+    assert {"unet", "vae_decoder"}.isdisjoint(record["peers"]["bksdm"]["stages"])
+    assert len(record["peers"]["bksdm"]["stages"]["picture"]["samples"]) == 2
+    # Converted for a CPU, it would be another.
+    assert (tmp_path / "w" / f"{nano_checkpoint.resolve().name}-cuda" / "bksdm").exists()
+    picture, _ = tables(record)
+    assert "on a GPU, float16 but for diffusers" in picture.title
+
+
 @pytest.mark.slow
 def test_diffusers_and_we_do_the_same_work(nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     """The real runners, in this interpreter, on a bundle that is there already."""
-    monkeypatch.setattr(side_by_side, "environment", lambda folder, work: Path(sys.executable))
+    monkeypatch.setattr(side_by_side, "environment", lambda *asked: Path(sys.executable))
     models = tmp_path / nano_checkpoint.resolve().name / "bksdm"
     models.mkdir(parents=True)
     shutil.copytree(nano_bundle, models / "model")
@@ -195,12 +257,20 @@ def test_diffusers_and_we_do_the_same_work(nano_checkpoint, nano_bundle, tmp_pat
     assert stages["picture"]["distance"]["largest"] <= 1
 
 
+def test_without_a_gpu_its_peers_are_refused(nano_checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(nvidia_driver, "load_driver", lambda: None)
+    assert main(["bench", "peers", str(nano_checkpoint), "--device", "cuda"]) == 2
+    assert "--device cuda: no NVIDIA driver (libcuda.so.1) was found" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         (["peers", "no-such-folder"], "no-such-folder"),
         (["peers", "x", "--peers", "abacus"], "--peers: unknown 'abacus'; known: diffusers"),
         (["peers", "x", "--rounds", "0"], "--rounds"),
+        (["peers", "x", "--device", "cuda", "--peers", "mnn"], "known: diffusers, diffusers-float"),
+        (["peers", "x", "--device", "abacus"], "--device"),
         (["peers", "x", "--threads", "0"], "--threads"),
         (["report", "--only", "abacus"], "--only: unknown 'abacus'; known: small-peers"),
         (["report", "-o", "no-such-folder"], "no-such-folder: no such folder"),

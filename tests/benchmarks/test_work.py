@@ -73,4 +73,4 @@ def test_the_command_prints_every_network(capsys):
     assert "a calculation" in printed
     assert all(name in printed for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder"))
     assert main(["bench", "roofline", "--gpu", "abacus"]) == 2
-    assert "known: a100, h100, rtx4090" in capsys.readouterr().err
+    assert "known: a100, h100, h200, rtx4090" in capsys.readouterr().err

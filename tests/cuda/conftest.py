@@ -6,9 +6,11 @@ import shutil
 import sys
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from bksdm.engines.nvidia_driver import describe_driver, load_driver, load_management
 from bksdm.engines.profile import Profile
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
@@ -31,6 +33,7 @@ from bksdm.storage.plans import Recipe, staged, write_plan, write_record
 from .driver import FakeDriver, compile_driver, has_gpu
 from .simulated import TARGET, CountingGpu, Engine, machine_code, simulated_tensorrt
 
+HERE = Path(__file__).parent
 VERSION = "9.9.9"
 NETWORKS = (*COMPONENTS, *OPTIONAL_COMPONENTS)
 PROFILE = Profile.parse("1:1:3", "64x64:64x64:96x96")
@@ -39,6 +42,31 @@ RECIPES = {
     for flavour in ("tensorrt-rtx", "tensorrt")
 }
 RECIPE = RECIPES["tensorrt-rtx"]
+
+
+def runs_on_a_gpu(item):
+    """Whether a test here runs on the GPU where there is one."""
+    inside = HERE in item.path.parents
+    return inside and "device" in item.fixturenames and "driver" not in item.fixturenames
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Select tests of the loop by ``-m gpu``, too, where there is a GPU."""
+    if has_gpu():
+        for item in filter(runs_on_a_gpu, items):
+            item.add_marker(pytest.mark.gpu)
+
+
+def pytest_report_collectionfinish(items):
+    """Say what the tests of the loop run on."""
+    if not any(runs_on_a_gpu(item) or item.get_closest_marker("gpu") for item in items):
+        return ""
+    if not has_gpu():
+        return "there is no GPU: the loop runs on a driver of host memory"
+    found = describe_driver(load_driver(), load_management())
+    gpus = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in found.gpus)
+    return f"the loop runs on {gpus}, driver {found.version}, CUDA {found.cuda}"
 
 
 @pytest.fixture(scope="session")

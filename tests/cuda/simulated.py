@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections import Counter
 from functools import cache, lru_cache
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from bksdm.benchmarks.gpu.counted import CountedGpu
 from bksdm.engines.onnxruntime_session import open_session
 from bksdm.optimize.half import emulate_half
 from bksdm.optimize.preparing import Composed
@@ -39,20 +39,14 @@ class SimulationError(AssertionError):
     """What would be undefined behaviour on a GPU."""
 
 
-class CountingGpu(Gpu):
-    """The GPU of the project; ``counts`` tells what was asked of it outside of recordings."""
+class CountingGpu(CountedGpu):
+    """A GPU that takes code for the tests' target, and tells what its memory is and what failed."""
 
     def __init__(self):
         super().__init__()
         self._real, self.target = self.target, TARGET
-        self.counts = Counter()
         self.live = weakref.WeakValueDictionary()
         self.failed = []
-        self.recording = False
-
-    def count(self, kind):
-        if not self.recording:
-            self.counts[kind] += 1
 
     def allocate(self, size):
         return self._noted(super().allocate(size))
@@ -61,48 +55,13 @@ class CountingGpu(Gpu):
         return self._noted(super().allocate_host(size))
 
     def _noted(self, memory):
-        self.counts["allocations"] += 1
         self.live[id(memory)] = memory
         return memory
 
-    def clear(self, memory):
-        self.count("clears")
-        super().clear(memory)
-
-    def copy(self, target, source, size):
-        self.count("copies")
-        super().copy(target, source, size)
-
     def load(self, code, name):
-        kernel = super().load(code if self._real == TARGET else machine_code(self._real), name)
-
-        def counted(count, *arguments):
-            self.count("kernels")
-            kernel(count, *arguments)
-
-        return counted
-
-    def record(self, work):
-        return self._counted(super().record, work)
-
-    def record_loop(self, body, after):
-        return self._counted(super().record_loop, body, after)
-
-    def _counted(self, record, *work):
-        self.recording = True
-        try:
-            graph = record(*work)
-        finally:
-            self.recording = False
-
-        def launch():
-            self.counts["graph launches"] += 1
-            graph.launch()
-
-        return SimpleNamespace(launch=launch)
+        return super().load(code if self._real == TARGET else machine_code(self._real), name)
 
     def synchronize(self):
-        self.counts["synchronisations"] += 1
         super().synchronize()
         if self.failed:
             raise self.failed.pop()

@@ -10,19 +10,26 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serve import Feeds, Run, serve
 
 
-def convert(source: str, folder: str) -> None:
+def convert(source: str, folder: str, dtype: str = "float32") -> None:
     """Export the bundle, parity checks included."""
     from bksdm.export.exporter import export
 
-    export(source, Path(folder))
+    export(source, Path(folder), dtype)
 
 
-def load(stage: str, source: str, folder: str, threads: int, fast: int = 0) -> Run:
+def load(
+    stage: str,
+    source: str,
+    folder: str,
+    threads: int,
+    fast: int = 0,
+    engine: str = "onnxruntime",
+) -> Run:
     """Load one network as the pipeline loads it, or the pipeline."""
     if stage == "picture":
         from bksdm.runtime.pipeline import TextToImage
 
-        model = TextToImage.load(folder, threads=threads)
+        model = TextToImage.load(folder, engine, threads)
 
         def draw(feeds: Feeds) -> Any:
             noise = feeds["latents"]
@@ -43,10 +50,10 @@ def load(stage: str, source: str, folder: str, threads: int, fast: int = 0) -> R
     from bksdm.runtime.bundle import Bundle
 
     bundle = Bundle.open(Path(folder))
-    engine = open_engine(
-        "onnxruntime", bundle.model(stage), threads, bundle.path / "engines", bundle.sample_size
+    network = open_engine(
+        engine, bundle.model(stage), threads, bundle.path / "engines", bundle.sample_size
     )
-    return lambda feeds: next(iter(engine(feeds).values()))
+    return lambda feeds: next(iter(network(feeds).values()))
 
 
 if __name__ == "__main__":

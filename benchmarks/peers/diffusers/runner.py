@@ -1,4 +1,7 @@
-"""diffusers in float32: the reference, eager; or compiled by ``torch.compile``."""
+"""diffusers: the reference in float32, eager; compiled by ``torch.compile``; on a GPU.
+
+On a GPU it was not run yet.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,33 @@ def convert(source: str, folder: str) -> None:
     """Do nothing: diffusers runs the checkpoint itself."""
 
 
-def load(stage: str, source: str, folder: str, threads: int, compiled: bool = False) -> Run:
-    """Load one network, or the pipeline."""
+def load(
+    stage: str,
+    source: str,
+    folder: str,
+    threads: int,
+    compiled: bool = False,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Run:
+    """Load one network, or the pipeline; on a GPU the pipeline alone."""
     import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.set_num_threads(threads)
     # Nothing here needs gradients; grad mode would keep every activation.
     torch.set_grad_enabled(False)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"torch {torch.__version__} sees no GPU; it takes a build for CUDA")
     if stage == "picture":
-        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, torch_dtype=torch.float32)
+        kind = getattr(torch, dtype)
+        pipeline: Any = StableDiffusionPipeline.from_pretrained(source, torch_dtype=kind)
+        pipeline.to(device)
         pipeline.set_progress_bar_config(disable=True)
         if compiled:
             pipeline.unet = torch.compile(pipeline.unet)
             pipeline.vae.decode = torch.compile(pipeline.vae.decode)
-        return lambda feeds: draw(pipeline, feeds)
+        return lambda feeds: draw(pipeline, feeds, dtype)
     network: Any
     if stage == "unet":
         network = UNet2DConditionModel.from_pretrained(source, subfolder="unet")

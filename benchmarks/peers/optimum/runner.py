@@ -1,4 +1,7 @@
-"""Optimum's exporter and ``ORTStableDiffusionPipeline``, float32."""
+"""Optimum's exporter and ``ORTStableDiffusionPipeline``: float32 on a CPU, float16 on a GPU.
+
+On a GPU it was not run yet.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,22 @@ from pipeline_call import draw
 from serve import Feeds, Run, serve
 
 
-def convert(source: str, folder: str) -> None:
+def convert(source: str, folder: str, device: str = "cpu", dtype: str = "fp32") -> None:
     """Write Optimum's bundle."""
     from optimum.exporters.onnx import main_export
 
-    main_export(source, output=folder, task="text-to-image", do_validation=False)
+    main_export(
+        source,
+        output=folder,
+        task="text-to-image",
+        device=device,
+        dtype=dtype,
+        do_validation=False,
+    )
 
 
-def load(stage: str, source: str, folder: str, threads: int) -> Run:
-    """Load one network as the pipeline loads it, or the pipeline."""
+def load(stage: str, source: str, folder: str, threads: int, device: str = "cpu") -> Run:
+    """Load one network as the pipeline loads it, or the pipeline; on a GPU the pipeline alone."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -29,9 +39,18 @@ def load(stage: str, source: str, folder: str, threads: int) -> Run:
     if stage == "picture":
         from optimum.onnxruntime import ORTStableDiffusionPipeline
 
-        pipeline = ORTStableDiffusionPipeline.from_pretrained(folder, session_options=options)
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device]
+        if device == "cuda":
+            onnxruntime.preload_dlls()
+        pipeline = ORTStableDiffusionPipeline.from_pretrained(
+            folder, session_options=options, provider=provider
+        )
+        # ONNX Runtime goes on with the CPU where a library is missing.
+        if provider not in pipeline.unet.session.get_providers():
+            raise RuntimeError(f"ONNX Runtime left {provider} out")
         pipeline.set_progress_bar_config(disable=True)
-        return lambda feeds: draw(pipeline, feeds)
+        dtype = {"cpu": "float32", "cuda": "float16"}[device]
+        return lambda feeds: draw(pipeline, feeds, dtype)
     session = onnxruntime.InferenceSession(
         Path(folder) / stage / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
