@@ -248,7 +248,7 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
         (["--tune", "--target", "sm89"], "--target is for GPUs"),
         (["--tune", "--batch", "2"], "--batch is for GPUs"),
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
-        (["--tune", "--threads", "0"], "--threads must be a whole number from 1 to 1024"),
+        (["--tune", "--threads", "0"], "--threads: must be a whole number from 1 to 1024"),
         (["--threads", "1"], "--threads needs --tune"),
         (["--engine", "openvino", "--batch", "2"], "--batch is for plans"),
     ],
