@@ -107,7 +107,10 @@ def run(options: argparse.Namespace) -> int:
             print("nothing is built yet", file=sys.stderr)
         return 0
     if options.remove is not None:
-        remove_built(built.get(options.remove, bundle.path / ENGINES), [options.remove])
+        if options.remove not in built:
+            names = ", ".join(built) or "nothing"
+            raise EngineError(f"{options.remove!r} is not built; built: {names}")
+        remove_built(built[options.remove], [options.remove])
         return 0
     require("onnx", "optimize")
     if options.tune:

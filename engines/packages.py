@@ -6,8 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version(package: str) -> str | None:
-    """Return the version of a distribution; None where it is not installed."""
+    """Return the version of a distribution; None where it is not installed.
+
+    ``unknown`` is one whose record cannot be read.
+    """
     try:
-        return version(package)
+        return version(package) or "unknown"
     except PackageNotFoundError:
         return None
+    except (UnicodeDecodeError, KeyError):
+        return "unknown"

@@ -230,6 +230,8 @@ class StreamNoise:
 
 
 CPU, CUDA = "cpu", "cuda"
+LEAST_THREADS = 256
+"""Of a GPU at once: torch draws in blocks of so many."""
 
 
 def seeded_stream(noise: str) -> Callable[[int], Drawable]:
@@ -240,15 +242,16 @@ def seeded_stream(noise: str) -> Callable[[int], Drawable]:
     RequestError
         It is none of these.
     """
-    found = re.fullmatch(r"cpu|cuda(?::([1-9]\d{2,8}))?", noise)
-    if found is None:
+    found = re.fullmatch(r"cpu|cuda(?::([0-9]{1,9}))?", noise)
+    threads = int(found[1]) if found is not None and found[1] else LEAST_THREADS
+    if found is None or threads < LEAST_THREADS:
         raise RequestError(
-            f"noise must be cpu, cuda or cuda:THREADS with the threads that a GPU holds at once, "
-            f"not {shown(noise)}"
+            "noise must be cpu, cuda or cuda:THREADS, where THREADS is how many a GPU holds at "
+            f"once, {LEAST_THREADS} or more, and not its number; not {shown(noise)}"
         )
     if noise == CPU:
         return TorchCpuGenerator
-    return partial(TorchCudaGenerator, resident_threads=int(found[1]) if found[1] else None)
+    return partial(TorchCudaGenerator, resident_threads=threads if found[1] else None)
 
 
 class BatchNoise(StreamNoise):

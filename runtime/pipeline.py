@@ -43,10 +43,10 @@ from bksdm.runtime.validation import (
     MAX_THREADS,
     flag,
     floats,
-    folder,
     plain,
     shown,
     whole,
+    writable_place,
 )
 from bksdm.storage.graph_file import GraphFile
 
@@ -155,7 +155,7 @@ class TextToImage(DiffusersNames):
         gpu = gpu_index(device, able)
         cache = bundle.path / "engines"
         if engine_cache is not None:
-            cache = folder("engine_cache", engine_cache)
+            cache = writable_place("engine_cache", engine_cache)
         networks = load_networks(
             bundle, engine, threads=threads, cache=cache, checked=wanted, gpu=gpu
         )

@@ -61,6 +61,9 @@ def texts(name: str, value: Any) -> tuple[str, ...]:
         raise RequestError(f"{name} must be a text or a list of texts, not {shown(value)}")
     if not found:
         raise RequestError(f"{name} must not be an empty list")
+    if any("\0" in text for text in found):
+        # No command line could repeat it.
+        raise RequestError(f"{name} must not hold the character NUL")
     return tuple(str(text) for text in found)
 
 
@@ -99,18 +102,30 @@ def floats(name: str, value: Any, shape: tuple[int | None, ...]) -> NDArray[np.f
 
 
 def folder(name: str, value: Any) -> Path:
-    """Return the path of a folder, which need not be there.
+    """Return a path.
 
     Raises
     ------
     RequestError
-        It is not a path, empty, or of a file.
+        It is not a path, or empty.
     """
     if not isinstance(value, (str, os.PathLike)) or value == "":
         raise RequestError(f"{name} must be a folder's path, not {shown(value)}")
-    path = Path(value)
-    if os.path.lexists(path) and not path.is_dir():
-        raise RequestError(f"{name}: {path}: {no_folder(path)}")
+    return Path(value)
+
+
+def writable_place(name: str, value: Any) -> Path:
+    """Return the path of a folder that is there or can be made.
+
+    Raises
+    ------
+    RequestError
+        It is not a path, empty, or of a file or in one.
+    """
+    path = folder(name, value)
+    there = next((part for part in (path, *path.parents) if os.path.lexists(part)), path)
+    if os.path.lexists(there) and not there.is_dir():
+        raise RequestError(f"{name} must be a folder's path; {there} is {no_folder(there)}")
     return path
 
 

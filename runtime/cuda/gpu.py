@@ -77,7 +77,7 @@ class Gpu:
             raise EngineError(
                 f"no NVIDIA GPU or driver was found ({_first_line(error)})"
             ) from error
-        self._device = device
+        self._device, self._index = device, index
         self._host = core.LegacyPinnedMemoryResource()
         # A callback, which runs while a picture is made, may decode latents.
         self._in_use = threading.RLock()
@@ -98,7 +98,8 @@ class Gpu:
     def _current(self) -> Iterator[None]:
         """Make this GPU the calling thread's, which may have another one before and after."""
         _, before = self._driver.cuCtxGetCurrent()
-        self._device.set_current()
+        # cuda.core has an object of the GPU for each thread, and asks that each be told.
+        self._core.Device(self._index).set_current()
         try:
             yield
         finally:

@@ -5,6 +5,8 @@ CUDA takes no host functions there, which the networks of the tests are; so not 
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -150,3 +152,13 @@ def test_not_a_number_is_named(load, built, driver, network, call, message):
     with pytest.raises(NonFiniteError, match=message):
         model(**COMMON)
     model(**COMMON)
+
+
+def test_another_thread_than_the_one_that_loaded_it_has_the_loop_too(models, device):
+    """cuda.core has an object of the GPU for each thread."""
+    _, looped = models
+    device.counts.clear()
+    with ThreadPoolExecutor(1) as other:
+        pixels = other.submit(lambda: looped(**COMMON).pixels).result()
+    assert device.counts["graph launches"] == 1
+    assert pixels.std() > 1

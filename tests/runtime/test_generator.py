@@ -97,8 +97,10 @@ def test_a_generator_on_a_gpu_goes_on():
     assert theirs.state.view(np.uint64).tolist() == [12, 12]
     few, many = (Generator(f"cuda{threads}").manual_seed(1) for threads in (":512", ""))
     assert not np.array_equal(few.randn((2048,)), many.randn((2048,)))
-    with pytest.raises(RequestError, match="noise must be cpu, cuda or cuda:THREADS"):
-        Generator("mps")
+    for device in ("mps", "cuda:0", "cuda:255"):
+        with pytest.raises(RequestError, match="noise must be cpu, cuda or cuda:THREADS"):
+            Generator(device)
+    assert np.isfinite(Generator("cuda:256").randn((1000,))).all()
 
 
 @pytest.mark.parametrize(

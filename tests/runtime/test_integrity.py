@@ -72,6 +72,10 @@ def test_what_lies_in_the_users_cache_is_the_bundles(tmp_path, monkeypatch, caps
     entry = graph.parent.relative_to(copied).as_posix()
     assert main(["build", "emoji", "--list"]) == 0
     assert entry in capsys.readouterr().out.split()
+    assert main(["build", "emoji", "--remove", "nothing"]) == 2
+    err = capsys.readouterr().err
+    assert "'nothing' is not built; built: " in err
+    assert entry in err
     assert main(["build", "emoji", "--remove", entry]) == 0
     assert not graph.parent.exists()
     assert find_damage(EMOJI) == []

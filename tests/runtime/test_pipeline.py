@@ -366,6 +366,7 @@ WRONG = [
     {"prompt": ()},
     {"prompt": np.array([], str)},
     {"negative_prompt": []},
+    {"prompt": "a\0b"},
 ]
 
 
@@ -400,7 +401,8 @@ def test_a_wrong_argument_is_named_in_one_short_line(build, tmp_path, arguments)
         ({"threads": True}, "threads must be a whole number"),
         ({"threads": 10**6}, "threads must be a whole number from 1 to 1024"),
         ({"engine_cache": 5}, "engine_cache must be a folder's path"),
-        ({"engine_cache": __file__}, f"engine_cache: {__file__}: a file, not a folder"),
+        ({"engine_cache": __file__}, f"engine_cache must be a folder's path; {__file__} is a file"),
+        ({"engine_cache": f"{__file__}/x"}, f"engine_cache must be a folder's path; {__file__} is"),
         ({"safety_checker": "off"}, "safety_checker must be True or False, not 'off'"),
     ],
 )
@@ -474,6 +476,8 @@ def test_a_seed_means_whose_noise_is_asked_for(build):
     assert (result.config.seed, result.config.noise) == (3, "cuda")
     for refused in (
         {"noise": "gpu"},
+        {"noise": "cuda:0"},
+        {"noise": "cuda:255"},
         {"noise": "cuda", "generator": Generator()},
         {"generator": [Generator(), Generator("cuda")], "num_images_per_prompt": 2},
     ):
