@@ -40,8 +40,13 @@ def site(tmp_path):
 def bksdm_in(site, tmp_path):
     """Run a command in a process that sees those packages only."""
 
+    # Alone: beside an installed one lie all other packages.
+    program_folder = tmp_path / "program"
+    program_folder.mkdir()
+    (program_folder / "bksdm").symlink_to(Path(bksdm.__file__).parent)
+
     def call(*arguments):
-        places = (str(site), str(Path(bksdm.__file__).parents[1]))
+        places = (str(site), str(program_folder))
         program = f"{PROGRAM}sys.exit(main(sys.argv[3:]))"
         return subprocess.run(
             [sys.executable, "-I", "-S", "-c", program, *places, *arguments],
