@@ -39,7 +39,6 @@ def site(tmp_path):
 @pytest.fixture
 def bksdm_in(site, tmp_path):
     """Run a command in a process that sees those packages only."""
-
     # Alone: beside an installed one lie all other packages.
     program_folder = tmp_path / "program"
     program_folder.mkdir()
