@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -46,6 +48,8 @@ def compile_kernels(target: str, name: str = STEPS) -> bytes:
         raise EngineError(
             "cuda-core is not installed; run: pip install 'bksdm-runtime[tensorrt-rtx]'"
         ) from error
+    if "tensorrt_rtx" in sys.modules:
+        return _compile_apart(target, name)
     options = ProgramOptions(arch=target.replace("sm", "sm_"), std="c++17")
     try:
         code = Program(source(name), "c++", options=options).compile("cubin").code
@@ -53,6 +57,19 @@ def compile_kernels(target: str, name: str = STEPS) -> bytes:
         reason = str(error).strip().splitlines()[0]
         raise EngineError(f"kernels cannot be compiled for {target} ({reason[:200]})") from error
     return bytes(code)
+
+
+def _compile_apart(target: str, name: str) -> bytes:
+    """Compile in another process: NVRTC aborts one in which TensorRT RTX has built an engine."""
+    code = (
+        "import sys; from bksdm.runtime.cuda.compile import compile_kernels; "
+        "sys.stdout.buffer.write(compile_kernels(*sys.argv[1:]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, target, name], capture_output=True)
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason was given"]
+        raise EngineError(told[-1].partition("EngineError: ")[2] or told[-1])
+    return done.stdout
 
 
 def stored_kernels(target: str, folder: Path) -> bytes:
