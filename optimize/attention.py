@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bksdm.optimize.graph import attributes, consumers_of, producers_of
 from bksdm.optimize.writer import declare_domains
 
 # Attributes that change nothing at these values, which the exporter writes out.
@@ -39,18 +40,15 @@ def fuse_attention(model: onnx.ModelProto, widest: int | None = None) -> int:
         Number of fused nodes.
     """
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    consumers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+    producers = producers_of(graph)
+    consumers = consumers_of(graph)
     shapes = {value.name: value for value in graph.initializer}
     kept = {value.name for value in graph.output}
     fused = 0
     for node in list(graph.node):
         if node.op_type != "Attention" or node.domain:
             continue
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         scale, causal = settings.pop("scale", None), settings.pop("is_causal", 0)
         if any(_DEFAULTS.get(name) != value for name, value in settings.items()):
             continue
@@ -71,11 +69,11 @@ def fuse_attention(model: onnx.ModelProto, widest: int | None = None) -> int:
             root = np.sqrt(1 / np.sqrt(width) if scale is None else scale)
             replacements = _products(graph, inputs, reshape.output[0], root, [0, 2, 1])
         else:
-            attributes: dict[str, Any] = {"num_heads": heads}
+            stated: dict[str, Any] = {"num_heads": heads}
             if scale is not None:
-                attributes["scale"] = scale
+                stated["scale"] = scale
             if causal:
-                attributes["unidirectional"] = 1
+                stated["unidirectional"] = 1
             replacements = [
                 helper.make_node(
                     "MultiHeadAttention",
@@ -83,7 +81,7 @@ def fuse_attention(model: onnx.ModelProto, widest: int | None = None) -> int:
                     [reshape.output[0]],
                     name=node.name,
                     domain="com.microsoft",
-                    **attributes,
+                    **stated,
                 )
             ]
         position = next(i for i, other in enumerate(graph.node) if other is reshape)
@@ -116,13 +114,13 @@ def decompose_attention(model: onnx.ModelProto, keep: Callable[[int], bool]) -> 
         Number of nodes that were replaced.
     """
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     shapes = {value.name: value for value in graph.initializer}
     replaced = 0
     for node in list(graph.node):
         if node.op_type != "Attention" or node.domain or len([n for n in node.input if n]) != 3:
             continue
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         split = _split(producers, node.input[0])
         size = None if split is None else _heads(split, shapes, producers)
         if size is None or keep(size[1]):

@@ -13,6 +13,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from bksdm.engines.protocol import Array
+from bksdm.optimize.graph import producers_of
 from bksdm.optimize.needed import keep_needed
 from bksdm.optimize.weights import find_files, read_weights
 
@@ -44,7 +45,7 @@ def state_causal(model: onnx.ModelProto, path: Path) -> int:
     ]
     if not masked:
         return 0
-    producers = {name: node for node in model.graph.node for name in node.output}
+    producers = producers_of(model.graph)
     causal = _triangles(model, path)
     stated = 0
     for node in masked:

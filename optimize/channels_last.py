@@ -17,8 +17,9 @@ from __future__ import annotations
 import onnx
 
 from bksdm.optimize.cuda_group_norm import has_kernel, write_group_norm
+from bksdm.optimize.graph import attributes
 from bksdm.optimize.needed import keep_needed
-from bksdm.optimize.sizes import Size, Sizes, attributes
+from bksdm.optimize.sizes import Size, Sizes
 from bksdm.optimize.stored_weights import stored_sizes
 from bksdm.optimize.writer import Writer, declare_domains
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
+from bksdm.optimize.graph import attributes
 from bksdm.optimize.sides import picture_sides
 from bksdm.optimize.tiles import DOUBLED_TILES, PLAIN_TILES, Tile
 
@@ -97,7 +98,7 @@ def may_double(node: onnx.NodeProto) -> bool:
 
 
 def _repeats(node: onnx.NodeProto) -> bool:
-    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    settings = attributes(node)
     return (
         settings.get("mode", b"nearest") == b"nearest"
         and settings.get("coordinate_transformation_mode") == b"asymmetric"
@@ -108,7 +109,7 @@ def _repeats(node: onnx.NodeProto) -> bool:
 
 def _fits(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
     weight = weights.get(node.input[1])
-    settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    settings = attributes(node)
     return (
         weight is not None
         and weight.data_type == onnx.TensorProto.FLOAT

@@ -10,8 +10,8 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto
 
+from bksdm.optimize.graph import attributes, producers_of
 from bksdm.optimize.needed import keep_needed
-from bksdm.optimize.sizes import attributes
 from bksdm.optimize.stored_weights import put_casts_first, stored_sizes
 from bksdm.optimize.writer import Writer
 
@@ -91,7 +91,7 @@ def _fuse_activations(graph: onnx.GraphProto) -> int:
 def _fuse_sums(graph: onnx.GraphProto) -> int:
     """Replace s = x + skip, GroupNorm(s); s stays an output where something else reads it."""
     readers = _readers(graph)
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     stored = stored_sizes(graph)
     moved: dict[str, onnx.NodeProto] = {}
     for node in graph.node:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import helper
 
+from bksdm.optimize.graph import consumers_of, producers_of
 from bksdm.optimize.sides import picture_sides
 from bksdm.optimize.writer import Writer
 
@@ -77,11 +78,8 @@ class FeedForward:
 def find_feed_forward(graph: onnx.GraphProto) -> list[FeedForward]:
     """Return all gated feed-forward networks whose inside nothing else reads."""
     weights = {weight.name: weight for weight in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    consumers: dict[str, list[onnx.NodeProto]] = {value.name: [] for value in graph.output}
-    for node in graph.node:
-        for name in node.input:
-            consumers.setdefault(name, []).append(node)
+    producers = producers_of(graph)
+    consumers = consumers_of(graph)
 
     def only(name: str, kind: str) -> onnx.NodeProto | None:
         """Return the node that reads a tensor, if it is the only one and of that kind."""

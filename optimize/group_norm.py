@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bksdm.optimize.graph import attributes
+
 
 def expand_group_norm(model: onnx.ModelProto) -> int:
     """Replace float32 ``GroupNormalization`` nodes in place.
@@ -31,7 +33,7 @@ def expand_group_norm(model: onnx.ModelProto) -> int:
         if width is None:
             nodes.append(node)
             continue
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         groups, name = int(settings["num_groups"]), node.output[0]
         for key, value in (
             (f"group_norm:{groups}:split", np.array([0, groups, -1])),

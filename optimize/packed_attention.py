@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import onnx
 
+from bksdm.optimize.graph import attributes, producers_of
 from bksdm.optimize.needed import keep_needed
-from bksdm.optimize.sizes import attributes
 from bksdm.optimize.stored_weights import stored_sizes
 from bksdm.optimize.writer import Writer
 
@@ -33,7 +33,7 @@ def pack_attention(model: onnx.ModelProto) -> tuple[int, int]:
         Number of nodes that take queries, keys and values in one, and keys and values.
     """
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     weights = stored_sizes(graph)
     readers = Counter(name for node in graph.node for name in node.input)
 

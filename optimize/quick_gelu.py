@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper, numpy_helper
 
+from bksdm.optimize.graph import producers_of
 from bksdm.optimize.needed import keep_needed
 from bksdm.optimize.writer import Writer, declare_domains
 
@@ -23,7 +24,7 @@ def fuse_quick_gelu(model: onnx.ModelProto) -> int:
         Number of replaced activations.
     """
     graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     scalars = {
         weight.name: float(numpy_helper.to_array(weight))
         for weight in graph.initializer

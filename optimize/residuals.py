@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import onnx
 
+from bksdm.optimize.graph import attributes, producers_of
 from bksdm.optimize.needed import keep_needed
-from bksdm.optimize.sizes import attributes
 from bksdm.optimize.stored_weights import put_casts_first, stored_sizes
 from bksdm.optimize.writer import Writer, declare_domains
 
@@ -111,7 +111,7 @@ def _find(
     readers: Mapping[str, list[onnx.NodeProto]],
     weights: Mapping[str, tuple[int, ...]],
 ) -> list[_Residual]:
-    producers = {name: node for node in graph.node for name in node.output}
+    producers = producers_of(graph)
     found = []
     for node in graph.node:
         if node.op_type != "Add" or not weights.keys().isdisjoint(node.input):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +31,7 @@ from bksdm.optimize.blocks import (
 )
 from bksdm.optimize.choice import Choice
 from bksdm.optimize.convolutions import Convolution, always_doubles, convolutions
+from bksdm.optimize.graph import attributes
 from bksdm.optimize.writer import Writer, declare_domains
 
 # The side of what is split, by the side of the latents: from here on every height and width is a
@@ -132,7 +132,7 @@ def _supported(
     if node.output[0] in found:
         return found[node.output[0]].channels_in % block == 0
     if node.op_type == "Conv":
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         weight = weights.get(node.input[1])
         return (
             weight is not None
@@ -296,7 +296,7 @@ class _RowTiles:
         itself, so the tail runs one image at a time.
         """
         w, tiles, name = self.writer, self.tiles[node.input[0]], node.output[0]
-        settings: dict[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         groups = int(settings["num_groups"])
         channels = self.channels[name]
         pictures: list[str] = []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import onnx
-from onnx import helper
+
+from bksdm.optimize.graph import attributes
 
 
 def picture_sides(model: onnx.ModelProto, side: int) -> dict[str, int]:
@@ -24,7 +25,7 @@ def picture_sides(model: onnx.ModelProto, side: int) -> dict[str, int]:
         if not known or node.op_type == "Shape":
             continue
         here = max(known)
-        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        settings = attributes(node)
         if node.op_type == "Conv":
             here = -(-here // settings.get("strides", [1])[0])
         elif node.op_type == "Resize":

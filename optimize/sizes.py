@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
+
+from bksdm.optimize.graph import producers_of
 
 # A number, ("size", tensor, axis), or (operator, expression, expression).
 Size = int | tuple[Any, ...]
@@ -18,7 +20,7 @@ class Sizes:
     """Whole numbers that a graph computes from constants and from sizes of its tensors."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._producers = {name: node for node in graph.node for name in node.output}
+        self._producers = producers_of(graph)
         self._weights = {weight.name: weight for weight in graph.initializer}
         self._inputs = {value.name for value in graph.input}
 
@@ -64,8 +66,3 @@ class Sizes:
         if weight.data_type != onnx.TensorProto.INT64 or not small:
             return None
         return [int(value) for value in numpy_helper.to_array(weight).reshape(-1)]
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return a node's attributes by name."""
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
