@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import TensorSpec
 
 
@@ -15,6 +16,20 @@ class Binding:
 
     address: int
     shape: tuple[int, ...]
+
+
+def require_all(
+    network: str, tensors: Mapping[str, TensorSpec], bindings: Mapping[str, Binding]
+) -> None:
+    """Refuse bindings that are not one for each tensor.
+
+    Raises
+    ------
+    EngineError
+        Names the network, its tensors and what was given.
+    """
+    if set(bindings) != set(tensors):
+        raise EngineError(f"{network}: expects tensors {sorted(tensors)}, got {sorted(bindings)}")
 
 
 class BoundNetwork(Protocol):

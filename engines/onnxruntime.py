@@ -13,12 +13,12 @@ import numpy as np
 
 from bksdm.engines.arena import share_arena
 from bksdm.engines.backend import Backend, Capabilities
-from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.errors import EngineError
 from bksdm.engines.fixed_batch import run_in_parts
 from bksdm.engines.once import once
 from bksdm.engines.onnxruntime_package import PACKAGES, load_onnxruntime
-from bksdm.engines.onnxruntime_session import open_session, reason_of
-from bksdm.engines.preparing import Preparation, open_prepared
+from bksdm.engines.onnxruntime_session import open_network, open_session, reason_of
+from bksdm.engines.preparing import Preparation
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
 from bksdm.storage.stored_graph import DATA, Prepared
@@ -190,13 +190,7 @@ def _open(
             options.graph_optimization_level = levels.ORT_DISABLE_ALL
         return open_session(graph, options)
 
-    try:
-        return open_prepared(preparation, cache, open_graph)
-    except BksdmError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-        where = f"{preparation.model.parent.name}/{preparation.model.name}"
-        raise EngineError(f"{where}: cannot be loaded ({reason_of(error)})") from error
+    return open_network(preparation, cache, open_graph)
 
 
 def _optimise(graph: Prepared, target: Path) -> None:

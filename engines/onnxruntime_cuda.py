@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from bksdm.engines.backend import Backend, Capabilities
-from bksdm.engines.device import Binding
-from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.device import Binding, require_all
+from bksdm.engines.errors import EngineError
 from bksdm.engines.onnxruntime import tensor_specs
 from bksdm.engines.onnxruntime_package import (
     CUDA_PROVIDER,
@@ -19,8 +19,8 @@ from bksdm.engines.onnxruntime_package import (
     check_cuda_provider,
     load_cuda_provider,
 )
-from bksdm.engines.onnxruntime_session import open_session, reason_of
-from bksdm.engines.preparing import Preparation, open_prepared
+from bksdm.engines.onnxruntime_session import open_network, open_session, reason_of
+from bksdm.engines.preparing import Preparation
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.stream_fork import Fork
 from bksdm.optimize.rules import ONNXRUNTIME_CUDA, USUAL
@@ -134,10 +134,7 @@ class CudaNetwork:
         EngineError
             A tensor is missing, or has another shape.
         """
-        if set(bindings) != set(self.tensors):
-            raise EngineError(
-                f"{self._name}: expects tensors {sorted(self.tensors)}, got {sorted(bindings)}"
-            )
+        require_all(self._name, self.tensors, bindings)
         held = self._session.io_binding()
         for name, binding in bindings.items():
             spec = self.tensors[name]
@@ -203,12 +200,7 @@ def _open(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         return open_session(graph, options, CUDA_PROVIDER, settings)
 
-    try:
-        return open_prepared(preparation(model), cache, open_graph)
-    except BksdmError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        raise EngineError(f"{model.parent.name}: cannot be loaded ({reason_of(error)})") from error
+    return open_network(preparation(model), cache, open_graph)
 
 
 def _require_on_gpu(session: ort.InferenceSession, name: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.onnxruntime_package import left_out, load_onnxruntime
+from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.storage.stored_graph import Prepared
 
 if TYPE_CHECKING:
@@ -57,6 +59,27 @@ def open_session(
     if provider not in session.get_providers():
         raise EngineError(left_out(provider))
     return session
+
+
+def open_network(
+    preparation: Preparation,
+    cache: Path | None,
+    open_graph: Callable[[Prepared], ort.InferenceSession],
+) -> ort.InferenceSession:
+    """Return the session of a network's prepared graph; see :func:`open_prepared`.
+
+    Raises
+    ------
+    EngineError, BundleError
+        It cannot be loaded.
+    """
+    try:
+        return open_prepared(preparation, cache, open_graph)
+    except BksdmError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        where = f"{preparation.model.parent.name}/{preparation.model.name}"
+        raise EngineError(f"{where}: cannot be loaded ({reason_of(error)})") from error
 
 
 def reason_of(error: Exception) -> str:

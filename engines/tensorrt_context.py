@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bksdm.engines.device import Binding
+from bksdm.engines.device import Binding, require_all
 from bksdm.engines.errors import EngineError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.tensorrt import load_module
@@ -112,10 +112,7 @@ class LoadedPlan:
         EngineError
             A tensor is missing, a shape lies outside the profile, or TensorRT refuses an address.
         """
-        if set(bindings) != set(self.tensors):
-            raise EngineError(
-                f"{self._component}: expects tensors {sorted(self.tensors)}, got {sorted(bindings)}"
-            )
+        require_all(self._component, self.tensors, bindings)
         context = self._engine.create_execution_context(self._config)
         if context is None:
             raise EngineError(f"{self._component}: TensorRT has no memory for another size")

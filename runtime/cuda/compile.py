@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from bksdm.engines.backend import missing
 from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.device import Device, Kernel
 from bksdm.storage.files import read_regular, write_file
@@ -45,9 +46,7 @@ def compile_kernels(target: str, name: str = STEPS) -> bytes:
     try:
         from cuda.core import Program, ProgramOptions
     except ImportError as error:
-        raise EngineError(
-            "cuda-core is not installed; run: pip install 'bksdm-runtime[tensorrt-rtx]'"
-        ) from error
+        raise EngineError(missing("cuda-core", "tensorrt-rtx")) from error
     if "tensorrt_rtx" in sys.modules:
         return _compile_apart(target, name)
     options = ProgramOptions(arch=target.replace("sm", "sm_"), std="c++17")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.backend import missing
 from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.device import Graph, HostMemory, Kernel, Memory
 
@@ -62,9 +63,7 @@ class Gpu:
             import cuda.core as core
             from cuda.bindings import driver
         except ImportError as error:
-            raise EngineError(
-                "cuda-core is not installed; run: pip install 'bksdm-runtime[tensorrt-rtx]'"
-            ) from error
+            raise EngineError(missing("cuda-core", "tensorrt-rtx")) from error
         self._core, self._driver = core, driver
         try:
             device = core.Device(index)
