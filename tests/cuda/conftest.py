@@ -137,6 +137,19 @@ def load(device, monkeypatch):
     return open_on_device
 
 
+@pytest.fixture
+def unet_rows():
+    """The rows of every call of the UNet, and the ``change`` for ``load`` that notes them."""
+    rows = []
+
+    def note(name, values):
+        if name == "unet":
+            rows.append(len(values["out_sample"]))
+        return values
+
+    return rows, note
+
+
 @pytest.fixture(scope="session")
 def same_on_host(built):
     """The bundle with the loop on the host, around the networks of the simulated GPU."""

@@ -221,14 +221,8 @@ def test_a_picture_an_interval_and_rescaling_take_their_memory_when_they_come(lo
         assert device.counts["allocations"] == allocations
 
 
-def test_half_of_the_batch_runs_where_there_is_no_guidance(load, built):
-    rows = []
-
-    def note(name, values):
-        if name == "unet":
-            rows.append(len(values["out_sample"]))
-        return values
-
+def test_half_of_the_batch_runs_where_there_is_no_guidance(load, built, unet_rows):
+    rows, note = unet_rows
     model = load(built, note)
     arguments = {"num_inference_steps": 10, "sampler": "ddim", "guidance_interval": (0.2, 0.55)}
     for _ in range(2):

@@ -132,14 +132,8 @@ def test_a_join_allocates_nothing_and_waits_for_nothing(load, built, device):
     assert device.counts["synchronisations"] == SLOTS * 2
 
 
-def test_two_kinds_of_step_share_a_launch(load, built, device):
-    rows = []
-
-    def note(name, values):
-        if name == "unet":
-            rows.append(len(values["out_sample"]))
-        return values
-
+def test_two_kinds_of_step_share_a_launch(load, built, device, unet_rows):
+    rows, note = unet_rows
     model = load(built, note)
     turns = Turns(model)
     plain = job_of(model, guidance_scale=1.0)
