@@ -412,7 +412,11 @@ def test_three_parts_killed_again_and_again_are_one_run(tmp_path):
             for number in left
         }
         for number, process in running.items():
-            time.sleep(chance.uniform(0, 4))
+            # In the middle of a picture, or of the start, however fast the machine draws.
+            enough = len(list(folder.glob("*.png"))) + chance.randrange(4)
+            while process.poll() is None and len(list(folder.glob("*.png"))) < enough:
+                time.sleep(0.01)
+            time.sleep(chance.uniform(0, 0.3))
             if killed < 12 and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 killed += 1
