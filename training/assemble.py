@@ -1,8 +1,6 @@
 """Put the trained parts together: a diffusers checkpoint in float16.
 
-    python assemble.py --run FOLDER -o FOLDER [--start FOLDER]
-
-``--start`` blends the UNet with the one that its training started from.
+python assemble.py --run FOLDER -o FOLDER
 """
 
 from __future__ import annotations
@@ -14,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from unet import create, scheduler
 
-SHARE = 0.8
-"""Share of the new weights in a blend. The rest, of those it started from, keeps shapes clean
-(Wortsman et al., "Robust fine-tuning of zero-shot models", 2022)."""
 _LARGEST = torch.finfo(torch.float16).max
 
 
@@ -39,18 +34,14 @@ def halve(name: str, model: nn.Module) -> None:
     model.half()
 
 
-def load_unet(folder: Path, start: Path | None) -> Any:
-    """Return the UNet with the averaged weights of the last save, blended with ``start``'s."""
+def load_unet(folder: Path) -> Any:
+    """Return the UNet with the averaged weights of the last save."""
     unet = create()
     state: dict[str, dict[str, Tensor]] = torch.load(folder / "unet.pt", weights_only=True)
     averages = state["average"].values()
     with torch.no_grad():
         for parameter, average in zip(unet.parameters(), averages, strict=True):
             parameter.copy_(average)
-        if start is not None:
-            before = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32)
-            for parameter, old in zip(unet.parameters(), before.parameters(), strict=True):
-                parameter.copy_(old.lerp(parameter, SHARE))
     # The file shall not depend on how training laid the weights out in memory.
     return unet.to(memory_format=torch.contiguous_format)
 
@@ -63,14 +54,14 @@ def _drop_origin(config: Path) -> None:
     config.write_text(text, encoding="utf-8", newline="\n")
 
 
-def assemble(folder: Path, target: Path, start: Path | None) -> None:
+def assemble(folder: Path, target: Path) -> None:
     """Write the checkpoint beside ``target``'s own files, part by part.
 
     The parts' graphs go with the old weights: ``graphs.py`` makes them anew.
     """
     vae = AutoencoderKL.from_pretrained(folder / "vae")
     encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    unet = load_unet(folder, start)
+    unet = load_unet(folder)
     for name, model in (("vae", vae), ("text_encoder", encoder), ("unet", unet)):
         halve(name, model)
     pipeline = StableDiffusionPipeline(
@@ -109,6 +100,5 @@ if __name__ == "__main__":
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of saves and results")
     parser.add_argument("-o", "--output", type=Path, required=True, help="models/emoji")
-    parser.add_argument("--start", type=Path, help="folder of the UNet that training started from")
     options = parser.parse_args()
-    assemble(options.run, options.output, options.start)
+    assemble(options.run, options.output)

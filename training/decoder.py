@@ -40,9 +40,7 @@ def train(icons_package: Path, folder: Path, minutes: float) -> None:
         rate = PEAK_RATE * min(1, (run.step + 1) / 30) * (1 + math.cos(math.pi * run.fraction)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate + 1e-5
-        x = pictures(
-            icons, [pairs[i] for i in torch.randint(len(pairs), (BATCH,)).tolist()], "fixed"
-        )
+        x = pictures(icons, [pairs[i] for i in torch.randint(len(pairs), (BATCH,)).tolist()])
         with torch.no_grad():
             z = model.encode(x).latent_dist.mode()
             z = z + NOISE * torch.rand(BATCH, 1, 1, 1) * torch.randn_like(z)
@@ -54,7 +52,7 @@ def train(icons_package: Path, folder: Path, minutes: float) -> None:
         run.advance(l1=absolute.item(), loss=total.item())
     model.eval().save_pretrained(folder / "vae")
     with torch.no_grad():
-        x = pictures(icons, pairs[:: len(pairs) // 32][:32], "fixed")
+        x = pictures(icons, pairs[:: len(pairs) // 32][:32])
         z = model.encode(x).latent_dist.mode()
         shown = [x, model.decode(z).sample, model.decode(z + NOISE * torch.randn_like(z)).sample]
     save_grid(torch.stack(shown, 1).flatten(0, 1), folder / "decoder.png", columns=12)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,16 +63,6 @@ def background(colours: Sequence[str], jitter: float) -> Tensor:
     return (rgb + jitter * varied * torch.randn_like(rgb)).clamp(0, 1)
 
 
-def turns(count: int, degrees: float) -> Tensor:
-    """Return random turns by up to ``degrees`` to either side.
-
-    Shape [count, 2, 2]: from places in the picture to places in the icon.
-    """
-    angle = math.radians(degrees) * (2 * torch.rand(count) - 1)
-    cosine, sine = angle.cos(), angle.sin()
-    return torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)], 1)
-
-
 def render(
     icons: Tensor,
     size: Tensor,
@@ -81,7 +70,6 @@ def render(
     rgb: Tensor,
     corner: Tensor | None = None,
     window: int = SIDE,
-    turn: Tensor | None = None,
 ) -> Tensor:
     """Place one icon per picture on a plain background.
 
@@ -99,8 +87,6 @@ def render(
         Upper left corner (x, y) of the part that is rendered; by default the picture's own.
     window : int
         Side of that part in pixels.
-    turn : Tensor, shape [batch, 2, 2], optional
-        From ``turns``; by default the icons are upright.
 
     Returns
     -------
@@ -108,9 +94,10 @@ def render(
         In −1 … 1, stored channels last.
     """
     corner = torch.zeros_like(centre) if corner is None else corner
-    turn = torch.eye(2).expand(len(icons), 2, 2) if turn is None else turn
-    shift = (corner + window / 2 - centre) * 2 / window
-    transform = torch.cat([turn, turn @ shift[:, :, None]], 2) * (window / size)[:, None, None]
+    transform = torch.zeros(len(icons), 2, 3)
+    for axis in range(2):
+        transform[:, axis, axis] = window / size
+        transform[:, axis, 2] = (corner[:, axis] + window / 2 - centre[:, axis]) * 2 / size
     grid = functional.affine_grid(transform, [len(icons), 4, window, window], align_corners=False)
     placed = functional.grid_sample(icons, grid, align_corners=False, padding_mode="zeros")
     mixed = placed[:, :3] + (1 - placed[:, 3:]) * rgb[:, :, None, None]

@@ -1,9 +1,8 @@
 """Train the UNet on cached latents and caption embeddings.
 
-    python unet.py --run FOLDER --minutes 70 [--start models/emoji/unet]
+    python unet.py --run FOLDER --minutes 70
 
-A longer budget on a later start goes on from the last save. ``--start`` begins a run with a trained
-UNet's weights instead of random ones.
+A longer budget on a later start goes on from the last save.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 PEAK_RATE = 1.2e-3
-TRAINED_RATE = 4e-4
-"""The peak rate of a run that starts from a trained UNet."""
 BATCH = 16
 CAPTION_DROPOUT = 0.1
 OFFSET_NOISE = 0.25
@@ -38,7 +35,7 @@ UNDERSHOOT = 0.25
 """Share of that by which a picture may also fall short, as it does where few multistep steps swing
 around the solution."""
 DECAY = 0.999
-SAMPLE_MINUTES = 20.0
+SAMPLE_MINUTES = 10.0
 SAMPLE_STEPS, SAMPLE_GUIDANCE = 20, 4.0
 
 
@@ -176,31 +173,27 @@ def sample_prompts() -> list[str]:
     return prompts
 
 
-def train(folder: Path, minutes: float, start: Path | None) -> None:
+def train(folder: Path, minutes: float) -> None:
     """Train until the budget is spent, with sample pictures every few minutes."""
     run = Run(folder, "unet", minutes)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32).eval()
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32).eval()
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder").eval()
+    vae = AutoencoderKL.from_pretrained(folder / "vae").eval()
     data = torch.load(folder / "latents.pt", weights_only=True)
     texts = Captions(tokenizer, encoder)
-    unet, peak = create(), PEAK_RATE
-    if start is not None:
-        trained = UNet2DConditionModel.from_pretrained(start, torch_dtype=torch.float32)
-        unet.load_state_dict(trained.state_dict())
-        peak = TRAINED_RATE
+    unet = create()
     pipeline = StableDiffusionPipeline(
         vae, encoder, tokenizer, unet, scheduler(), None, None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     alphas = pipeline.scheduler.alphas_cumprod
     average = Average(unet)
-    optimizer = torch.optim.AdamW(unet.parameters(), peak, betas=(0.9, 0.99), foreach=True)
+    optimizer = torch.optim.AdamW(unet.parameters(), PEAK_RATE, betas=(0.9, 0.99), foreach=True)
     run.resume(unet=unet, average=average, optimizer=optimizer)
     order = torch.empty(0, dtype=torch.long)
     sampled = run.minutes
     while run.goes_on():
-        rate = peak * min(1, (run.step + 1) / 100) * (1 + math.cos(math.pi * run.fraction)) / 2
+        rate = PEAK_RATE * min(1, (run.step + 1) / 100) * (1 + math.cos(math.pi * run.fraction)) / 2
         for group in optimizer.param_groups:
             group["lr"] = rate + 1e-5
         if len(order) < BATCH:
@@ -238,7 +231,5 @@ def sample(pipeline: StableDiffusionPipeline, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(argparse.ArgumentParser(description=__doc__))
-    parser.add_argument("--start", type=Path, help="folder of a trained UNet")
-    options = parser.parse_args()
-    train(options.run, options.minutes, options.start)
+    options = arguments(argparse.ArgumentParser(description=__doc__)).parse_args()
+    train(options.run, options.minutes)

@@ -50,18 +50,3 @@ def background_names(pixels):
     table = np.array([CONCEPTS["backgrounds"][name] for name in names], float)
     distances = np.linalg.norm(found[:, None] - table, axis=2)
     return [names[index] for index in distances.argmin(1)]
-
-
-def variety(pixels):
-    """Return how much seeds change a picture, as a share of how much the object does.
-
-    The root mean square difference of two pictures of one prompt over that of pictures of two, each
-    the mean over all pairs. ``pixels``: uint8 [prompts, seeds, height, width, 3].
-    """
-    prompts, seeds = pixels.shape[:2]
-    flat = pixels.reshape(prompts * seeds, -1).astype(np.float32)
-    squares = np.square(flat[:, None] - flat).mean(2)
-    prompt = np.arange(prompts * seeds) // seeds
-    same = prompt[:, None] == prompt
-    other_seed = same & ~np.eye(len(same), dtype=bool)
-    return np.sqrt(squares[other_seed]).mean() / np.sqrt(squares[~same]).mean()

@@ -9,7 +9,7 @@ import pytest
 
 from bksdm.runtime.pipeline import TextToImage
 
-from .judge import CONCEPTS, Judge, background_names, variety
+from .judge import CONCEPTS, Judge, background_names
 
 EVALUATION = CONCEPTS["evaluation"]
 PROMPTS = [entry["prompt"] for entry in EVALUATION]
@@ -143,19 +143,6 @@ def test_every_step_count_draws_the_object(model, judge, concepts):
         recognised = judge.recognised(pixels, concepts)
         print(f"\n{steps} steps: {recognised.sum()} of {len(prompts)} recognised")
         assert recognised.all()
-
-
-@pytest.mark.parametrize(
-    ("steps", "guidance"), [(10, 2.0), pytest.param(STEPS, GUIDANCE, marks=pytest.mark.slow)]
-)
-def test_seeds_draw_different_pictures(model, steps, guidance):
-    prompts = ["a dog", "a red apple", "a car", "a rocket", "a guitar", "a whale"]
-    seeds = range(2, 5)
-    drawn = [draw(model, prompts, seed, guidance=guidance, steps=steps) for seed in seeds]
-    share = variety(np.stack(drawn, axis=1))
-    print(f"\n{steps} steps: two seeds differ by {share:.2f} of what two objects do")
-    # Icons that are all learnt in one place give 0.14, and after 25 steps 0.09.
-    assert share > 0.2
 
 
 @pytest.mark.slow
