@@ -39,6 +39,13 @@ def is_zen() -> bool:
     return vendor == "AuthenticAMD" and family in ("25", "26")
 
 
+@functools.cache
+def is_intel_avx512() -> bool:
+    """Return whether the processor is one of Intel's with AVX-512."""
+    vendor, flags = (_from_cpuinfo((field,)) for field in ("vendor_id", "flags"))
+    return vendor == "GenuineIntel" and "avx512f" in flags.split()
+
+
 def _from_cpuinfo(fields: tuple[str, ...]) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
