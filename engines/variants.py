@@ -6,11 +6,16 @@ An engine opens a network as it was exported where the name is empty.
 from __future__ import annotations
 
 DEEP = "deep"
-"""A UNet that outputs its :data:`DEEP_FEATURES` too, if it joins any."""
+"""A UNet that outputs its :data:`DEEP_FEATURES` too, if it joins any, and shares rows, if it can."""
 SHALLOW = "shallow"
-"""The layers of a UNet after its deep features, which it takes as an input."""
+"""The layers of a UNet after its deep features, which it takes as an input; shares rows, too."""
 DEEP_FEATURES = "deep_features"
-"""Name of the tensor [batch, channels, height, width]."""
+"""Name of the tensor [rows, channels, height, width]."""
+SAMPLE_OF_ROW = "sample_of_row"
+"""Name of the input, int64 [rows], that says which latents and timestep a row has.
+
+Where a UNet has it, these are given once for all rows that share them.
+"""
 CLIP_SKIP = "clip-skip-"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Metadata of a rewritten graph: the least height of its input.
 LEAST_ROWS = "bksdm.least_rows"
 # Raised with every change of what is rewritten: saved graphs are then stale.
-REWRITE = 10
+REWRITE = 11
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.variants import DEEP_FEATURES
+from bksdm.engines.variants import DEEP_FEATURES, SAMPLE_OF_ROW
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
@@ -20,8 +20,8 @@ from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.sampling import Denoising, Watch
 
-FIXED = ("sample", "timestep")
-"""The UNet's inputs that change from step to step; the others are conditionings."""
+FIXED = ("sample", "timestep", SAMPLE_OF_ROW)
+"""The UNet's inputs that the loop makes; the others are conditionings."""
 
 
 class HostDenoising(Denoising[Latents]):
@@ -136,11 +136,20 @@ class NoisePredictor:
     ) -> NDArray[np.float32]:
         """Return the outputs of one call, [rows, channels, height, width], job after job."""
         first = group[0].trajectory
-        timesteps = [each.trajectory.timestep(each.timestep, each.rows) for each in group]
+        shared = SAMPLE_OF_ROW in self._unet.inputs
+        timesteps = [
+            each.trajectory.timestep(each.timestep, each.job.images if shared else each.rows)
+            for each in group
+        ]
+        samples = [
+            each.trajectory.sample(each.index, each.guided and not shared) for each in group
+        ]
         feeds = {
-            "sample": _joined([each.trajectory.sample(each.index, each.guided) for each in group]),
+            "sample": _joined(samples),
             "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
         }
+        if shared:
+            feeds[SAMPLE_OF_ROW] = _sample_of_row(group)
         # Without guidance only the last rows are run, which are the conditional ones.
         for name in first.conditioning:
             feeds[name] = _joined(
@@ -210,6 +219,16 @@ class _Evaluation:
             else:
                 prediction[:] = output
         require_finite(prediction, f"noise prediction of step {self.index + 1}")
+
+
+def _sample_of_row(group: Sequence[_Evaluation]) -> NDArray[np.int64]:
+    """Return which of the group's images each row is of: with guidance each is of two."""
+    parts, images = [], 0
+    for each in group:
+        own = np.arange(images, images + each.job.images)
+        parts.append(np.tile(own, each.rows // each.job.images))
+        images += each.job.images
+    return np.concatenate(parts)
 
 
 def _joined(parts: Sequence[Array]) -> Array:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
-from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW
+from bksdm.engines.variants import DEEP, DEEP_FEATURES, SAMPLE_OF_ROW, SHALLOW
 from bksdm.models import EMOJI
 from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 from bksdm.runtime.bundle import Bundle
@@ -73,11 +73,29 @@ def assert_near(found, expected):
 def test_both_parts_together_are_the_whole(parts, size):
     plain, whole, shallow = parts
     feeds = feeds_of(plain, *size)
+    rows = np.arange(size[0])
     expected = plain(feeds)["out_sample"]
-    outputs = whole(feeds)
+    outputs = whole({**feeds, SAMPLE_OF_ROW: rows})
     assert_near(outputs["out_sample"], expected)
-    found = shallow({**feeds, DEEP_FEATURES: outputs[DEEP_FEATURES]})["out_sample"]
-    assert_near(found, expected)
+    reused = {**feeds, SAMPLE_OF_ROW: rows, DEEP_FEATURES: outputs[DEEP_FEATURES]}
+    assert_near(shallow(reused)["out_sample"], expected)
+
+
+@pytest.mark.parametrize("parts", PARTS, indirect=True)
+def test_what_rows_share_is_computed_once(parts):
+    """Two of three latents are in the batch twice, as with guidance, and one is not."""
+    plain, whole, shallow = parts
+    of_row = np.array([0, 1, 0, 2, 1])
+    feeds = feeds_of(plain, len(of_row), 16, 16)
+    feeds["timestep"] = np.array([10, 500, 10, 321, 500], np.float32)
+    feeds["sample"] = feeds["sample"][of_row]
+    given = np.array([0, 1, 3])
+    shared = {**feeds, SAMPLE_OF_ROW: of_row}
+    shared |= {name: feeds[name][given] for name in ("sample", "timestep")}
+    expected, outputs = plain(feeds)["out_sample"], whole(shared)
+    assert_near(outputs["out_sample"], expected)
+    reused = {**shared, DEEP_FEATURES: outputs[DEEP_FEATURES]}
+    assert_near(shallow(reused)["out_sample"], expected)
 
 
 def test_the_shallow_part_is_small():
