@@ -248,6 +248,16 @@ def add_threads_option(parser: argparse.ArgumentParser, where: str = "") -> None
     )
 
 
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of what networks compute in."""
+    parser.add_argument(
+        "--precision",
+        metavar="TYPE",
+        help="what the UNet and the VAE compute in: bfloat16 for a float32 model and the engine "
+        "openvino, on processors that have it (default: the model's own type)",
+    )
+
+
 def add_engine_cache_option(parser: argparse.ArgumentParser) -> None:
     """Add the option for where optimised graphs are stored."""
     parser.add_argument(

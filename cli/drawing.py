@@ -42,6 +42,7 @@ def load_model(options: argparse.Namespace, bundle: Bundle) -> TextToImage:
             engine_cache=options.engine_cache,
             safety_checker=not options.no_safety_checker,
             device=None if options.device is None else f"cuda:{options.device}",
+            precision=options.precision,
         )
 
 

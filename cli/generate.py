@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_engine_cache_option,
+    add_precision_option,
     add_threads_option,
     bundle_path,
     input_file,
@@ -126,6 +127,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_cache_option(parser)
     add_threads_option(parser)
+    add_precision_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from bksdm.runtime.picture_record import PictureRecord
 if TYPE_CHECKING:
     from bksdm.runtime.result import Result
 
-DRAWN = ("engine", "safety_checker", "version")
+DRAWN = ("engine", "precision", "safety_checker", "version")
 """Entries that say what drew a picture, not which picture it is."""
 
 
@@ -88,6 +88,7 @@ class Recorder:
         checked = "off" if self._bundle.has_safety_checker else "the model has none"
         return {
             "safety_checker": checked if result.nsfw_content_detected is None else "passed",
+            "precision": result.precision,
             "engine": ", ".join(
                 engines
                 if len(engines) == 1

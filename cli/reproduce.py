@@ -21,6 +21,7 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import DEFAULTS, FAST_LEVELS, OPTIONS
 from bksdm.runtime.images import open_picture
 from bksdm.runtime.picture_formats import FORMATS
+from bksdm.storage.precision import BFLOAT16
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ def command_for(own: Mapping[str, str], picture: Path) -> Command | None:
         notes.append(f"it was drawn by several engines: {engine}")
         engine = "auto"
     words += _named("--engine", engine) if engine != "onnxruntime" else []
+    # Every other type is the model's own.
+    words += _named("--precision", BFLOAT16) if own.get("precision") == BFLOAT16 else []
     words += ["--no-safety-checker"] if own.get("safety_checker") == "off" else []
     words += _named("--quality", own.get("quality"))
     words += ["--lossless"] if "lossless" in own else []

@@ -11,12 +11,13 @@ from bksdm.engines.device import DeviceNetwork
 from bksdm.engines.packages import installed_version
 from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor, Rules
+from bksdm.storage.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from bksdm.engines.preparing import Preparation
 
 OpenOnDevice = Callable[["Path", int, int, "Path | None"], DeviceNetwork]
-Open = Callable[["Path", "int | None", "Path | None", "MadeFor", str], Engine]
+Open = Callable[["Path", "int | None", "Path | None", "MadeFor", str, str], Engine]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Capabilities:
         Whether a text encoder can be told which tokens are padding.
     on_device : bool
         Whether the whole loop runs on a GPU.
+    precisions : tuple of str
+        The types that it computes in, where the processor does.
     """
 
     name: str
     feature_reuse: bool = False
     attention_mask: bool = True
     on_device: bool = False
+    precisions: tuple[str, ...] = tuple(PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,8 @@ class Backend:
     rules : Rules
         Which rewritings of a graph it gains from.
     open : callable, optional
-        Loads one network: ``open(model, threads, cache, made_for, variant)``. None where the loop
-        is on a GPU.
+        Loads one network: ``open(model, threads, cache, made_for, variant, precision)``. None where
+        the loop is on a GPU.
     open_on_device : callable, optional
         Loads one network for that loop: ``open_on_device(model, stream, gpu, cache)``. None where
         it runs plans, which ``bksdm build`` makes.

@@ -21,6 +21,7 @@ from bksdm.engines.onnxruntime_session import open_network, open_session, reason
 from bksdm.engines.preparing import Preparation
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
+from bksdm.storage.precision import INT8, PRECISIONS
 from bksdm.storage.stored_graph import DATA, Prepared
 
 if TYPE_CHECKING:
@@ -209,14 +210,21 @@ def _optimise(graph: Prepared, target: Path) -> None:
 
 
 def _open_network(
-    model: Path, threads: int | None, cache: Path | None, made_for: MadeFor, variant: str
+    model: Path,
+    threads: int | None,
+    cache: Path | None,
+    made_for: MadeFor,
+    variant: str,
+    precision: str,
 ) -> OnnxRuntimeEngine:
+    # What its graph says is what it computes in.
+    del precision
     return OnnxRuntimeEngine(model, threads, cache, made_for, variant=variant)
 
 
 BACKENDS = (
     Backend(
-        Capabilities("onnxruntime", feature_reuse=True),
+        Capabilities("onnxruntime", feature_reuse=True, precisions=(*PRECISIONS, INT8)),
         PACKAGES,
         "cpu",
         RULES,

@@ -14,29 +14,32 @@ from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import BksdmError, EngineError
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
-from bksdm.optimize.rules import USUAL, CostModel, MadeFor, Rules
+from bksdm.optimize.rules import PLAIN, USUAL, CostModel, MadeFor, Rules
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.mapped_weights import map_file, tensor_at
+from bksdm.storage.precision import BFLOAT16, FLOAT32, INT8, LOWER, PRECISIONS
+from bksdm.storage.processor import computes_bfloat16
 from bksdm.storage.stored_graph import Prepared
 
 RULES = Rules(winograd=CostModel(0.9, 25, 16))
-# Above so many bytes of weights a network compiled for one shape is hardly faster (3 % of a
-# full-size UNet), and each has a copy of the weights.
+# Above so many bytes of weights a network compiled for one shape is hardly faster in float32 (3 %
+# of a full-size UNet; 11 % in bfloat16), and each has a copy of the weights.
 LARGE = 128 * 2**20
-# Of a small network: with and without guidance, for two sizes.
-KEPT_SHAPES = 4
+# With and without guidance, for two sizes or one.
+KEPT_SHAPES, KEPT_SHAPES_OF_LARGE = 4, 2
 
 _Specs = Mapping[str, TensorSpec]
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class OpenVinoEngine:
-    """A network in OpenVINO, computed in float32 whatever the processor offers.
+    """A network in OpenVINO, computed in the precision that is asked for, not in its default.
 
-    A large network is compiled once for every batch, height and width; a small one for each of
-    them when it first comes, which runs a fifth faster. What is compiled is not stored: that
-    takes a second or two, and a stored network of gigabytes would save one of them. Threads may
-    share it; they run one after the other, for a compiled network has one set of tensors.
+    A large network in float32 is compiled once for every batch, height and width; others for each
+    of them when it first comes, which runs a tenth to a fifth faster. What is compiled is not
+    stored: that takes a second or two, and a stored network of gigabytes would save one of them.
+    Threads may share it; they run one after the other, for a compiled network has one set of
+    tensors.
 
     Parameters
     ----------
@@ -50,11 +53,15 @@ class OpenVinoEngine:
         Folder for the rewritten graph, so that later starts skip the rewriting.
     variant : str
         Of :mod:`bksdm.engines.variants`.
+    precision : str
+        ``float32``, ``bfloat16``, or ``int8`` for a graph that is quantised: what is not, is
+        computed in bfloat16 then, if the processor does that.
 
     Raises
     ------
     EngineError
-        OpenVINO is not installed, or the model cannot be loaded.
+        OpenVINO is not installed, the model cannot be loaded, or the processor does not compute
+        bfloat16.
     """
 
     def __init__(
@@ -64,12 +71,24 @@ class OpenVinoEngine:
         made_for: MadeFor = USUAL,
         cache: Path | None = None,
         variant: str = "",
+        precision: str = FLOAT32.name,
     ) -> None:
         if threads is not None and threads < 1:
             raise EngineError(f"threads must be at least 1, not {threads}")
         self._name = f"{model.parent.name}/{model.name}"
         self._core = _core()
         self._options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        exact = precision not in LOWER
+        if not exact:
+            if computes_bfloat16():
+                self._options["INFERENCE_PRECISION_HINT"] = "bf16"
+            elif precision == BFLOAT16:
+                raise EngineError(
+                    "this processor does not compute bfloat16, which takes AVX512_BF16 or AMX; "
+                    "use float32"
+                )
+            # Products so fast cost less than Winograd's transforms.
+            made_for = PLAIN
         if threads is not None:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
@@ -86,7 +105,8 @@ class OpenVinoEngine:
             self._network, self.inputs, self.outputs, size = open_prepared(
                 preparation, cache, self._read
             )
-            self._whole = self._compile() if size > LARGE else None
+            self._kept = KEPT_SHAPES_OF_LARGE if size > LARGE else KEPT_SHAPES
+            self._whole = self._compile() if size > LARGE and exact else None
         except BksdmError:
             raise
         except Exception as error:  # OpenVINO raises RuntimeError for everything
@@ -117,7 +137,7 @@ class OpenVinoEngine:
         """Return the network compiled for some shapes, one of the last few or a new one."""
         key = tuple(sorted(shapes.items()))
         if key not in self._requests:
-            while len(self._requests) >= KEPT_SHAPES:
+            while len(self._requests) >= self._kept:
                 self._requests.popitem(last=False)
             self._network.reshape({name: list(shape) for name, shape in shapes.items()})
             self._requests[key] = self._compile()
@@ -179,12 +199,12 @@ def _reason(error: Exception) -> str:
 
 BACKENDS = (
     Backend(
-        Capabilities("openvino", feature_reuse=True),
+        Capabilities("openvino", feature_reuse=True, precisions=(*PRECISIONS, BFLOAT16, INT8)),
         ("openvino",),
         "openvino",
         RULES,
-        lambda model, threads, cache, made_for, variant: OpenVinoEngine(
-            model, threads, made_for, cache, variant
+        lambda model, threads, cache, made_for, variant, precision: OpenVinoEngine(
+            model, threads, made_for, cache, variant, precision
         ),
         on_cpu=True,
         check=_core,

@@ -15,6 +15,7 @@ from bksdm.engines.protocol import Engine
 from bksdm.optimize.rules import MadeFor
 from bksdm.optimize.tuned import Tuned, read_tuned
 from bksdm.storage.places import written_in
+from bksdm.storage.precision import FLOAT32, LOWER
 
 DEFAULT = "onnxruntime"
 AUTO = "auto"
@@ -67,16 +68,20 @@ def capabilities(name: object) -> Capabilities:
         The name is unknown.
     """
     if name == AUTO:
-        reuse = all(backends()[engine].capabilities.feature_reuse for engine in cpu_engines())
-        return Capabilities(AUTO, feature_reuse=reuse)
+        able = [backends()[engine].capabilities for engine in cpu_engines()]
+        return Capabilities(
+            AUTO,
+            feature_reuse=all(each.feature_reuse for each in able),
+            precisions=tuple(dict.fromkeys(name for each in able for name in each.precisions)),
+        )
     return backend(name).capabilities
 
 
-def chosen_engine(name: str, model: Path, cache: Path | None) -> str:
+def chosen_engine(name: str, model: Path, cache: Path | None, precision: str = FLOAT32.name) -> str:
     """Return the engine that runs a network: of :data:`AUTO` the one that was faster."""
     if name != AUTO:
         return name
-    return _fastest({} if cache is None else _tuned(cache, model))
+    return _fastest({} if cache is None else _tuned(cache, model), precision)
 
 
 def open_engine(
@@ -86,6 +91,7 @@ def open_engine(
     cache: Path | None,
     side: int,
     variant: str = "",
+    precision: str = FLOAT32.name,
 ) -> Engine:
     """Load one network with the engine of that name; see its class for the arguments.
 
@@ -97,9 +103,17 @@ def open_engine(
         The name is unknown, the backend is not installed or the model cannot be loaded.
     """
     tuned = {} if cache is None else _tuned(cache, model)
-    name = _fastest(tuned) if name == AUTO else name
+    name = _fastest(tuned, precision) if name == AUTO else name
     made_for = tuned[name].made_for if name in tuned else MadeFor(side)
-    return make_engine(name, model, threads, cache=cache, made_for=made_for, variant=variant)
+    return make_engine(
+        name,
+        model,
+        threads,
+        cache=cache,
+        made_for=made_for,
+        variant=variant,
+        precision=precision,
+    )
 
 
 def make_engine(
@@ -109,6 +123,7 @@ def make_engine(
     cache: Path | None,
     made_for: MadeFor,
     variant: str = "",
+    precision: str = FLOAT32.name,
 ) -> Engine:
     """Load one network with an engine, made for what is said.
 
@@ -120,7 +135,7 @@ def make_engine(
     found = backend(name)
     if found.open is None:
         raise EngineError(f"{name} runs plans that `bksdm build` makes, not single networks")
-    engine = found.open(model, threads, cache, made_for, variant)
+    engine = found.open(model, threads, cache, made_for, variant, precision)
     return with_any_batch(engine, f"{model.parent.name}/{model.name}")
 
 
@@ -137,5 +152,13 @@ def _tuned(cache: Path, model: Path) -> dict[str, Tuned]:
     )
 
 
-def _fastest(tuned: dict[str, Tuned]) -> str:
-    return min(tuned, key=lambda engine: tuned[engine].seconds, default=DEFAULT)
+def _fastest(tuned: dict[str, Tuned], precision: str) -> str:
+    """Return the engine that was fastest; unmeasured, in less than float32 not the default."""
+    able = [name for name in cpu_engines() if precision in backends()[name].capabilities.precisions]
+    measured = [name for name in able if name in tuned]
+    if measured:
+        return min(measured, key=lambda engine: tuned[engine].seconds)
+    if precision not in LOWER:
+        return DEFAULT
+    others = (name for name in able if name != DEFAULT and backends()[name].version is not None)
+    return next(others, able[0])

@@ -6,7 +6,7 @@ An engine opens a network as it was exported where the name is empty.
 from __future__ import annotations
 
 DEEP = "deep"
-"""A UNet that outputs its :data:`DEEP_FEATURES` too, if it joins any, and shares rows, if it can."""
+"""A UNet that outputs its :data:`DEEP_FEATURES` too, if it joins any; shares rows, if it can."""
 SHALLOW = "shallow"
 """The layers of a UNet after its deep features, which it takes as an input; shares rows, too."""
 DEEP_FEATURES = "deep_features"

@@ -18,7 +18,9 @@ from bksdm.runtime.loaded_configuration import (
 from bksdm.runtime.validation import folder, no_folder
 from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
+from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
+from bksdm.storage.precision import INT8
 
 PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -144,6 +146,18 @@ class Bundle:
         """Height and width in pixels of a picture whose size is not asked for."""
         height, width = self.sample_sides or (self.sample_size, self.sample_size)
         return height * self.vae_scale, width * self.vae_scale
+
+    @property
+    def precision(self) -> str:
+        """What its UNet computes in: ``float32``, ``float16`` or ``int8``.
+
+        Raises
+        ------
+        BundleError
+            The UNet's graph is damaged.
+        """
+        graph = GraphFile.read(self.model("unet"))
+        return INT8 if graph.dtype == INT8 else str(graph.inputs["sample"].dtype)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
+from bksdm.storage.precision import FLOAT32
 
 
 class Networks(NamedTuple):
@@ -44,7 +45,13 @@ class Networks(NamedTuple):
 
 
 def load_networks(
-    bundle: Bundle, engine: str, threads: int | None, cache: Path, checked: bool, gpu: int
+    bundle: Bundle,
+    engine: str,
+    threads: int | None,
+    cache: Path,
+    checked: bool,
+    gpu: int,
+    precision: str,
 ) -> Networks:
     """Load networks; see :meth:`~bksdm.runtime.pipeline.TextToImage.load`.
 
@@ -62,6 +69,9 @@ def load_networks(
         Whether the safety checker is loaded, if there is one.
     gpu : int
         Which one, for an engine on a GPU.
+    precision : str
+        The type that networks compute in; the text encoder, whose errors are in every step, and
+        the safety checker compute in no less than the bundle's.
 
     Raises
     ------
@@ -76,7 +86,11 @@ def load_networks(
     )
     latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
     encoder = VaeEncoder(
-        partial(_open_network, partial(on_host, side=pixels), bundle.model("vae_encoder")),
+        partial(
+            _open_network,
+            partial(on_host, side=pixels, precision=precision),
+            bundle.model("vae_encoder"),
+        ),
         bundle.scaling_factor,
         bundle.latent_channels,
     )
@@ -115,12 +129,17 @@ def load_networks(
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.
     deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
+    open_lower = partial(open_part, precision=precision)
     predict = NoisePredictor(
-        _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
+        _open_network(open_lower, graph, deep), partial(open_lower, graph, variant=SHALLOW)
     )
-    decoder = _open_network(open_part, bundle.model("vae_decoder"))
+    decoder = _open_network(open_lower, bundle.model("vae_decoder"))
     executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
-    engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
+    precisions = {"text_encoder": FLOAT32.name}
+    engines = {
+        name: chosen_engine(engine, bundle.model(name), cache, precisions.get(name, precision))
+        for name in COMPONENTS
+    }
     return Networks(executor, encoder, checker, engines)
 
 

@@ -141,9 +141,7 @@ class NoisePredictor:
             each.trajectory.timestep(each.timestep, each.job.images if shared else each.rows)
             for each in group
         ]
-        samples = [
-            each.trajectory.sample(each.index, each.guided and not shared) for each in group
-        ]
+        samples = [each.trajectory.sample(each.index, each.guided and not shared) for each in group]
         feeds = {
             "sample": _joined(samples),
             "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],

@@ -31,6 +31,7 @@ from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.loading import load_networks
 from bksdm.runtime.noise import CPU, Seeded
+from bksdm.runtime.precision_choice import precision_for, type_name
 from bksdm.runtime.preview import Preview
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
@@ -48,15 +49,13 @@ from bksdm.runtime.validation import (
     whole,
     writable_place,
 )
-from bksdm.storage.graph_file import GraphFile
+from bksdm.storage.precision import BFLOAT16
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ON_HOST = capabilities(DEFAULT)
 OUTPUT_TYPES = ("pil", "np", "latent")
-OTHER_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
-"""Types as torch calls them too."""
 
 
 class TextToImage(DiffusersNames):
@@ -78,6 +77,8 @@ class TextToImage(DiffusersNames):
         The engine of each network, where they differ.
     gpu : int
         Which one it runs on, if it runs on one.
+    precision : str, optional
+        What the UNet and the VAE compute in; by default the bundle's.
 
     Attributes
     ----------
@@ -95,8 +96,10 @@ class TextToImage(DiffusersNames):
         engine: Capabilities = ON_HOST,
         engines: Mapping[str, str] | None = None,
         gpu: int = FIRST,
+        precision: str | None = None,
     ) -> None:
         self.bundle = bundle
+        self.precision = precision or bundle.precision
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
         self._capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
@@ -113,6 +116,7 @@ class TextToImage(DiffusersNames):
         engine_cache: str | Path | None = None,
         safety_checker: bool = True,
         device: str | None = None,
+        precision: str | None = None,
     ) -> TextToImage:
         """Open a bundle and load its networks.
 
@@ -136,6 +140,10 @@ class TextToImage(DiffusersNames):
             leaves that to the CPU.
         device : str, optional
             Which GPU runs the loop: ``cuda:0`` (the first, and the default), ``cuda:1`` …
+        precision : str, optional
+            What the UNet and the VAE compute in: by default the bundle's own type. A bundle in
+            float32 can be computed in ``bfloat16`` by the engine ``openvino``; see ``docs/cpu.md``
+            for what that costs.
 
         Raises
         ------
@@ -152,14 +160,21 @@ class TextToImage(DiffusersNames):
         bundle = Bundle.of(path)
         engine = engine_for(bundle, engine)
         able = capabilities(engine)
+        precision = precision_for(bundle, precision, able)
         gpu = gpu_index(device, able)
         cache = bundle.path / "engines"
         if engine_cache is not None:
             cache = writable_place("engine_cache", engine_cache)
         networks = load_networks(
-            bundle, engine, threads=threads, cache=cache, checked=wanted, gpu=gpu
+            bundle,
+            engine,
+            threads=threads,
+            cache=cache,
+            checked=wanted,
+            gpu=gpu,
+            precision=precision,
         )
-        return cls(bundle, *networks[:3], able, networks.engines, gpu)
+        return cls(bundle, *networks[:3], able, networks.engines, gpu, precision)
 
     @classmethod
     def from_pretrained(
@@ -180,7 +195,8 @@ class TextToImage(DiffusersNames):
         path : str or Path
             The folder that ``bksdm export`` made of the checkpoint.
         torch_dtype : optional
-            The type of the bundle, by torch's or numpy's name; another one is refused.
+            The type of the bundle, by torch's or numpy's name, or ``bfloat16``, which is the
+            ``precision`` of :meth:`load`; others are refused.
         safety_checker : optional
             None leaves it out.
         engine, threads, engine_cache, device
@@ -201,7 +217,10 @@ class TextToImage(DiffusersNames):
         refuse_unknown(others)
         if safety_checker is not None and not isinstance(safety_checker, bool):
             raise RequestError("safety_checker is the bundle's; None leaves it out")
-        model = cls.load(path, engine, threads, engine_cache, bool(safety_checker), device)
+        precision = BFLOAT16 if type_name(dtype) == BFLOAT16 else None
+        model = cls.load(
+            path, engine, threads, engine_cache, bool(safety_checker), device, precision
+        )
         return model if dtype is None else model.to(dtype)
 
     def to(self, *wanted: Any, **named: Any) -> TextToImage:
@@ -214,15 +233,19 @@ class TextToImage(DiffusersNames):
         """
         device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
         here = f"{device}:{self._gpu}" if self._gpu else device
-        dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
-            name = getattr(value, "__name__", str(value)).removeprefix("torch.")
-            name = OTHER_NAMES.get(name, name)
-            if name in ("auto", "None", dtype, device, f"{device}:{self._gpu}"):
+            name = type_name(value)
+            if name in ("auto", "None", self.precision, device, f"{device}:{self._gpu}"):
                 continue
+            if name == BFLOAT16:
+                raise RequestError(
+                    f"this model computes in {self.precision}, not in bfloat16, which is said when "
+                    "it is loaded: from_pretrained(path, torch_dtype='bfloat16', engine='openvino')"
+                )
             if "float" in name:
                 raise RequestError(
-                    f"this bundle is {dtype}, not {name}; export it with `bksdm export --dtype`"
+                    f"this model is {self.precision}, not {name}; export it with `bksdm export "
+                    "--dtype`"
                 )
             raise RequestError(
                 f"this model runs on {here}, not on {name}; the engine decides when it is "
@@ -453,6 +476,7 @@ class TextToImage(DiffusersNames):
             nsfw_content_detected=unfit,
             seconds=seconds,
             engines=dict(self.engines),
+            precision=self.precision,
             array=array,
         )
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import to_pil
+from bksdm.storage.precision import FLOAT32
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +39,8 @@ class Result:
         vae_decoder, to_uint8; vae_encoder where a picture is started from, and safety_checker.
     engines : dict
         The engine that ran each network.
+    precision : str
+        What the UNet and the VAE computed in.
     array : ndarray, float32, optional
         What ``output_type`` asked for in place of pictures.
     """
@@ -48,6 +51,7 @@ class Result:
     nsfw_content_detected: list[bool] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     engines: dict[str, str] = field(default_factory=dict)
+    precision: str = FLOAT32.name
     array: NDArray[np.float32] | None = None
 
     @property

@@ -20,7 +20,7 @@ from bksdm.engines.errors import BundleError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.storage.files import read_regular
 
-FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}
+WEIGHTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8"}
 """onnx.TensorProto's data types of weights."""
 DTYPES = {1: "float32", 10: "float16", 11: "float64", 6: "int32", 7: "int64", 9: "bool"}
 """Those of inputs and outputs."""
@@ -116,7 +116,7 @@ class GraphFile:
 
     @property
     def parameters(self) -> int:
-        """Number of float values in weights."""
+        """Number of values in weights."""
         return sum(self._by_dtype().values())
 
     @property
@@ -137,8 +137,8 @@ class GraphFile:
     def _by_dtype(self) -> Counter[str]:
         counts: Counter[str] = Counter()
         for weight in self.weights:
-            if weight.data_type in FLOATS and weight.is_weight:
-                counts[FLOATS[weight.data_type]] += math.prod(weight.dims)
+            if weight.data_type in WEIGHTS and weight.is_weight:
+                counts[WEIGHTS[weight.data_type]] += math.prod(weight.dims)
         return counts
 
 

@@ -28,3 +28,6 @@ FLOAT32 = Precision("float32", 4, 5e-5)
 FLOAT16 = Precision("float16", 2, 2.5e-2)
 PRECISIONS = {precision.name: precision for precision in (FLOAT32, FLOAT16)}
 """Those that a bundle can be exported in."""
+BFLOAT16, INT8 = "bfloat16", "int8"
+LOWER = (BFLOAT16, INT8)
+"""Those that engines on the CPU compute in, too: the first from a bundle in float32."""

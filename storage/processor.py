@@ -32,6 +32,11 @@ def known_extensions() -> list[str]:
     return [name for name in EXTENSIONS if name in found]
 
 
+def computes_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16, which others only imitate."""
+    return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(known_extensions()))
+
+
 @functools.cache
 def is_zen() -> bool:
     """Return whether the processor is AMD's Zen 3, 4 or 5, whose estimates of roots are known."""
