@@ -28,6 +28,7 @@ COMMANDS = {
     "doctor": "say which engines can be used here, and what the others lack",
     "cache": "list or remove what was stored to start faster",
     "bench": "measure speed, compare measurements and other programs",
+    "quantize": "make a bundle in int8 of one in float32",
     "calibrate": "check whether a model fits into float16",
     "dummy": "write a checkpoint with random weights, for tests",
 }

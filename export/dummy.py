@@ -10,7 +10,7 @@ from typing import Any
 from bksdm.engines.errors import ExportError
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.export.library_errors import library_errors
-from bksdm.export.publishing import publishing, refuse_existing
+from bksdm.storage.publishing import publishing, refuse_existing
 
 _CROSS_DOWN = "CrossAttnDownBlock2D"
 _CROSS_UP = "CrossAttnUpBlock2D"

@@ -20,7 +20,6 @@ from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.preview import write_preview
-from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json
 from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
@@ -29,6 +28,7 @@ from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.loaded_configuration import written_scheduler
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 from bksdm.storage.precision import PRECISIONS, Precision
+from bksdm.storage.publishing import publishing, refuse_existing
 
 
 def export(

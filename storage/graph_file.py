@@ -22,7 +22,10 @@ from bksdm.storage.files import read_regular
 
 WEIGHTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8"}
 """onnx.TensorProto's data types of weights."""
-DTYPES = {1: "float32", 10: "float16", 11: "float64", 6: "int32", 7: "int64", 9: "bool"}
+DTYPES = {
+    **{1: "float32", 10: "float16", 11: "float64"},
+    **{2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"},
+}
 """Those of inputs and outputs."""
 _GRAPH, _OPSET, _FUNCTION = 7, 8, 25
 _NODE, _INITIALIZER, _SPARSE_INITIALIZER = 1, 5, 15

@@ -24,7 +24,7 @@ SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profi
 # What engines and runtime may know of optimize/: its values, and what they ask it to do.
 ASKED = ("rules", "tuned", "preparing", "compose")
 WITHOUT_ONNX = ("models", "storage", "engines", "runtime")
-WHOLE_BUNDLES = ("building.py", "tuning.py", "prepare_bundle.py")
+WHOLE_BUNDLES = ("building.py", "tuning.py", "prepare_bundle.py", "quantizing.py")
 
 
 def imports(path):

@@ -10,8 +10,8 @@ import pytest
 from bksdm.cli import main
 from bksdm.engines.errors import ExportError
 from bksdm.export.dummy import create_dummy
-from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.storage.files import PARTIAL, staged
+from bksdm.storage.publishing import publishing, refuse_existing
 
 
 def publish(target, then):
