@@ -129,11 +129,7 @@ def quantize_bundle(
     extremes = _watch(bundle, prompts, steps, progress)
     with publishing(target) as folder:
         _copy(bundle.path, folder)
-        proto = load_graph(model)
-        weights = read_weights(proto, Composed.of(proto, model).files, "unet")
-        total = sum(1 for _ in products(proto.graph))
-        count = quantize_graph(proto, extremes, lambda name: _stored(proto, weights, name), _keeps)
-        _write(proto, weights, folder / "unet" / model.name)
+        count, kept = _quantize(model, extremes, folder / "unet" / model.name)
         index = read_json(folder / "model_index.json")
         index["_quantized"] = {"precision": INT8, "prompts": list(prompts), "steps": steps}
         write_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
@@ -142,7 +138,20 @@ def quantize_bundle(
         pictures = _compare(bundle, made, prompts, steps=steps, engine=engine, progress=progress)
         shutil.rmtree(folder / "engines", ignore_errors=True)
         sizes = (_bytes(model.parent), _bytes(folder / "unet"))
-    return Quantized(count, total - count, sizes, pictures)
+    return Quantized(count, kept, sizes, pictures)
+
+
+def _quantize(
+    model: Path, extremes: Mapping[str, NDArray[np.float32]], target: Path
+) -> tuple[int, int]:
+    """Write a graph in int8; return how many products are, and how many are not."""
+    proto = load_graph(model)
+    weights = read_weights(proto, Composed.of(proto, model).files, model.parent.name)
+    total = sum(1 for _ in products(proto.graph))
+    count = quantize_graph(proto, extremes, lambda name: _stored(proto, weights, name), _keeps)
+    _narrow(proto, weights)
+    _write(proto, weights, target)
+    return count, total - count
 
 
 def _keeps(weight: str) -> bool:
@@ -220,6 +229,23 @@ def _copy(source: Path, folder: Path) -> None:
             shutil.copytree(source / name, folder / name, ignore=ignored)
     for file in source.glob("*.json"):
         shutil.copyfile(file, folder / file.name)
+
+
+def _narrow(proto: onnx.ModelProto, outside: Mapping[str, Array]) -> None:
+    """Store weights of products that are kept in float16, in place: they need no more."""
+    graph = proto.graph
+    kept = {product.stored for product in products(graph)}
+    stored = {weight.name: weight for weight in graph.initializer}
+    for name in sorted(kept):
+        value = _stored(proto, outside, name)
+        if value.dtype != np.float32 or np.abs(value).max() > np.finfo(np.float16).max:
+            continue
+        stored[name].CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), name))
+        wide = f"{name}:float32"
+        for node in graph.node:
+            node.input[:] = [wide if each == name else each for each in node.input]
+        cast = onnx.helper.make_node("Cast", [name], [wide], to=onnx.TensorProto.FLOAT)
+        graph.node.insert(0, cast)
 
 
 def _stored(proto: onnx.ModelProto, outside: Mapping[str, Array], name: str) -> Array:
