@@ -146,7 +146,7 @@ def _throughput(model: str, steps: int) -> Entry:
     return Entry(f"{model} under load", measure)
 
 
-FAST = tuple(name for name in PEERS if name not in EXACT)
+FAST = tuple(name for name, peer in PEERS.items() if "fast" in peer.options)
 SET = {
     "small-peers": _peers("small", SIDE, 2, rounds=3, repeat=2),
     "small-fast": _peers(

@@ -60,6 +60,8 @@ class Peer:
         Further arguments of its ``load``.
     conversion
         Further arguments of its ``convert``.
+    rounded
+        Whether it computes in less than float32, or may.
     """
 
     folder: str
@@ -68,6 +70,7 @@ class Peer:
     model: str | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     conversion: Mapping[str, object] = field(default_factory=dict)
+    rounded: bool = False
 
 
 REFERENCE = "diffusers"
@@ -81,10 +84,28 @@ PEERS: dict[str, Peer] = {
     },
     "optimum": Peer("optimum"),
     "openvino": Peer("openvino"),
+    "openvino-as-it-comes": Peer(
+        "openvino", model="openvino", options={"exact": False}, rounded=True
+    ),
+    "bksdm-bfloat16": Peer(
+        "bksdm",
+        model="bksdm",
+        options={"engine": "openvino", "precision": "bfloat16"},
+        rounded=True,
+    ),
+    "bksdm-int8": Peer(
+        "bksdm",
+        source="bksdm",
+        options={"engine": "openvino", "precision": "int8"},
+        conversion={"precision": "int8"},
+        rounded=True,
+    ),
     "mnn": Peer("mnn", ("unet", "vae_decoder"), source="optimum"),
     "stable-diffusion-cpp": Peer("stable-diffusion-cpp", ("picture",)),
 }
-EXACT = tuple(name for name, peer in PEERS.items() if "fast" not in peer.options)
+EXACT = tuple(
+    name for name, peer in PEERS.items() if "fast" not in peer.options and not peer.rounded
+)
 """Peers that all do exactly the same work."""
 _HALF = {"device": "cuda", "dtype": "float16"}
 PEERS_ON_CUDA: dict[str, Peer] = {
@@ -287,7 +308,8 @@ def write_feeds(task: Task, folder: Path) -> dict[str, Path]:
     texts = generator.standard_normal((2, 77, config["cross_attention_dim"]), np.float32)
     feeds: dict[str, dict[str, Any]] = {
         "unet": {
-            "sample": pair,
+            # With guidance the two rows differ in their text alone.
+            "sample": np.repeat(pair[:1], 2, axis=0),
             "timestep": np.full(2, 500, np.float32),
             "encoder_hidden_states": texts,
         },

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bksdm.benchmarks.side_by_side import REFERENCE, STAGES
+from bksdm.benchmarks.side_by_side import PEERS, REFERENCE, STAGES, peers_on
 from bksdm.benchmarks.statistics import Summary, ratio_of_medians
 from bksdm.cli.text import printable
 
@@ -248,27 +248,33 @@ def _shortcuts(record: Record) -> list[Table]:
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
     on_gpu = task.get("device", "cpu") == "cuda"
-    precision = f"on a GPU, float16 but for {REFERENCE}" if on_gpu else "float32"
-    work = f"{task['checkpoint']}, {task['width']}×{task['height']}, {precision}"
-    titles = {
-        "unet": f"UNet, batch of 2, {work}",
-        "vae_decoder": f"VAE decoder, {work}",
-        "picture": f"Picture, {task['steps']} steps of Euler with guidance, {work}",
-    }
-    return [
-        *(
-            _peer_stage(record, stage, titles[stage])
+    known = peers_on(task.get("device", "cpu"))
+    exact = {name for name in record["peers"] if name not in known or not known[name].rounded}
+    rounded = {*record["peers"]} - exact
+    groups = {f"on a GPU, float16 but for {REFERENCE}" if on_gpu else "float32": exact}
+    if rounded:
+        groups["as it comes, or told to round"] = rounded
+    tables = []
+    for precision, names in groups.items():
+        work = f"{task['checkpoint']}, {task['width']}×{task['height']}, {precision}"
+        titles = {
+            "unet": f"UNet, batch of 2, {work}",
+            "vae_decoder": f"VAE decoder, {work}",
+            "picture": f"Picture, {task['steps']} steps of Euler with guidance, {work}",
+        }
+        tables += [
+            _peer_stage(record, stage, titles[stage], names)
             for stage in STAGES
-            if any(stage in peer["stages"] for peer in record["peers"].values())
-        ),
-        _peer_conversions(record, f"Conversion of {task['checkpoint']}"),
-    ]
+            if any(stage in record["peers"][name]["stages"] for name in names)
+        ]
+    return [*tables, _peer_conversions(record, f"Conversion of {task['checkpoint']}")]
 
 
-def _peer_stage(record: Record, stage: str, title: str) -> Table:
+def _peer_stage(record: Record, stage: str, title: str, names: Collection[str]) -> Table:
     entries = {
         name: peer["stages"].get(stage, {"reason": peer.get("reason", "not one of its stages")})
         for name, peer in record["peers"].items()
+        if name in names
     }
     ran = {name: entry for name, entry in entries.items() if "samples" in entry}
     others = {
@@ -327,8 +333,8 @@ def _distance(name: str, found: Mapping[str, float], stage: str) -> str:
 def _peer_conversions(record: Record, title: str) -> Table:
     rows = []
     for name, peer in record["peers"].items():
-        if name.startswith("bksdm-"):
-            # It runs what bksdm converted.
+        if name in PEERS and PEERS[name].model is not None:
+            # It runs what another converted.
             continue
         if "converted" not in peer:
             rows.append((name, "–", "–", "–", peer["reason"]))

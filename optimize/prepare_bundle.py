@@ -19,6 +19,7 @@ from bksdm.optimize.clip_skip import skips_layers
 from bksdm.optimize.cuda_kernels import take_census
 from bksdm.optimize.graph import load_graph
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.precision_choice import precision_of
 from bksdm.storage.files import remove_unused
 from bksdm.storage.graph_cache import is_whole, stored_graphs
 from bksdm.storage.places import engines_folder
@@ -35,7 +36,8 @@ def prepare_bundle(
 ) -> Path:
     """Rewrite all graphs for an engine, store them, and return their folder.
 
-    Those of every option are made, ``clip_skip`` beyond 1 and pictures of a few rows aside.
+    Those of every option are made, but for ``clip_skip`` beyond 1, bfloat16, and pictures of a few
+    rows.
 
     Parameters
     ----------
@@ -99,7 +101,10 @@ def _make(
         opened = open_prepared(graph(model), cache, lambda prepared: prepared)
         note = str(take_census(onnx.load_from_string(opened.content)))
     else:
-        opened = open_engine(engine, model, None, cache=cache, side=side, variant=variant)
+        precision = precision_of(network, bundle.precision)
+        opened = open_engine(
+            engine, model, None, cache=cache, side=side, variant=variant, precision=precision
+        )
     name = f"{network}-{variant}" if variant else network
     if name not in {graph.network for graph in stored_graphs(cache)}:
         raise EngineError(f"{name}: cannot be stored in {cache}; make room there, or remove it")

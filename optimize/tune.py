@@ -25,6 +25,7 @@ from bksdm.optimize.graph import load_graph
 from bksdm.optimize.rules import PLAIN, MadeFor, Timing
 from bksdm.optimize.tiles import Tile
 from bksdm.optimize.tuned import Tuned
+from bksdm.storage.precision import FLOAT32
 
 ROUNDS = 5
 # Where the model of costs expects less of the fastest form, no time is spent on measuring.
@@ -42,6 +43,7 @@ def tune(
     feeds: Mapping[str, Array],
     progress: Progress = lambda phase, done, total: None,
     clock: Clock = time.perf_counter,
+    precision: str = FLOAT32.name,
 ) -> dict[str, Tuned]:
     """Return the fastest way to run a network on each engine.
 
@@ -61,6 +63,8 @@ def tune(
         Called with a phase, and how many of its steps are done and there are.
     clock : callable
         Returns seconds.
+    precision : str
+        What the engines compute in.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def tune(
     """
     found = {}
     for name in engines:
-        load = partial(make_engine, name, model, threads, None)
+        load = partial(make_engine, name, model, threads, None, precision=precision)
         batch = max(len(array) for array in feeds.values())
         candidates = _candidates(
             model, name, side, threads=threads, batch=batch, progress=progress, clock=clock
@@ -81,7 +85,10 @@ def tune(
             one, two = race([load(fastest), load(other)], feeds, shown, clock)
             fastest = other if two < one else fastest
         found[name] = fastest
-    loaded = [make_engine(name, model, threads, None, made_for) for name, made_for in found.items()]
+    loaded = [
+        make_engine(name, model, threads, None, made_for, precision=precision)
+        for name, made_for in found.items()
+    ]
     seconds = race(loaded, feeds, partial(progress, " and ".join(found)), clock)
     return {
         name: Tuned(taken, made_for)

@@ -14,6 +14,7 @@ from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.network_tensors import require_names
+from bksdm.runtime.precision_choice import precision_of
 from bksdm.runtime.validation import MAX_THREADS, whole
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
@@ -85,7 +86,15 @@ def tune_bundle(
         def told(phase: str, done: int, total: int, network: str = network) -> None:
             progress(network, phase, done, total)
 
-        found[network] = tune(model, names, side, threads=threads, feeds=feeds, progress=told)
+        found[network] = tune(
+            model,
+            names,
+            side,
+            threads=threads,
+            feeds=feeds,
+            progress=told,
+            precision=precision_of(network, bundle.precision),
+        )
         measured(network, found[network])
     settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
     stored = write_tuned(engines_folder(bundle.path), models, found, settings, version_of)

@@ -16,11 +16,11 @@ from bksdm.runtime.executor import Executor
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
+from bksdm.runtime.precision_choice import precision_of
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
-from bksdm.storage.precision import FLOAT32
 
 
 class Networks(NamedTuple):
@@ -70,8 +70,7 @@ def load_networks(
     gpu : int
         Which one, for an engine on a GPU.
     precision : str
-        The type that networks compute in; the text encoder, whose errors are in every step, and
-        the safety checker compute in no less than the bundle's.
+        The type that networks compute in where they can, see :func:`precision_of`.
 
     Raises
     ------
@@ -135,9 +134,8 @@ def load_networks(
     )
     decoder = _open_network(open_lower, bundle.model("vae_decoder"))
     executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
-    precisions = {"text_encoder": FLOAT32.name}
     engines = {
-        name: chosen_engine(engine, bundle.model(name), cache, precisions.get(name, precision))
+        name: chosen_engine(engine, bundle.model(name), cache, precision_of(name, precision))
         for name in COMPONENTS
     }
     return Networks(executor, encoder, checker, engines)

@@ -10,6 +10,7 @@ from bksdm.engines.registry import AUTO, backend
 from bksdm.optimize.rules import MadeFor
 from bksdm.runtime.bundle import Bundle
 from bksdm.storage.graph_file import GraphFile
+from bksdm.storage.precision import INT8
 
 # What Python and the libraries take.
 PROCESS_BYTES = 120 * 10**6
@@ -47,8 +48,9 @@ def needed_bytes(
     denoising = rows * height * width * (UNET_BYTES + UNET_BYTES_PER_CHANNEL * unet[0])
     maps = DECODER_MAPS_IN_TILES if row_tiles else DECODER_MAPS
     decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
-    weights = FLOAT_BYTES * sum(
-        GraphFile.read(bundle.model(name)).parameters for name in bundle.components[:3]
+    graphs = [GraphFile.read(bundle.model(name)) for name in bundle.components[:3]]
+    weights = sum(
+        graph.parameters * (1 if graph.dtype == INT8 else FLOAT_BYTES) for graph in graphs
     )
     return int(PROCESS_BYTES + weights + max(denoising, decoding))
 

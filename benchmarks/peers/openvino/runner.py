@@ -1,4 +1,4 @@
-"""OpenVINO: networks converted by optimum-intel, pictures by OpenVINO GenAI, float32."""
+"""OpenVINO: networks converted by optimum-intel, pictures by OpenVINO GenAI."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def convert(source: str, folder: str) -> None:
     main()
 
 
-def load(stage: str, source: str, folder: str, threads: int) -> Run:
-    """Compile one network, or open the pipeline; in float32 whatever the processor offers."""
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+def load(stage: str, source: str, folder: str, threads: int, exact: bool = True) -> Run:
+    """Compile one network, or open the pipeline.
+
+    In float32 whatever the processor offers, or in what OpenVINO chooses for it.
+    """
+    options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    if exact:
+        options["INFERENCE_PRECISION_HINT"] = "f32"
     if stage == "picture":
         return _pipeline(folder, options)
     import openvino
