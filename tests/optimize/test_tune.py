@@ -40,9 +40,9 @@ def opened(monkeypatch):
     made = []
     real = registry.make_engine
 
-    def make(name, model, threads, cache, made_for, variant=""):
+    def make(name, model, threads, cache, made_for, variant="", precision="float32"):
         made.append((model.parent.name, name, made_for))
-        return real(name, model, threads, cache, made_for, variant)
+        return real(name, model, threads, cache, made_for, variant, precision)
 
     monkeypatch.setattr(registry, "make_engine", make)
     return made
@@ -78,7 +78,7 @@ def stopwatch(monkeypatch):
         watch.now += len(self.outputs) * self.cost
         return real(self, feeds)
 
-    def make(name, model, threads, cache, made_for, variant=""):
+    def make(name, model, threads, cache, made_for, variant="", precision="float32"):
         engine = onnxruntime.OnnxRuntimeEngine(model, threads, cache, made_for)
         proto = load_graph(model)
         # What transforms filters tells the form.
