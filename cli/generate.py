@@ -151,7 +151,7 @@ def _draw(options: argparse.Namespace) -> int:
         warn_of_unknown,
     )
     from bksdm.cli.progress import counted, progress
-    from bksdm.cli.recorded import Recorder, spelled
+    from bksdm.runtime.recorded import Recorder, spelled
     from bksdm.cli.step_pictures import StepPictures
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bksdm.cli.outputs import numbered
-from bksdm.cli.recorded import pixel_digest, spelled
+from bksdm.runtime.recorded import pixel_digest, spelled
 from bksdm.cli.text import UNSEEN
 from bksdm.engines.errors import BksdmError
 from bksdm.models import bundle_folder

@@ -33,12 +33,15 @@ class Capabilities:
         Whether a text encoder can be told which tokens are padding.
     on_device : bool
         Whether the whole loop runs on a GPU.
+    concurrent : bool
+        Whether threads run a network at the same time, rather than one after the other.
     """
 
     name: str
     feature_reuse: bool = False
     attention_mask: bool = True
     on_device: bool = False
+    concurrent: bool = False
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def _open_network(
 
 BACKENDS = (
     Backend(
-        Capabilities("onnxruntime", feature_reuse=True),
+        Capabilities("onnxruntime", feature_reuse=True, concurrent=True),
         PACKAGES,
         "cpu",
         RULES,

@@ -25,7 +25,7 @@ DRAWN = ("engine", "safety_checker", "version")
 
 
 class Recorder:
-    """Makes the records of the pictures of one command.
+    """Makes the records of pictures.
 
     Parameters
     ----------
