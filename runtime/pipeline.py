@@ -82,6 +82,8 @@ class TextToImage(DiffusersNames):
 
     Attributes
     ----------
+    capabilities : Capabilities
+        What the engine can do.
     _interrupt : bool
         As in diffusers: set to True, it makes the latents so far the result of every call that is
         under way; the next call begins with False.
@@ -99,7 +101,7 @@ class TextToImage(DiffusersNames):
     ) -> None:
         self.bundle = bundle
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
-        self._capabilities, self._gpu = engine, gpu
+        self.capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
         self._interrupt = False
         self._encoder = encoder
@@ -213,7 +215,7 @@ class TextToImage(DiffusersNames):
         RequestError
             It has others: an engine is chosen when a model is loaded, a type when it is exported.
         """
-        device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        device = "cpu" if self.capabilities.name in (*cpu_engines(), AUTO) else "cuda"
         here = f"{device}:{self._gpu}" if self._gpu else device
         dtype = str(GraphFile.read(self.bundle.model("unet")).inputs["sample"].dtype)
         for value in (*wanted, *named.values()):
@@ -354,10 +356,10 @@ class TextToImage(DiffusersNames):
         if callback_on_step_end is None:
             result = self.generate(request, on_step, output_type=output)
         else:
-            if self._capabilities.on_device:
+            if self.capabilities.on_device:
                 raise RequestError(
                     f"callback_on_step_end may change the latents, which the engine "
-                    f"{self._capabilities.name} cannot; use on_step, which sees every step"
+                    f"{self.capabilities.name} cannot; use on_step, which sees every step"
                 )
             run = Run(self, request)
             changed = StepEnd(run, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -381,7 +383,7 @@ class TextToImage(DiffusersNames):
         RequestError, SamplerError
             The bundle or the engine cannot do what is asked for.
         """
-        return Request.resolve(self.bundle, self._capabilities, config, **inputs)
+        return Request.resolve(self.bundle, self.capabilities, config, **inputs)
 
     def generate(
         self,
