@@ -11,6 +11,8 @@ from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.sampling import Step, Watch
 from bksdm.serve.ticket import Ticket
 
+ON_HOST = "the server runs networks on the host: --engine onnxruntime, openvino or auto"
+
 
 def host_executor(model: TextToImage) -> HostExecutor:
     """Return what runs a model's networks on host arrays.
@@ -22,9 +24,7 @@ def host_executor(model: TextToImage) -> HostExecutor:
     """
     executor = model.executor
     if not isinstance(executor, HostExecutor):
-        raise EngineError(
-            "the server runs onnxruntime, openvino and auto; it does not drive the GPU's loop yet"
-        )
+        raise EngineError(ON_HOST)
     return executor
 
 

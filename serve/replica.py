@@ -13,7 +13,7 @@ from bksdm.engines.errors import BksdmError, EngineError, NonFiniteError
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.serve.drawing import Drawing, host_executor
-from bksdm.serve.errors import EngineFailed, TooLate, Withdrawn
+from bksdm.serve.errors import EngineFailed, TooLate
 from bksdm.serve.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ class Replica(threading.Thread):
         """Let go of what nobody wants any more."""
         now = time.monotonic()
         for ticket in list(self.tickets):
-            if ticket.cancelled:
-                self._end(ticket, Withdrawn("cancelled"))
+            if ticket.withdrawn is not None:
+                self._end(ticket, ticket.withdrawn)
             elif ticket.late(now):
                 told = f"not ready in time; {ticket.step} of {ticket.plan.evaluations} steps ran"
                 self._end(ticket, TooLate(told))

@@ -19,6 +19,7 @@ from bksdm.serve.waiting import Waiting
 
 MOST_WAITING = 4096
 """Requests, however little work they are: each holds memory."""
+STOPPING = "the server is stopping; send it to another one"
 STUCK_SECONDS = 300.0
 """Of one turn, after which an engine thread counts as hung."""
 
@@ -114,7 +115,7 @@ class Scheduler:
 
     def _require_room(self, ticket: Ticket) -> None:
         if self._closed or self._failure is not None:
-            raise Unavailable(self._failure or "the server is stopping; send it to another one")
+            raise Unavailable(self._failure or STOPPING)
         own = self.left(ticket)
         backlog = self._seconds(sum(map(self.left, self._waiting)))
         over = backlog + self._seconds(own) - self._queue_seconds
@@ -156,9 +157,9 @@ class Scheduler:
     def cancel(self, ticket: Ticket) -> None:
         """Let go of a ticket: at once if it waits, else before the next step."""
         with self._changed:
-            ticket.cancelled = True
+            ticket.withdrawn = Withdrawn("cancelled")
             if self._waiting.remove(ticket):
-                self.end(ticket, Withdrawn("cancelled"))
+                self.end(ticket, ticket.withdrawn)
 
     def end(self, ticket: Ticket, error: Exception | None = None) -> None:
         """Tell a ticket why it failed, if it did, and the observer that it ended."""
@@ -285,10 +286,11 @@ class Scheduler:
             while not self.idle and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
             done = self.idle
-            self._end_waiting(Unavailable("the server is stopping; send it to another one"))
+            stopping = Unavailable(STOPPING)
+            self._end_waiting(stopping)
             for replica in self._replicas:
                 for ticket in replica.tickets:
-                    ticket.cancelled = True
+                    ticket.withdrawn = ticket.withdrawn or stopping
         return done
 
     def close(self) -> None:

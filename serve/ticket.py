@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
+from bksdm.serve.errors import ServeError
 from bksdm.serve.plan import Plan
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Ticket:
         Where it is done.
     error : Exception or None
         Where it failed.
+    withdrawn : ServeError or None
+        Why it has to end before the next step.
     queued : float
         Seconds from arrival to the first evaluation; so far, while it waits.
     """
@@ -77,7 +80,7 @@ class Ticket:
         self.previews: list[StepPicture] = []
         self.result: Result | None = None
         self.error: Exception | None = None
-        self.cancelled = False
+        self.withdrawn: ServeError | None = None
         self.interrupted = False
         self.drawing: Drawing | None = None
         self.order = (-priority, next(_numbers))
@@ -97,6 +100,11 @@ class Ticket:
         until = self._begun or self._ended or time.monotonic()
         return until - self.arrived
 
+    @property
+    def seconds(self) -> float:
+        """Seconds since it arrived, or until it ended."""
+        return (self._ended or time.monotonic()) - self.arrived
+
     def late(self, now: float) -> bool:
         """Return whether its time is over."""
         return self.deadline is not None and now > self.deadline
@@ -105,9 +113,16 @@ class Ticket:
         """Make the latents so far the result, as diffusers' ``_interrupt`` does."""
         self.interrupted = True
 
-    def listen(self, listener: Callable[[], object]) -> None:
-        """Have a function called at every change, in the thread that makes it; it must not wait."""
+    def listen(self, listener: Callable[[], object]) -> Callable[[], None]:
+        """Have a function called at every change, in the thread that makes it; it must not wait.
+
+        Returns
+        -------
+        callable
+            Ends that.
+        """
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def wait(self, timeout: float | None = None) -> Result:
         """Return the result when it is there.
@@ -161,5 +176,5 @@ class Ticket:
         self._tell()
 
     def _tell(self) -> None:
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener()

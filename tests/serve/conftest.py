@@ -8,6 +8,8 @@ from bksdm import TextToImage
 from bksdm.serve.costs import Costs
 from bksdm.serve.scheduler import Layout, Scheduler
 
+from .app import Running
+
 
 @pytest.fixture(scope="session")
 def model():
@@ -28,3 +30,11 @@ def schedule(model):
     yield make
     for scheduler in opened:
         scheduler.close()
+
+
+@pytest.fixture(scope="session")
+def running():
+    """Return a server of the built-in model."""
+    found = Running()
+    yield found
+    found.stop()

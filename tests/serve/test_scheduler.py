@@ -315,5 +315,5 @@ def test_what_is_not_done_in_time_is_handed_back(model, schedule):
     assert not scheduler.drain(0.1)
     with pytest.raises(Unavailable):
         tickets[1].wait(0)
-    with pytest.raises(Withdrawn):
+    with pytest.raises(Unavailable):
         tickets[0].wait(10)
