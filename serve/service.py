@@ -164,14 +164,16 @@ class Service:
         check_size(request.config.width, request.config.height, limits)
         shown = _shown_after(served, len(request.table), order.previews)
         ticket = Ticket(request, caller.priority, order.timeout, shown)
+        if self.models.loaded.get(name) is not served:
+            # Let go of meanwhile, for another model.
+            served = await self.models.get(name)
         served.scheduler.submit(ticket)
         return Draft(ticket, name, served, order)
 
     @property
     def ready(self) -> bool:
         """Whether it takes orders."""
-        loaded = self.models.default in self.models.loaded
-        return loaded and not self.stopping and self.models.failure is None
+        return bool(self.models.loaded) and not self.stopping and self.models.failure is None
 
     async def stop(self) -> bool:
         """Take no more orders, and return whether those that were there ended in time."""
