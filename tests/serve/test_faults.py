@@ -57,10 +57,18 @@ ANYTHING = st.recursive(
     PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
 )
 FIELDS = {
-    "/v1/jobs": ["model", "image", "mask", "output_format", "quality", "timeout", "previews"] + list(OPTIONS),
-    "/v1/images/generations": ["n", "size", "response_format", "output_compression", "user", "stream"]
-    + list(OPTIONS),
-    "/sdapi/v1/txt2img": ["prompt", "seed", "steps", "sampler_name", "scheduler", "batch_size", "n_iter", "eta", "width", "height", "cfg_scale", "override_settings", "styles", "subseed_strength", "send_images"],
+    "/v1/jobs": [
+        *OPTIONS,
+        *("model", "image", "mask", "output_format", "quality", "timeout", "previews"),
+    ],
+    "/v1/images/generations": [
+        *OPTIONS,
+        *("n", "size", "response_format", "output_compression", "user", "stream"),
+    ],
+    "/sdapi/v1/txt2img": [
+        *("prompt", "seed", "steps", "sampler_name", "scheduler", "batch_size", "n_iter", "eta"),
+        *("width", "height", "cfg_scale", "override_settings", "styles", "send_images"),
+    ],
     "/sdapi/v1/img2img": ["prompt", "init_images", "mask", "mask_blur", "denoising_strength"],
     "/sdapi/v1/options": ["sd_model_checkpoint", "randn_source", "x"],
     "/sdapi/v1/png-info": ["image"],
