@@ -35,20 +35,17 @@ class Plan:
         """Return the plan of a request."""
         total, (images, _, height, width) = len(request.table), request.shape
         guidance, interval = request.guidance, request.cache_interval
-        rows = np.array(
-            [
-                images * (2 if guidance is not None and guidance.at(index, total) else 1)
-                for index in range(total)
-            ],
-            np.int64,
-        )
-        reused = np.arange(total) % interval > 0
-        return cls(
-            height * width,
-            images,
-            _left(np.where(reused, 0, rows)),
-            _left(np.where(reused, rows, 0)),
-        )
+        whole, shallow = np.zeros((2, total), np.int64)
+        known = 0
+        for index in range(total):
+            guided = guidance is not None and guidance.at(index, total)
+            rows = images * (2 if guided else 1)
+            # As of NoisePredictor: features of fewer rows cannot be reused.
+            if index % interval == 0 or known < rows:
+                whole[index] = known = rows
+            else:
+                shallow[index] = rows
+        return cls(height * width, images, _left(whole), _left(shallow))
 
     @property
     def evaluations(self) -> int:

@@ -33,6 +33,8 @@ REASONS = {
     "installs packages",
     "downloads a model",
     "needs a GPU",
+    "serves until it is stopped",
+    "needs a server",
     "takes minutes and a quiet machine",
 }
 STAND_INS = {
