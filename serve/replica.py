@@ -64,15 +64,22 @@ class Replica(threading.Thread):
 
     def run(self) -> None:
         """Take turns until the scheduler ends."""
+        try:
+            self._take_turns()
+        except Exception as error:
+            # Nobody may wait for a thread that is gone.
+            LOG.exception("engine thread ended")
+            self._end_all()
+            self._scheduler.fail(error)
+
+    def _take_turns(self) -> None:
         while (admitted := self._scheduler.admit(self)) is not None:
             try:
                 self._turn(admitted)
             except Exception as error:
                 # Whatever it is, its clients hear of it, and the thread goes on with a new engine.
                 LOG.exception("engine failed")
-                told = "the engine failed while these pictures were made; send it again"
-                for ticket in list(self.tickets):
-                    self._end(ticket, EngineFailed(told))
+                self._end_all()
                 self._scheduler.recover(self, error)
 
     def _turn(self, admitted: Sequence[Ticket]) -> None:
@@ -157,6 +164,11 @@ class Replica(threading.Thread):
         self._scheduler.observer.decoded(seconds)
         if drawing.ticket.ended:
             self._end(drawing.ticket)
+
+    def _end_all(self) -> None:
+        told = "the engine failed while these pictures were made; send it again"
+        for ticket in list(self.tickets):
+            self._end(ticket, EngineFailed(told))
 
     def _end(self, ticket: Ticket, error: Exception | None = None) -> None:
         self._scheduler.leave(self, ticket)

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bksdm.engines.errors import BksdmError
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.serve.costs import WEIGHT, Costs
 from bksdm.serve.drawing import host_executor
@@ -120,14 +119,16 @@ class Scheduler:
         backlog = self._seconds(sum(map(self.left, self._waiting)))
         over = backlog + self._seconds(own) - self._queue_seconds
         if len(self._waiting) and (over > 0 or len(self._waiting) >= MOST_WAITING):
-            after = max(over, 0.0)
-            raise Refused(f"the queue is full; send it again in {after:.1f} s", after)
+            room = max(over, 0.0)
+            raise Refused(f"the queue is full; send it again in {room:.1f} s", room)
         if ticket.deadline is not None:
             needed = self.estimate(ticket)
-            if time.monotonic() + needed > ticket.deadline:
-                raise TooLate(
-                    f"it would be ready in {needed:.1f} s, later than timeout allows", needed
-                )
+            late = time.monotonic() + needed - ticket.deadline
+            if late > 0:
+                # Drawn alone, it would be in time, or never is.
+                after = late if own / self._efficiency < needed - late else None
+                told = f"it would be ready in {needed:.1f} s, later than timeout allows"
+                raise TooLate(told, after)
 
     def left(self, ticket: Ticket) -> float:
         """Return the seconds of work that are left of a ticket, for one replica."""
@@ -250,20 +251,22 @@ class Scheduler:
                 replica.model = self.model
                 return
             if self._restarted:
-                self._fail(error)
+                self.fail(error)
                 return
             self._restarted = True
             self.observer.restarted()
             try:
                 replica.model = self._load()
-            except (BksdmError, OSError, MemoryError) as failure:
+            except Exception as failure:
+                # Whatever an engine raises: nobody may wait for one that is gone.
                 LOG.exception("engine cannot be loaded again")
-                self._fail(failure)
+                self.fail(failure)
                 return
             if shared:
                 self.model = replica.model
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Take no more tickets, and tell those that wait, because there is no engine any more."""
         with self._changed:
             self._failure = f"the engine has failed ({type(error).__name__}); restart the server"
             self._end_waiting(Unavailable(self._failure))

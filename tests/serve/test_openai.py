@@ -158,7 +158,8 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(client):
             prompt="a dog", extra_body={"timeout": 0.05, "num_inference_steps": 200}
         )
     assert refused.value.status_code == 504
-    assert float(refused.value.response.headers["retry-after-ms"]) > 50
+    # However idle the server is, it takes longer.
+    assert "retry-after-ms" not in refused.value.response.headers
     assert time.monotonic() - start < 2
 
 

@@ -176,10 +176,21 @@ def test_deadlines(model, schedule):
     turns = Turns()
     scheduler = schedule(batch=1, observer=turns)
     # 64 latent pixels take 5 ms a row to begin with: 500 steps take 5 s.
-    with pytest.raises(TooLate, match="later than timeout") as refused:
+    with pytest.raises(TooLate, match=r"ready in [45]\.\d s, later than timeout") as refused:
         scheduler.submit(ticket(model, steps=500, timeout=1.0))
-    assert refused.value.retry_after == pytest.approx(5, rel=0.2)
+    assert refused.value.retry_after is None
     assert turns.codes == ["deadline"]
+    before = [ticket(model, steps=200) for _ in range(4)]
+    for one in before:
+        scheduler.submit(one)
+    while before[0].step < 1:
+        time.sleep(0.001)
+    with pytest.raises(TooLate) as refused:
+        scheduler.submit(ticket(model, steps=100, timeout=3.0))
+    # Three of 2 s go first, and it takes 1 s, of which 3 s are given; but costs are measured.
+    assert 0 < refused.value.retry_after < 8
+    for one in before:
+        scheduler.cancel(one)
     late = ticket(model, steps=500, timeout=1000)
     scheduler.submit(late)
     while late.step < 2:
@@ -317,3 +328,18 @@ def test_what_is_not_done_in_time_is_handed_back(model, schedule):
         tickets[1].wait(0)
     with pytest.raises(Unavailable):
         tickets[0].wait(10)
+
+
+def test_nobody_waits_for_an_engine_that_cannot_be_loaded_again(model, schedule):
+    calls = [True]
+    loads = iter([Failing(model, calls)])
+    scheduler = schedule(batch=1, load=lambda: next(loads))
+    tickets = [ticket(model) for _ in range(3)]
+    for one in tickets:
+        scheduler.submit(one)
+    with pytest.raises(EngineFailed):
+        tickets[0].wait(10)
+    for one in tickets[1:]:
+        with pytest.raises(Unavailable, match="StopIteration"):
+            one.wait(10)
+    assert scheduler.failure
