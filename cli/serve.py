@@ -22,7 +22,7 @@ from bksdm.models import EMOJI
 EXAMPLES = """examples:
   bksdm serve
   bksdm serve small/ photo/ --host 0.0.0.0 --api-key-file keys
-  bksdm serve small/ --replicas 4 --threads 1 --max-batch 2 --queue 120
+  bksdm serve small/ --replicas 4 --threads 1 --max-batch 2 --queue 60
   curl localhost:8000/v1/images/generations -d '{"prompt": "a red apple"}'
 """
 
@@ -71,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--queue",
         type=real,
-        default=60.0,
+        default=300.0,
         metavar="SECONDS",
-        help="most work that waits for a model; what is beyond is refused with 429 (default: 60)",
+        help="most work that waits for a model; what is beyond is refused with 429 (default: 300)",
     )
     parser.add_argument(
         "--memory",

@@ -33,6 +33,8 @@ class Served:
     ----------
     bundle : Bundle
         Its files.
+    digest : str
+        Of its files.
     scheduler : Scheduler
         Draws with it.
     needed : int
@@ -41,8 +43,9 @@ class Served:
         ``time.monotonic()`` when it was last asked for.
     """
 
-    def __init__(self, bundle: Bundle, scheduler: Scheduler, needed: int) -> None:
-        self.bundle, self.scheduler, self.needed = bundle, scheduler, needed
+    def __init__(self, bundle: Bundle, digest: str, scheduler: Scheduler, needed: int) -> None:
+        self.bundle, self.digest = bundle, digest
+        self.scheduler, self.needed = scheduler, needed
         self.used = time.monotonic()
 
 
@@ -130,7 +133,8 @@ class Models:
         needed = needed_bytes(bundle, shape, guided=True)
         await self._make_room(name, needed)
         scheduler = await asyncio.to_thread(self._scheduler, name, bundle)
-        return Served(bundle, scheduler, needed)
+        digest = await asyncio.to_thread(bundle.digest)
+        return Served(bundle, digest, scheduler, needed)
 
     async def _make_room(self, name: str, needed: int) -> None:
         """Let go of models that nobody uses, the one that was asked for longest ago first."""

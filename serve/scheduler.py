@@ -72,7 +72,7 @@ class Scheduler:
         load: Callable[[], TextToImage],
         layout: Layout,
         costs: Costs,
-        queue_seconds: float = 60.0,
+        queue_seconds: float = 300.0,
         observer: Observer | None = None,
         first: TextToImage | None = None,
     ) -> None:

@@ -20,6 +20,8 @@ LOG = logging.getLogger("bksdm.serve")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 BACKLOG = 2048
 """Connections that wait to be taken."""
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients and proxies keep idle connections: who closes first loses no request."""
 CLOSING_SECONDS = 5
 """For answers that are being sent when everything is drawn."""
 
@@ -51,6 +53,7 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_graceful_shutdown=CLOSING_SECONDS,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
             )
         )
 

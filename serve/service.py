@@ -87,7 +87,7 @@ class Draft:
     def _recorder(self) -> Recorder:
         sent = {"image": self.order.image, "mask": self.order.mask}
         paths = {name: None if p is None else Path(name) for name, p in sent.items()}
-        return Recorder(self.served.bundle, paths, sent, self.order.output)
+        return Recorder(self.served.bundle, paths, sent, self.order.output, self.served.digest)
 
     async def files(self) -> list[File]:
         """Return the finished pictures as files.

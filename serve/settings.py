@@ -73,7 +73,7 @@ class Settings:
     engine_cache: Path | None = None
     safety_checker: bool = True
     wanted: Wanted = field(default_factory=Wanted)
-    queue_seconds: float = 60.0
+    queue_seconds: float = 300.0
     memory_bytes: int | None = None
     limits: Limits = field(default_factory=Limits)
     grace_seconds: float = 30.0

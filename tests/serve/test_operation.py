@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import hashlib
 import io
 import json
 import logging
+import random
 import socket
 import struct
 import time
 import zlib
+from collections import Counter
 
 import httpx
 import pytest
@@ -255,3 +258,38 @@ def test_a_model_that_does_not_fit_is_refused():
     models = Models({"emoji": EMOJI}, Settings(wanted=WANTED, memory_bytes=1000))
     with pytest.raises(Unavailable, match=r"model emoji takes about .* GB, more than"):
         asyncio.run(models.get())
+
+
+@pytest.mark.slow
+def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind():
+    server = Running(Settings(wanted=WANTED, queue_seconds=1))
+    chance = random.Random(0)
+    answers = Counter()
+    body = {**SMALL, "num_inference_steps": 20}
+
+    async def client(http, stream):
+        await asyncio.sleep(chance.uniform(0, 20))
+        try:
+            post = http.post("/v1/images/generations", json={**body, "stream": stream})
+            answer = await asyncio.wait_for(post, chance.uniform(0, 0.5))
+            answers[answer.status_code] += 1
+        except TimeoutError:
+            answers["left"] += 1
+
+    async def clients():
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as http:
+            await asyncio.gather(*(client(http, k % 2 == 0) for k in range(1000)))
+
+    asyncio.run(clients())
+    scheduler = server.until_idle()
+    assert sum(answers.values()) == 1000
+    assert set(answers) <= {200, 429, "left"}
+    assert answers["left"] > 100
+    assert scheduler.running == scheduler.waiting == 0
+    assert httpx.post(f"{server.url}/v1/images/generations", json=SMALL).status_code == 200
+    server.stop()
+    gc.collect()
+    left = Counter(type(found).__name__ for found in gc.get_objects())
+    # The frame of the request that was answered last may still be there.
+    assert left["Ticket"] + left["Drawing"] + left["Draft"] <= 3

@@ -18,13 +18,34 @@ from bksdm.cli import main
 SMALL = {"prompt": "a secret dog", "num_inference_steps": 4, "height": 64, "width": 64}
 
 
-class Process:
-    """``bksdm serve`` with the built-in model, on a free port."""
+WITHOUT = """
+import sys
 
-    def __init__(self, *arguments):
+for name in {names}:
+    sys.modules[name] = None
+from bksdm.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+EXPORT = ("torch", "diffusers", "transformers", "optimum", "onnx")
+
+
+class Process:
+    """``bksdm serve`` with the built-in model, on a free port.
+
+    Parameters
+    ----------
+    arguments : str
+        Of the command.
+    without : tuple of str
+        Packages that cannot be imported.
+    """
+
+    def __init__(self, *arguments, without=()):
         settled = ("--port", "0", "--replicas", "1", "--threads", "1", "--max-batch", "2")
+        program = WITHOUT.format(names=without)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bksdm.cli", "serve", *settled, *arguments],
+            [sys.executable, "-c", program, "serve", *settled, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -41,8 +62,8 @@ class Process:
 def start():
     begun = []
 
-    def make(*arguments):
-        begun.append(Process(*arguments))
+    def make(*arguments, **named):
+        begun.append(Process(*arguments, **named))
         return begun[-1]
 
     yield make
@@ -126,3 +147,20 @@ def test_a_port_in_use_is_an_error(start):
     assert code == 2
     assert told.startswith("bksdm: error: cannot listen on 127.0.0.1, port ")
     assert "in use" in told
+
+
+def test_it_needs_nothing_of_what_an_export_takes(start):
+    server = start(without=EXPORT)
+    drawn = httpx.post(f"{server.url}/v1/images/generations", json=SMALL, timeout=30)
+    assert drawn.status_code == 200
+    server.process.send_signal(signal.SIGTERM)
+    assert server.end()[0] == 0
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "prometheus_client"])
+def test_the_extra_is_named_where_it_is_missing(start, package):
+    code, told = start(without=(package,)).end()
+    assert code == 2
+    assert told == (
+        f"bksdm: error: this command needs {package}; run: pip install 'bksdm-runtime[serve]'\n"
+    )
