@@ -26,7 +26,7 @@ from bksdm.serve.bodies import form_parts, json_object
 from bksdm.serve.errors import FieldError, Withdrawn
 from bksdm.serve.events import EventStream, changes, ended_or_gone, event
 from bksdm.serve.order import Order, config_of, count_of, output_of, refuse_unknown, timeout_of
-from bksdm.serve.service import Draft, File, Service
+from bksdm.serve.service import Draft, Service
 from bksdm.serve.uploads import picture
 
 MOST_PARTIAL_IMAGES = 3
@@ -299,6 +299,3 @@ def _model(name: str) -> dict[str, Any]:
 
 def _text(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-__all__ = ["File", "order_of", "routes"]

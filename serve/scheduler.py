@@ -141,7 +141,8 @@ class Scheduler:
     def estimate(self, ticket: Ticket) -> float:
         """Return in about how many seconds a ticket will be done."""
         with self._changed:
-            ahead = sum(map(self.left, self._waiting.ahead(ticket.order)))
+            waits = ticket.state == "waiting"
+            ahead = sum(map(self.left, self._waiting.ahead(ticket.order))) if waits else 0.0
             beside = min(replica.places for replica in self._replicas)
             share = min(self.layout.batch, beside + ticket.plan.images) / ticket.plan.images
             return self._seconds(ahead) + max(1.0, share) * self.left(ticket) / self._efficiency
@@ -164,7 +165,7 @@ class Scheduler:
 
     def end(self, ticket: Ticket, error: Exception | None = None) -> None:
         """Tell a ticket why it failed, if it did, and the observer that it ended."""
-        if error is not None:
+        if error is not None and not ticket.ended:
             ticket.fail(error)
         self.observer.ended(ticket)
         with self._changed:
@@ -212,7 +213,8 @@ class Scheduler:
                 # To encode a picture takes as long as several steps; the others go on between.
                 break
         exchanged = None
-        if not admitted:
+        # Where another has room for it, it takes it at its next step.
+        if not admitted and fewest and self._waiting.needed > self.layout.batch - fewest:
             exchanged = self._waiting.exchange(replica.drawings, self.layout.batch - taken)
         if exchanged is not None:
             longer, shorter = exchanged

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bksdm.engines.errors import BundleError, RequestError, SamplerError
 from bksdm.runtime.images import to_pil
-from bksdm.runtime.picture_formats import PictureFormat, encode_picture
+from bksdm.runtime.picture_formats import encode_picture
 from bksdm.runtime.picture_record import PictureRecord
 from bksdm.runtime.recorded import Recorder
 from bksdm.runtime.request import Request
@@ -198,6 +198,3 @@ def _shown_after(served: Served, evaluations: int, previews: int) -> frozenset[i
         raise FieldError("previews", "previews: this model has none; see preview.json") from error
     spaced = (evaluations * (k + 1) // (previews + 1) for k in range(previews))
     return frozenset(step for step in spaced if 0 < step < evaluations)
-
-
-__all__ = ["MEDIA_TYPES", "Draft", "File", "PictureFormat", "Service", "Unfit"]

@@ -16,7 +16,7 @@ class Limits:
     ----------
     body_bytes : int
         Of a request's body.
-    pixels : int
+    pixels, sent_pixels : int
         Of a picture that is drawn, and of one that is sent, before anything of it is decoded.
     prompt_characters : int
         Of a prompt.

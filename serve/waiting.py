@@ -31,6 +31,11 @@ class Waiting:
     def __iter__(self) -> Iterator[Ticket]:
         return iter(list(self._tickets))
 
+    @property
+    def needed(self) -> int:
+        """Pictures of the first one; 0 where nothing waits."""
+        return self._tickets[0].plan.images if self._tickets else 0
+
     def add(self, ticket: Ticket) -> None:
         """Let a ticket wait, in its place by priority and arrival."""
         insort(self._tickets, ticket, key=lambda other: other.order)

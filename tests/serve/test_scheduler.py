@@ -343,3 +343,21 @@ def test_nobody_waits_for_an_engine_that_cannot_be_loaded_again(model, schedule)
         with pytest.raises(Unavailable, match="StopIteration"):
             one.wait(10)
     assert scheduler.failure
+
+
+def test_nothing_is_paused_where_another_replica_has_room(model, schedule):
+    turns = Turns()
+    scheduler = schedule(replicas=2, batch=2, observer=turns)
+    long = [ticket(model, steps=60) for _ in range(3)]
+    for one in long:
+        scheduler.submit(one)
+        while one.step < QUANTUM + 2:
+            time.sleep(0.001)
+    paused = []
+    for one in long:
+        one.listen(lambda one=one: paused.append(one) if one.state == "waiting" else None)
+    short = ticket(model)
+    scheduler.submit(short)
+    short.wait(20)
+    assert paused == []
+    assert not all(one.ended for one in long)
