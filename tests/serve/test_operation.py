@@ -240,6 +240,23 @@ def test_hundreds_of_idle_and_half_closed_connections_do_no_harm(guarded, http):
         connection.close()
 
 
+def test_clients_that_read_nothing_hold_nobody_up(guarded, http):
+    body = json.dumps({**SMALL, "num_inference_steps": 60, "previews": 50}).encode()
+    silent = []
+    for _ in range(8):
+        job = http.post("/v1/jobs", content=body).json()
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        connection.connect(("127.0.0.1", guarded.port))
+        path = job["links"]["events"]
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: s3cret\r\n\r\n".encode())
+        silent.append(connection)
+    assert http.post("/v1/images/generations", json=SMALL).status_code == 200
+    guarded.until_idle()
+    for connection in silent:
+        connection.close()
+
+
 def test_log_lines_are_json_with_what_went_wrong():
     try:
         raise ValueError("why")

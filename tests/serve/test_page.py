@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import shutil
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from .app import Running
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -191,11 +195,20 @@ def test_it_works_with_the_keyboard_alone_and_on_a_phone(page):
     assert unnamed == []
 
 
+def test_it_asks_for_a_key_where_one_is_needed(browser):
+    guarded = Running(keys="ann s3cret")
+    browser.set_window_size(1200, 900)
+    browser.get(guarded.url)
+    wait(lambda: find(browser, "key").is_displayed())
+    assert browser.switch_to.active_element.get_attribute("id") == "key"
+    find(browser, "key").send_keys("s3cret", "\ue004")
+    wait(lambda: text(browser, "state") == "Ready")
+    draw(browser, prompt="a dog", **OPTIONS)
+    browser.get_log("browser")
+    guarded.stop()
+
+
 def picture():
-    import io
-
-    from PIL import Image
-
     content = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(content, "PNG")
     return content.getvalue()
