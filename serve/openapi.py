@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bksdm.runtime.generation_config import DEFAULTS, OPTIONS, GenerationConfig
-from bksdm.serve.openai_api import MOST_PARTIAL_IMAGES
+from bksdm.serve.openai_fields import MOST_PARTIAL_IMAGES
 from bksdm.serve.order import FORMATS, MAX_PREVIEWS, MAX_TIMEOUT
 from bksdm.serve.service import Service
 
