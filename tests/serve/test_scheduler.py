@@ -361,3 +361,22 @@ def test_nothing_is_paused_where_another_replica_has_room(model, schedule):
     short.wait(20)
     assert paused == []
     assert not all(one.ended for one in long)
+
+
+def test_an_engine_that_runs_one_call_after_the_other(schedule):
+    """OpenVINO: each replica has an engine of its own, and pictures are those of one alone."""
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    loaded = []
+
+    def load():
+        loaded.append(TextToImage.load(engine="openvino", threads=1))
+        return loaded[-1]
+
+    scheduler = schedule(replicas=2, batch=2, load=load)
+    assert len(loaded) == 2
+    tickets = [ticket(loaded[0], steps=6, sampler=name) for name in ("ddim", "euler-a", "pndm")]
+    for one in tickets:
+        scheduler.submit(one)
+    for one in tickets:
+        found, alone = one.wait(120).pixels, loaded[0].generate(one.request).pixels
+        np.testing.assert_array_equal(found, alone)
