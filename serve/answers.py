@@ -86,5 +86,6 @@ def answer(path: str, error: ServeError) -> JSONResponse:
         response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
         response.headers["retry-after-ms"] = str(max(1, math.ceil(error.retry_after * 1000)))
     if isinstance(error, Unauthorized):
-        response.headers["www-authenticate"] = 'Basic realm="bksdm", Bearer'
+        # Not Basic, which is taken too: browsers would ask in a window of their own.
+        response.headers["www-authenticate"] = "Bearer"
     return response
