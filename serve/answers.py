@@ -8,10 +8,11 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from bksdm.engines.errors import BksdmError, RequestError, SamplerError
-from bksdm.serve.errors import FieldError, NotFound, ServeError, Unauthorized
+from bksdm.serve.errors import FieldError, NotFound, ServeError, Unauthorized, Withdrawn
 from bksdm.serve.order import field_error
 
 LOG = logging.getLogger("bksdm.serve")
@@ -30,6 +31,8 @@ def error_of(error: Exception) -> ServeError:
     """Return what is answered to an exception; what is nobody's fault but ours is logged."""
     if isinstance(error, ServeError):
         return error
+    if isinstance(error, ClientDisconnect):
+        return Withdrawn("the client is gone")
     if isinstance(error, (RequestError, SamplerError)):
         return field_error(error)
     if isinstance(error, HTTPException):

@@ -16,6 +16,7 @@ from bksdm.serve.errors import FieldError, NotFound
 from bksdm.serve.events import until_ended
 from bksdm.serve.order import Order
 from bksdm.serve.service import Draft, Service
+from bksdm.serve.ticket import Ticket
 
 MOST_JOBS = 10_000
 PATH = "/v1/jobs"
@@ -32,8 +33,8 @@ class Job:
         The id.
     caller : Caller
         Whose it is; others do not see it.
-    draft : Draft
-        What is drawn.
+    draft : Draft or None
+        What is drawn; None when it is filed, for its pixels would fill memory.
     links : list of str
         Of the finished pictures.
     created : float
@@ -42,27 +43,48 @@ class Job:
         Set when the links are there, or it has failed.
     error : Exception or None
         Why there are no pictures.
+    told : dict
+        What a client is told when it is filed.
     """
 
     name: str
     caller: Caller
-    draft: Draft
+    draft: Draft | None
     created: float
     links: list[str] = field(default_factory=list)
     unfit: list[bool] = field(default_factory=list)
     filed: asyncio.Event = field(default_factory=asyncio.Event)
     error: Exception | None = None
     filing: asyncio.Task[None] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+
+    def _status(self, ticket: Ticket) -> str:
+        if self.error is not None:
+            return "failed"
+        # Between the last step and the files it still runs.
+        unfiled = ticket.ended and len(self.links) < ticket.plan.images
+        return "running" if unfiled else STATES[ticket.state]
+
+    def cancel(self) -> None:
+        """Let go of it, if it has not ended."""
+        if self.draft is not None:
+            self.draft.cancel()
+
+    def file(self) -> None:
+        """Take note that nothing changes any more."""
+        self.told = self.described()
+        self.draft = None
+        self.filed.set()
 
     def described(self) -> dict[str, Any]:
         """Return what a client is told."""
+        if self.draft is None:
+            return self.told
         ticket, config = self.draft.ticket, self.draft.ticket.request.config
         path = f"{PATH}/{self.name}"
-        # Between the last step and the files it still runs.
-        state = "running" if ticket.ended and not self.filed.is_set() else STATES[ticket.state]
         told: dict[str, Any] = {
             "id": self.name,
-            "status": "failed" if self.error is not None else state,
+            "status": self._status(ticket),
             "position": self.draft.position,
             "step": ticket.step,
             "steps": ticket.plan.evaluations,
@@ -151,6 +173,7 @@ class Jobs:
 
     async def _file(self, job: Job) -> None:
         """Keep the pictures of a job when they are there."""
+        assert job.draft is not None
         try:
             await until_ended(job.draft.ticket)
             job.draft.ticket.wait(0)
@@ -159,7 +182,7 @@ class Jobs:
                 job.unfit.append(file.unfit)
         except Exception as error:
             job.error = error
-        job.filed.set()
+        job.file()
 
     def get(self, name: str, caller: Caller) -> Job:
         """Return a job.

@@ -29,6 +29,7 @@ from bksdm.serve.order import (
     timeout_of,
 )
 from bksdm.serve.service import Service
+from bksdm.serve.ticket import Ticket
 from bksdm.serve.uploads import from_base64, picture
 
 OTHERS = {"model", "image", "mask", "output_format", "quality", "timeout", "previews"}
@@ -46,7 +47,7 @@ def routes(service: Service, jobs: Jobs) -> list[Route]:
             raise FieldError("", f"Idempotency-Key may have {LONGEST_KEY} characters")
         order = await asyncio.to_thread(order_of, fields, service)
         job = await jobs.add(order, request.state.caller, key, await request.body())
-        request.state.told |= {"model": job.draft.model, "job": job.name}
+        request.state.told |= {"model": job.described()["model"], "job": job.name}
         if service.settings.log_prompts:
             request.state.told["prompt"] = order.config.prompt
         return JSONResponse(job.described(), 202, {"location": f"{PATH}/{job.name}"})
@@ -56,7 +57,7 @@ def routes(service: Service, jobs: Jobs) -> list[Route]:
 
     async def cancel(request: Request) -> Response:
         job = _job(request)
-        job.draft.cancel()
+        job.cancel()
         return JSONResponse(job.described())
 
     async def events(request: Request) -> Response:
@@ -118,26 +119,28 @@ async def _events(job: Job) -> AsyncGenerator[bytes]:
 
     A client that reads more slowly than the engine draws is told the newest state only.
     """
-    ticket, seen, number = job.draft.ticket, 0, 0
+    number = 0
+    if job.draft is not None:
+        async for name, told in _progress(job, job.draft.ticket):
+            number += 1
+            yield event(name, told, number)
+    await job.filed.wait()
+    yield event("end", job.described(), number + 1)
+
+
+async def _progress(job: Job, ticket: Ticket) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
+    """Yield name and data of events until the last step."""
+    seen = 0
     with changes(ticket) as changed:
         while not ticket.ended:
             await changed.wait()
             changed.clear()
-            number += 1
-            told = {
-                "status": job.described()["status"],
-                "position": job.draft.position,
-                "step": ticket.step,
-                "steps": ticket.plan.evaluations,
-            }
-            yield event("state", told, number)
+            told = job.described()
+            yield "state", {name: told[name] for name in ("status", "position", "step", "steps")}
             if len(ticket.previews) > seen:
                 seen, shown = len(ticket.previews), ticket.previews[-1]
-                number += 1
                 pictures = [_data_url(pixels) for pixels in shown.pixels]
-                yield event("preview", {"step": shown.step, "pictures": pictures}, number)
-    await job.filed.wait()
-    yield event("end", job.described(), number + 1)
+                yield "preview", {"step": shown.step, "pictures": pictures}
 
 
 def _data_url(pixels: Any) -> str:
