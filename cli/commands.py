@@ -21,6 +21,7 @@ from bksdm.engines.errors import BksdmError, RequestError
 COMMANDS = {
     "generate": "make pictures from prompts",
     "export": "turn a diffusers checkpoint into a bundle",
+    "serve": "draw pictures for others over HTTP, with a web page",
     "build": "compile a bundle for a GPU, or tune it to this CPU",
     "info": "describe a bundle, or how a picture was made",
     "verify": "compare a bundle with diffusers, or with its checksums",

@@ -153,7 +153,6 @@ def _draw(options: argparse.Namespace) -> int:
         warn_of_unknown,
     )
     from bksdm.cli.progress import counted, progress
-    from bksdm.cli.recorded import Recorder, spelled
     from bksdm.cli.step_pictures import StepPictures
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
     from bksdm.engines.registry import capabilities
@@ -161,6 +160,7 @@ def _draw(options: argparse.Namespace) -> int:
     from bksdm.runtime.engine_choice import engine_for
     from bksdm.runtime.images import to_pil
     from bksdm.runtime.memory import require_memory
+    from bksdm.runtime.recorded import Recorder, spelled
     from bksdm.runtime.request import Request
 
     chosen = chosen_format(output, options.quality, options.lossless)

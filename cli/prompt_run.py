@@ -21,7 +21,6 @@ from bksdm.cli.outputs import check_folder, check_outputs, numbered, print_path
 from bksdm.cli.picture_options import shared_options
 from bksdm.cli.progress import Progress, counted, progress
 from bksdm.cli.prompt_file import LineErrors, PromptLine, read_prompts
-from bksdm.cli.recorded import DRAWN, Recorder
 from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import capabilities
@@ -31,6 +30,7 @@ from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import UNREADABLE
 from bksdm.runtime.memory import require_memory
 from bksdm.runtime.picture_record import record_of
+from bksdm.runtime.recorded import DRAWN, Recorder
 from bksdm.runtime.request import Request
 from bksdm.runtime.user_files import STDIN
 

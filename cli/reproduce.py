@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bksdm.cli.outputs import numbered
-from bksdm.cli.recorded import pixel_digest, spelled
 from bksdm.cli.text import UNSEEN
 from bksdm.engines.errors import BksdmError
 from bksdm.models import bundle_folder
@@ -21,6 +20,7 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import DEFAULTS, FAST_LEVELS, OPTIONS
 from bksdm.runtime.images import open_picture
 from bksdm.runtime.picture_formats import FORMATS
+from bksdm.runtime.recorded import pixel_digest, spelled
 from bksdm.storage.precision import BFLOAT16
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 from bksdm.cli.arguments import options_named
 from bksdm.cli.outputs import is_replaced, numbered
-from bksdm.cli.recorded import Recorder
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.picture_formats import (
@@ -20,6 +19,7 @@ from bksdm.runtime.picture_formats import (
     format_of,
     save_picture,
 )
+from bksdm.runtime.recorded import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

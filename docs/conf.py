@@ -53,6 +53,7 @@ autodoc_typehints = "none"
 smartquotes = False
 nitpick_ignore = [
     # Named in public docstrings, but not part of what programs need.
+    ("py:class", "Capabilities"),
     ("py:class", "Denoising"),
     ("py:class", "Moved"),
     ("py:class", "Option"),

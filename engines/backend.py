@@ -36,6 +36,8 @@ class Capabilities:
         Whether the whole loop runs on a GPU.
     precisions : tuple of str
         The types that it computes in, where the processor does.
+    concurrent : bool
+        Whether threads run a network at the same time, rather than one after the other.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Capabilities:
     attention_mask: bool = True
     on_device: bool = False
     precisions: tuple[str, ...] = tuple(PRECISIONS)
+    concurrent: bool = False
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,9 @@ def _open_network(
 
 BACKENDS = (
     Backend(
-        Capabilities("onnxruntime", feature_reuse=True, precisions=(*PRECISIONS, INT8)),
+        Capabilities(
+            "onnxruntime", feature_reuse=True, concurrent=True, precisions=(*PRECISIONS, INT8)
+        ),
         PACKAGES,
         "cpu",
         RULES,

@@ -14,7 +14,7 @@ from bksdm.runtime.finite import require_finite
 from bksdm.runtime.images import to_levels, to_unit
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
-from bksdm.runtime.noise_predictor import NoisePredictor
+from bksdm.runtime.noise_predictor import HostDenoising, NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Watch
 
@@ -32,6 +32,11 @@ class HostExecutor:
         Names and shapes of its tensors are Optimum's.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
+
+    Attributes
+    ----------
+    predict : NoisePredictor
+        As it was given; takes the jobs of :meth:`start`, one or many.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class HostExecutor:
         scaling_factor: float,
     ) -> None:
         self._encode = encode
-        self._predict = predict
+        self.predict = predict
         self._vae_decoder = vae_decoder
         self._scaling_factor = scaling_factor
 
@@ -57,16 +62,26 @@ class HostExecutor:
 
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
         """Return x_0; stages: tokenize, text_encoder, unet, loop."""
-        embeddings = self._encode(job, seconds)
-        denoising = self._predict.start(job, {"encoder_hidden_states": embeddings}, watch)
+        denoising = self.start(job, watch, seconds)
         seconds["unet"] = 0.0
         with _timed(seconds, "loop"):
             while not denoising.done:
-                denoising.advance(*self._predict([denoising], seconds))
+                denoising.advance(*self.predict([denoising], seconds))
                 if watch.progress is not None:
                     watch.progress(denoising.index, len(job.table))
         seconds["loop"] -= seconds["unet"]
         return denoising.trajectory.latents
+
+    def start(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> HostDenoising:
+        """Return a job at its first evaluation; stages: tokenize, text_encoder.
+
+        Raises
+        ------
+        RequestError, SamplerError, NonFiniteError
+            As of :class:`PromptEncoder` and :meth:`NoisePredictor.start`.
+        """
+        embeddings = self._encode(job, seconds)
+        return self.predict.start(job, {"encoder_hidden_states": embeddings}, watch)
 
     def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
         """Return pixels of 256 levels."""

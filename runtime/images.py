@@ -78,8 +78,13 @@ def open_picture(path: Path) -> Image.Image:
         There is no such file, it is no readable picture, is cut off, or would need memory out of
         all proportion.
     """
-    with _opened(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    with opened(read_input(path), path) as image:
+        return upright(image).convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a picture turned as its EXIF says; this decodes it."""
+    return ImageOps.exif_transpose(image)
 
 
 def read_record(path: Path) -> PictureRecord:
@@ -95,7 +100,7 @@ def read_record(path: Path) -> PictureRecord:
     RequestError
         There is no such file, or it is no picture.
     """
-    with _opened(path) as image:
+    with opened(read_input(path), path) as image:
         return record_of(image)
 
 
@@ -105,17 +110,33 @@ def read_parameters(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture of a size that memory holds; what goes wrong with it is a RequestError."""
-    content = read_input(path)
+def opened(
+    content: bytes,
+    name: object,
+    most_pixels: int | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> Iterator[Image.Image]:
+    """Open a picture of a size that memory holds; what goes wrong with it is a RequestError.
+
+    Parameters
+    ----------
+    content : bytes
+        Of the file.
+    name : object
+        What errors call it.
+    most_pixels : int, optional
+        By default as many as Pillow holds for safe.
+    formats : tuple of str, optional
+        Pillow's names of those that are read; by default all.
+    """
+    limit = Image.MAX_IMAGE_PIXELS if most_pixels is None else most_pixels
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            limit = Image.MAX_IMAGE_PIXELS
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             # Pillow itself refuses twice as many, and warns of these.
             if limit is not None and image.width * image.height > limit:
                 raise ValueError(f"{image.width}x{image.height} pixels are too many")
             yield image
     except UnidentifiedImageError as error:
-        raise RequestError(f"{path}: not a readable picture (of no known format)") from error
+        raise RequestError(f"{name}: not a readable picture (of no known format)") from error
     except UNREADABLE as error:
-        raise RequestError(f"{path}: not a readable picture ({error})") from error
+        raise RequestError(f"{name}: not a readable picture ({error})") from error

@@ -29,6 +29,7 @@ from bksdm.runtime.generation_config import INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.generator import Generator
 from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
+from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.loading import load_networks
 from bksdm.runtime.noise import CPU, Seeded
 from bksdm.runtime.precision_choice import precision_for, type_name
@@ -82,6 +83,8 @@ class TextToImage(DiffusersNames):
 
     Attributes
     ----------
+    capabilities : Capabilities
+        What the engine can do.
     _interrupt : bool
         As in diffusers: set to True, it makes the latents so far the result of every call that is
         under way; the next call begins with False.
@@ -101,7 +104,7 @@ class TextToImage(DiffusersNames):
         self.bundle = bundle
         self.precision = precision or bundle.precision
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
-        self._capabilities, self._gpu = engine, gpu
+        self.capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
         self._interrupt = False
         self._encoder = encoder
@@ -231,7 +234,7 @@ class TextToImage(DiffusersNames):
         RequestError
             It has others: an engine is chosen when a model is loaded, a type when it is exported.
         """
-        device = "cpu" if self._capabilities.name in (*cpu_engines(), AUTO) else "cuda"
+        device = "cpu" if self.capabilities.name in (*cpu_engines(), AUTO) else "cuda"
         here = f"{device}:{self._gpu}" if self._gpu else device
         for value in (*wanted, *named.values()):
             name = type_name(value)
@@ -264,7 +267,14 @@ class TextToImage(DiffusersNames):
         self.close()
 
     @property
-    def _executor(self) -> Executor:
+    def executor(self) -> Executor:
+        """What runs the networks.
+
+        Raises
+        ------
+        EngineError
+            The model is closed.
+        """
         if self._open is None:
             raise EngineError("this model is closed; load it again")
         return self._open
@@ -369,10 +379,10 @@ class TextToImage(DiffusersNames):
         if callback_on_step_end is None:
             result = self.generate(request, on_step, output_type=output)
         else:
-            if self._capabilities.on_device:
+            if self.capabilities.on_device:
                 raise RequestError(
                     f"callback_on_step_end may change the latents, which the engine "
-                    f"{self._capabilities.name} cannot; use on_step, which sees every step"
+                    f"{self.capabilities.name} cannot; use on_step, which sees every step"
                 )
             run = Run(self, request)
             changed = StepEnd(run, callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -396,7 +406,7 @@ class TextToImage(DiffusersNames):
         RequestError, SamplerError
             The bundle or the engine cannot do what is asked for.
         """
-        return Request.resolve(self.bundle, self._capabilities, config, **inputs)
+        return Request.resolve(self.bundle, self.capabilities, config, **inputs)
 
     def generate(
         self,
@@ -436,12 +446,6 @@ class TextToImage(DiffusersNames):
             told = f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {shown(output_type)}"
             hint = "; torch.from_numpy takes those of np" if told.endswith("'pt'") else ""
             raise RequestError(told + hint)
-        images, _, *side = request.shape
-        height, width = (pixels * self.bundle.vae_scale for pixels in side)
-        executor = self._executor
-        executor.validate_size(height, width, images)
-        if request.image is not None and self._encoder is None:
-            raise EngineError("made without a VAE encoder, which an image needs")
         self._interrupt = False
         watch = Watch(
             callback,
@@ -449,11 +453,8 @@ class TextToImage(DiffusersNames):
             lambda: self._interrupt or (run is not None and run.interrupt),
         )
         seconds: dict[str, float] = {}
-        start = time.perf_counter()
-        job = begin(request, self._encoder, noise)
-        if request.image is not None:
-            seconds["vae_encoder"] = time.perf_counter() - start
-        array, unfit = None, None
+        job, executor = self.begin(request, seconds, noise), self.executor
+        array = None
         if output_type == "pil":
             pixels = executor(job, watch, seconds)
         elif output_type == "np":
@@ -461,8 +462,65 @@ class TextToImage(DiffusersNames):
             pixels = to_levels(array)
         else:
             array = executor.denoise(job, watch, seconds)
+            height, width = (side * self.bundle.vae_scale for side in request.shape[2:])
             pixels = np.empty((0, height, width, 3), np.uint8)
-        if self._checker is not None and output_type != "latent":
+        return self.finish(request, pixels, watch.steps, seconds, array)
+
+    def begin(
+        self, request: Request, seconds: dict[str, float], noise: Seeded | None = None
+    ) -> DenoisingJob:
+        """Return the job of a request, for whoever drives the steps: :meth:`generate`, or a server.
+
+        Parameters
+        ----------
+        request : Request
+            Resolved for this bundle and engine.
+        seconds : dict
+            Where the wall time of ``vae_encoder`` is added.
+        noise : callable, optional
+            As of :meth:`generate`.
+
+        Raises
+        ------
+        RequestError, EngineError
+            The engine cannot run this size, or there is no VAE encoder for its image.
+        """
+        images, _, *side = request.shape
+        height, width = (pixels * self.bundle.vae_scale for pixels in side)
+        self.executor.validate_size(height, width, images)
+        if request.image is not None and self._encoder is None:
+            raise EngineError("made without a VAE encoder, which an image needs")
+        start = time.perf_counter()
+        job = begin(request, self._encoder, noise)
+        if request.image is not None:
+            seconds["vae_encoder"] = time.perf_counter() - start
+        return job
+
+    def finish(
+        self,
+        request: Request,
+        pixels: NDArray[np.uint8],
+        steps: int,
+        seconds: dict[str, float],
+        array: NDArray[np.float32] | None = None,
+    ) -> Result:
+        """Return the result of a request: its pictures, once the safety checker has seen them.
+
+        Parameters
+        ----------
+        request : Request
+            What was asked for.
+        pixels : ndarray, uint8, shape [images, height, width, 3]
+            The decoded pictures; without any of them where ``array`` holds latents.
+        steps : int
+            How many evaluations ran.
+        seconds : dict
+            Wall time by stage.
+        array : ndarray, float32, optional
+            As of :attr:`Result.array`.
+        """
+        unfit = None
+        if self._checker is not None and len(pixels):
             start = time.perf_counter()
             unfit = self._checker(pixels)
             for made in (pixels, array):
@@ -472,7 +530,7 @@ class TextToImage(DiffusersNames):
         return Result(
             pixels=pixels,
             config=request.config,
-            steps=watch.steps,
+            steps=steps,
             nsfw_content_detected=unfit,
             seconds=seconds,
             engines=dict(self.engines),
@@ -514,8 +572,8 @@ class TextToImage(DiffusersNames):
                 raise RequestError(
                     f"latents: their {name} makes {cells * scale} pixels; at most {MAX_SIDE}"
                 )
-        self._executor.validate_size(side[0] * scale, side[1] * scale, images)
-        return self._executor.decode(found, {})
+        self.executor.validate_size(side[0] * scale, side[1] * scale, images)
+        return self.executor.decode(found, {})
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

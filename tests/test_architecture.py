@@ -17,8 +17,9 @@ ROOMS = {
     "optimize": {"engines", "storage", "runtime"},
     "runtime": {"engines", "storage", "optimize", "models"},
     "export": {"runtime", "optimize", "engines", "storage"},
-    "benchmarks": {"runtime", "optimize", "engines", "storage", "models", "export", "cli"},
-    "cli": {"runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
+    "serve": {"runtime", "engines", "models"},
+    "benchmarks": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "cli"},
+    "cli": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
 }
 SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
 # What engines and runtime may know of optimize/: its values, and what they ask it to do.

@@ -230,7 +230,7 @@ def test_a_model_draws_again_after_it_had_too_little_memory(load, built, driver,
     # Nothing of a session, half of it, all but its last allocations; then room for more steps.
     for arguments, spare in ((few, 0), (few, taken // 2), (few, taken - 5000), (many, 30_000)):
         if arguments is few:
-            model._executor._sessions.clear()
+            model.executor._sessions.clear()
         device.synchronize()
         with driver.limited(driver.in_use + spare):
             for _ in range(2):

@@ -81,7 +81,7 @@ def test_the_graph_draws_what_its_parts_draw(load, built, device, monkeypatch):
     model = load(built)
     arguments = {"num_inference_steps": 6, "seed": 4}
     recorded = model("a lighthouse", **arguments).pixels
-    (session,) = model._executor._sessions.values()
+    (session,) = model.executor._sessions.values()
     monkeypatch.setattr(session._evaluations, "steps", unrecorded(session._evaluations))
     device.counts.clear()
     assert (model("a lighthouse", **arguments).pixels == recorded).all()

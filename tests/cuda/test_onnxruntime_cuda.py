@@ -134,7 +134,7 @@ def test_every_shape_has_a_graph_of_its_own(load, bundle, opened):
     for session in opened:
         assert session.settings["enable_cuda_graph"] == "1"
         assert session.settings["device_id"] == "0"
-    unet = model._executor._networks.load(1, 64, 64).networks["unet"]
+    unet = model.executor._networks.load(1, 64, 64).networks["unet"]
     bindings = {
         name: Binding(1 << 40, tuple(2 if n == "?" else n for n in spec.shape))
         for name, spec in unet.tensors.items()

@@ -172,7 +172,7 @@ def test_no_picture_shows_in_the_next(load, built):
         assert (pixels != plain).any()
         assert (model(**{**COMMON, **arguments}).pixels == pixels).all()
         assert (model(**COMMON).pixels == plain).all()
-    assert len(model._executor._sessions) == 1
+    assert len(model.executor._sessions) == 1
 
 
 def test_the_second_picture_waits_once_and_allocates_nothing(load, built, device):

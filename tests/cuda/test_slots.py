@@ -46,7 +46,7 @@ class Turns:
     """Jobs that share a session; each turn is a launch."""
 
     def __init__(self, model, slots=SLOTS, guided=True):
-        self.executor = model._executor
+        self.executor = model.executor
         self.session = self.executor.session(slots, guided, SIDE)
 
     def join(self, job, **how):
@@ -106,8 +106,8 @@ def test_it_is_that_of_a_whole_batch(load, built):
         job = job_of(model, sampler="euler-a", guidance_rescale=0.5, **options)
         beside = turns.join(job_of(model, num_inference_steps=9, seed=8))
         pixels, latents = turns.drawn(job)
-        np.testing.assert_array_equal(latents, model._executor.denoise(job, Watch(), {}))
-        np.testing.assert_array_equal(pixels, model._executor(job, Watch(), {}))
+        np.testing.assert_array_equal(latents, model.executor.denoise(job, Watch(), {}))
+        np.testing.assert_array_equal(pixels, model.executor(job, Watch(), {}))
         beside.leave()
 
 

@@ -34,6 +34,8 @@ REASONS = {
     "downloads a model",
     "needs a GPU",
     "needs a processor with bfloat16",
+    "serves until it is stopped",
+    "needs a server",
     "takes minutes and a quiet machine",
 }
 STAND_INS = {

@@ -19,7 +19,7 @@ def model(plans):
 def test_the_graph_draws_what_its_parts_draw(model):
     arguments = {"num_inference_steps": 10, "seed": 4}
     recorded = model("a lighthouse", **arguments).pixels
-    session = list(model._executor._sessions.values())[-1]
+    session = list(model.executor._sessions.values())[-1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session._evaluations, "steps", unrecorded(session._evaluations))
         assert (model("a lighthouse", **arguments).pixels == recorded).all()
@@ -31,7 +31,7 @@ def test_memory_of_a_picture_is_buffers_and_scratch(plans, model, record_propert
 
     model("a", num_inference_steps=2, seed=0)
     # CUDA's pool keeps what it is given back: what the loop takes does not count from here on.
-    device = model._executor._device
+    device = model.executor._device
     device.allocate(1 << 27)
     device.synchronize()
     before = driver.cuMemGetInfo()[1]

@@ -193,7 +193,7 @@ def test_timesteps_equal_those_of_each_pipeline(
 def open_quickly(nano_bundle):
     """Open a bundle whose networks are nano's; these are loaded once."""
     shared = TextToImage.load(nano_bundle)
-    return lambda folder: TextToImage(Bundle.open(folder), shared._executor, shared._encoder)
+    return lambda folder: TextToImage(Bundle.open(folder), shared.executor, shared._encoder)
 
 
 def copy_bundle(nano_bundle, folder):

@@ -155,7 +155,7 @@ def test_embeddings_of_both_halves_are_those_of_diffusers(pair):
             )
         expected = torch.cat([unconditional, positive]).numpy()
         request = ours.request(GenerationConfig(prompt, negative_prompt=negative, clip_skip=1))
-        found = ours._executor._encode(begin(request, None), {})
+        found = ours.executor._encode(begin(request, None), {})
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 

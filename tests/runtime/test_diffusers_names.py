@@ -73,12 +73,12 @@ def test_a_device_is_had_or_refused(model):
         with pytest.raises(RequestError, match=r"runs on cpu, not on .*engine='onnxruntime-cuda'"):
             model.to(device)
     for engine in ("onnxruntime-cuda", "tensorrt-rtx"):
-        on_gpu = TextToImage(model.bundle, model._executor, engine=capabilities(engine))
+        on_gpu = TextToImage(model.bundle, model.executor, engine=capabilities(engine))
         assert on_gpu.to("cuda") is on_gpu
         assert on_gpu.to("cuda:0") is on_gpu
         with pytest.raises(RequestError, match="runs on cuda, not on cpu"):
             on_gpu.to("cpu")
-    second = TextToImage(model.bundle, model._executor, engine=capabilities("tensorrt"), gpu=1)
+    second = TextToImage(model.bundle, model.executor, engine=capabilities("tensorrt"), gpu=1)
     assert second.to("cuda:1") is second
     with pytest.raises(RequestError, match="runs on cuda:1, not on cuda:0"):
         second.to("cuda:0")

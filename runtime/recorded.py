@@ -25,7 +25,7 @@ DRAWN = ("engine", "precision", "safety_checker", "version")
 
 
 class Recorder:
-    """Makes the records of the pictures of one command.
+    """Makes the records of pictures.
 
     Parameters
     ----------
@@ -37,6 +37,8 @@ class Recorder:
         By the same names, what they hold.
     chosen : PictureFormat
         Of the files that are written.
+    digest : str, optional
+        The bundle's, where it is known; computing it looks at every file.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Recorder:
         paths: Mapping[str, Path | None],
         inputs: Mapping[str, Image.Image | None],
         chosen: PictureFormat,
+        digest: str | None = None,
     ) -> None:
         stated: dict[str, Any] = {"scheduler": bundle.scheduler.get("_class_name")}
         for name, path in paths.items():
@@ -53,7 +56,7 @@ class Recorder:
                 stated |= {name: path.name, f"{name}_digest": pixel_digest(picture)}
         stated |= {
             "model": bundle.path.resolve().name,
-            "model_digest": bundle.digest(),
+            "model_digest": bundle.digest() if digest is None else digest,
             "version": version("bksdm-runtime"),
             "quality": chosen.quality,
             "lossless": chosen.lossless or None,

@@ -1,0 +1,197 @@
+"""``bksdm serve``: draw pictures for others over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from bksdm.cli.arguments import (
+    add_engine_cache_option,
+    bundle_path,
+    integer,
+    named_path,
+    real,
+    threads,
+)
+from bksdm.cli.extras import require
+from bksdm.engines.errors import RequestError
+from bksdm.models import EMOJI
+
+EXAMPLES = """examples:
+  bksdm serve
+  bksdm serve small/ photo/ --host 0.0.0.0 --api-key-file keys
+  bksdm serve small/ --replicas 4 --threads 1 --max-batch 2 --queue 60
+  curl localhost:8000/v1/images/generations -d '{"prompt": "a red apple"}'
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "bundles",
+        nargs="*",
+        type=bundle_path,
+        metavar="BUNDLE",
+        help="folder of a bundle, which clients ask for by its last name; the first is the "
+        "default, the others are loaded when they are asked for (default: emoji, built in)",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 takes requests of other machines (default: 127.0.0.1)",
+    )
+    parser.add_argument(
+        "--port",
+        type=integer,
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 takes a free one (default: 8000)",
+    )
+    parser.add_argument(
+        "--replicas",
+        type=threads,
+        metavar="N",
+        help="engine threads of a model, which draw beside each other (default: measured)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=threads,
+        metavar="N",
+        help="CPU threads of each replica (default: measured)",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=threads,
+        metavar="N",
+        help="most pictures that a replica draws together (default: measured)",
+    )
+    parser.add_argument(
+        "--queue",
+        type=real,
+        default=300.0,
+        metavar="SECONDS",
+        help="most work that waits for a model; what is beyond is refused with 429 (default: 300)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=real,
+        metavar="GB",
+        help="most that all loaded models may take (default: four fifths of the machine's)",
+    )
+    parser.add_argument(
+        "--api-key-file",
+        type=named_path,
+        metavar="FILE",
+        help="keys that requests need, a line NAME KEY [priority=N] [rate=N] for each; rate is of "
+        "requests a minute, and KEY may be sha256: and its digest (default: none)",
+    )
+    parser.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web site whose pages may call the server, as https://example.org; may be repeated",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=integer,
+        default=1024 * 1024,
+        metavar="N",
+        help="most of a picture (default: 1048576)",
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=integer,
+        default=200,
+        metavar="N",
+        help="most of a picture (default: 200)",
+    )
+    parser.add_argument(
+        "--max-images",
+        type=integer,
+        default=8,
+        metavar="N",
+        help="most of a request (default: 8)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=real,
+        default=30.0,
+        metavar="SECONDS",
+        help="for what is being drawn when the server is told to stop (default: 30)",
+    )
+    parser.add_argument(
+        "--log-prompts", action="store_true", help="log prompts, which are left out otherwise"
+    )
+    parser.add_argument(
+        "--engine",
+        default="onnxruntime",
+        help="onnxruntime, openvino, or auto (default: onnxruntime)",
+    )
+    parser.add_argument(
+        "--no-safety-checker", action="store_true", help="do not load the models' safety checkers"
+    )
+    add_engine_cache_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    for module in ("starlette", "uvicorn", "prometheus_client", "python_multipart"):
+        require(module, "serve")
+    from bksdm.serve.callers import Keys
+    from bksdm.serve.logs import json_logs
+    from bksdm.serve.measure import Wanted
+    from bksdm.serve.server import Server, listen, run_server
+    from bksdm.serve.service import Service
+    from bksdm.serve.settings import Limits, Settings
+
+    for name in ("queue", "grace", "max_pixels", "max_steps", "max_images"):
+        if getattr(options, name) < 0:
+            raise RequestError(f"--{name.replace('_', '-')} must not be negative")
+    if not 0 <= options.port < 2**16:
+        raise RequestError(f"--port must be from 0 to 65535, not {options.port}")
+    limits = Limits(pixels=options.max_pixels, steps=options.max_steps, images=options.max_images)
+    settings = Settings(
+        engine=options.engine,
+        engine_cache=options.engine_cache,
+        safety_checker=not options.no_safety_checker,
+        wanted=Wanted(options.replicas, options.threads, options.max_batch),
+        queue_seconds=options.queue,
+        memory_bytes=None if options.memory is None else int(options.memory * 1e9),
+        limits=limits,
+        grace_seconds=options.grace,
+        log_prompts=options.log_prompts,
+        cors=tuple(options.cors),
+    )
+    keys = None if options.api_key_file is None else Keys.read(options.api_key_file)
+    service = Service(named(options.bundles or [EMOJI]), settings, keys)
+    listening = listen(options.host, options.port)
+    print("bksdm: loading and measuring the model", file=sys.stderr)
+    with listening, json_logs():
+        asyncio.run(
+            run_server(
+                Server(service, listening),
+                lambda address: print(f"serving on {address}", flush=True),
+            )
+        )
+    return 0
+
+
+def named(paths: list[Path]) -> dict[str, Path]:
+    """Return the folders by their last names.
+
+    Raises
+    ------
+    RequestError
+        Two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.resolve().name
+        if name in found:
+            raise RequestError(f"two bundles are called {name}; rename one of the folders")
+        found[name] = path
+    return found

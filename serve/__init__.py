@@ -1,0 +1,1 @@
+"""Serve pictures over HTTP: requests join and leave between the steps of one UNet batch."""
