@@ -81,7 +81,7 @@ def tables_of(bundle: Bundle, wanted: WantedTable) -> bytes:
     kept: dict[tuple[int, str], int] = {}
     for first in range(wanted.steps + 1 if wanted.images else 1):
         for start, bit in _STARTS.items():
-            if start == "noise" and first or start != "noise" and not wanted.images:
+            if (start == "noise" and first) or (start != "noise" and not wanted.images):
                 continue
             fields = scheduler_fields(bundle.scheduler, start, wanted.sampler)
             # A table that several starts have in common is stored once.

@@ -16,7 +16,7 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 EVERY = [c for c in range(0x110000) if not 0xD800 <= c < 0xE000]
 HANGUL = range(0xAC00, 0xD7A4)
 BLOCK = 4096
-HEAD = """// Written by tools/unicode_data.py: what the Python package tokenizers {version} knows of Unicode.
+HEAD = """// Written by tools/unicode_data.py: what tokenizers {version} of Python knows of Unicode.
 #pragma once
 
 #include <cstdint>

@@ -23,7 +23,7 @@ struct AddedToken {
     std::int64_t id = 0;
 };
 
-// A part of a text: an added token, or what lies between.
+// A part of a text: an added token with the spaces that it strips, or what lies between.
 struct TextPart {
     std::optional<std::int64_t> token;
     std::u32string text;
@@ -60,7 +60,7 @@ class AddedTokens {
                 while (stop < text.size() && unicode::is_space(text[stop])) ++stop;
             if (start > begin)
                 parts.push_back({std::nullopt, std::u32string(text.substr(begin, start - begin))});
-            parts.push_back({found->second.id, {}});
+            parts.push_back({found->second.id, std::u32string(text.substr(start, stop - start))});
             begin = at = stop;
         }
         if (begin < text.size())

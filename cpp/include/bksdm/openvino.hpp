@@ -15,6 +15,7 @@
 #include <openvino/runtime/core.hpp>
 #include <openvino/runtime/infer_request.hpp>
 
+#include "bksdm/bundle.hpp"
 #include "bksdm/engine.hpp"
 
 namespace bksdm::openvino {
@@ -169,6 +170,7 @@ inline Engine open(const ov::Core& core, const std::filesystem::path& file,
 // into a folder: that of the bundle's own unless it is given.
 inline Networks open_networks(const std::filesystem::path& bundle, const Options& options = {},
                               std::filesystem::path folder = {}) {
+    Bundle::open(bundle);
     if (folder.empty()) folder = bundle / "engines" / "openvino";
     const auto graph = [bundle, folder](const std::string& name) {
         const auto saved = folder / (name + ".xml");

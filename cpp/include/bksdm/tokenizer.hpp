@@ -59,8 +59,9 @@ class Tokenizer {
 
     Tokens operator()(std::string_view prompt) const {
         std::u32string text = unicode::decode(prompt);
-        std::vector<Id> ids = encode(text);
-        if (!vectors_.empty() && replace(text, ids)) ids = encode(text);
+        std::vector<std::u32string> added;
+        std::vector<Id> ids = encode(text, added);
+        if (replace(text, added)) ids = encode(text, added);
         for (const Id id : ids)
             if (known_ && id >= *known_)
                 throw Error(ErrorCode::request,
@@ -96,18 +97,19 @@ class Tokenizer {
         return found->second;
     }
 
-    std::vector<Id> encode(std::u32string_view text) const {
+    // Ids of a text, and the added tokens in it as they stand there.
+    std::vector<Id> encode(std::u32string_view text, std::vector<std::u32string>& added) const {
         std::vector<Id> ids;
+        const auto take = [&](const TextPart& part) {
+            if (!part.token) return false;
+            ids.push_back(*part.token);
+            added.push_back(part.text);
+            return true;
+        };
         for (const auto& outer : raw_.split(text)) {
-            if (outer.token) {
-                ids.push_back(*outer.token);
-                continue;
-            }
+            if (take(outer)) continue;
             for (const auto& inner : normalized_.split(normalize(outer.text)))
-                if (inner.token)
-                    ids.push_back(*inner.token);
-                else
-                    encode_words(inner.text, ids);
+                if (!take(inner)) encode_words(inner.text, ids);
         }
         return ids;
     }
@@ -164,26 +166,24 @@ class Tokenizer {
                 if (ids_.find(next) == ids_.end()) break;
                 text += U' ' + unicode::decode(next);
             }
-            if (text != token.text) vectors_[token.id] = {token.text, text};
+            if (text != token.text) vectors_[token.text] = text;
         }
     }
 
-    // Put all vectors of such tokens into a text; say whether there are any.
-    bool replace(std::u32string& text, const std::vector<Id>& ids) const {
-        bool changed = false;
-        std::vector<Id> done;
-        for (const Id id : ids) {
-            const auto found = vectors_.find(id);
-            if (found == vectors_.end() || std::find(done.begin(), done.end(), id) != done.end())
+    // Put all vectors of such tokens into a text, once of each; say whether there are any.
+    bool replace(std::u32string& text, const std::vector<std::u32string>& added) const {
+        std::vector<std::u32string> done;
+        for (const auto& old : added) {
+            const auto found = vectors_.find(old);
+            if (found == vectors_.end() || std::find(done.begin(), done.end(), old) != done.end())
                 continue;
-            done.push_back(id);
-            const auto& [old, made] = found->second;
+            done.push_back(old);
+            const auto& made = found->second;
             for (std::size_t at = text.find(old); at != std::u32string::npos;
                  at = text.find(old, at + made.size()))
                 text.replace(at, old.size(), made);
-            changed = true;
         }
-        return changed;
+        return !done.empty();
     }
 
     BytePairs pairs_;
@@ -192,7 +192,7 @@ class Tokenizer {
     bool pads_left_, cuts_left_;
     AddedTokens raw_, normalized_;
     std::map<std::string, Id> ids_;
-    std::map<Id, std::pair<std::u32string, std::u32string>> vectors_;
+    std::map<std::u32string, std::u32string> vectors_;
     Id start_ = 0, end_ = 0, pad_ = 0;
 };
 

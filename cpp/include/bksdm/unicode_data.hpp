@@ -1,4 +1,4 @@
-// Written by tools/unicode_data.py: what the Python package tokenizers 0.23.3 knows of Unicode.
+// Written by tools/unicode_data.py: what tokenizers 0.23.3 of Python knows of Unicode.
 #pragma once
 
 #include <cstdint>
