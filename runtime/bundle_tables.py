@@ -90,8 +90,14 @@ def tables_of(bundle: Bundle, wanted: WantedTable) -> bytes:
                 same = stored[kept[key]]
                 stored[kept[key]] = StoredTable(same.starts | bit, first, same.table)
                 continue
+            try:
+                table = step_table(fields, wanted.steps, wanted.sampler, first)
+            except SamplerError:
+                if start == "noise":
+                    raise
+                # Some methods cannot begin in the middle, or with a mask: they have no such table.
+                continue
             kept[key] = len(stored)
-            table = step_table(fields, wanted.steps, wanted.sampler, first)
             stored.append(StoredTable(bit, first, table))
     name, spacing = a1111_sampler(wanted.sampler, bundle.scheduler)
     description = {

@@ -229,8 +229,8 @@ class Model {
         auto found = tables.find(start, first_step(request));
         if (!found)
             throw Error(ErrorCode::request,
-                        "the sampler's table is for starting from noise; write it again with "
-                        "`bksdm info BUNDLE --table SAMPLER:STEPS:image`");
+                        "the sampler's file has no table for this strength and mask; write it with "
+                        "`bksdm info BUNDLE --table SAMPLER:STEPS:image`, or start from noise");
         return found;
     }
 
