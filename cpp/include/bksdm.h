@@ -87,10 +87,12 @@ BKSDM_API void bksdm_request_init(bksdm_request* request, size_t size);
 
 typedef struct bksdm_model_options {
     size_t struct_size;
-    const char* engine;    /* "openvino" */
-    const char* folder;    /* of rewritten networks; NULL is the bundle's own */
-    const char* device;    /* "CPU" */
-    const char* precision; /* "f32" */
+    const char* engine;    /* "openvino"; "onnxruntime" and "tensorrt" where they were built in */
+    const char* folder;    /* openvino: rewritten networks, NULL is the bundle's own; onnxruntime:
+                              from which graphs name weights, NULL is each one's own; tensorrt: the
+                              plans */
+    const char* device;    /* openvino: "CPU" */
+    const char* precision; /* openvino: "f32" */
     int32_t threads;       /* 0 is one for each physical core */
 } bksdm_model_options;
 

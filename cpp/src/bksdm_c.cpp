@@ -13,6 +13,12 @@
 #ifdef BKSDM_WITH_OPENVINO
 #include "bksdm/openvino.hpp"
 #endif
+#ifdef BKSDM_WITH_ONNXRUNTIME
+#include "bksdm/onnxruntime.hpp"
+#endif
+#ifdef BKSDM_WITH_TENSORRT
+#include "bksdm/tensorrt.hpp"
+#endif
 
 struct bksdm_error {
     std::int32_t code;
@@ -159,15 +165,21 @@ bksdm::Engine engine_of(const bksdm_network& network, const char* name) {
     return bksdm::Engine(std::move(inputs), {}, run);
 }
 
-bksdm::Networks open_engine(const std::string& bundle, const bksdm_model_options& options) {
+bksdm::Networks open_engine([[maybe_unused]] const std::string& bundle,
+                            const bksdm_model_options& options) {
     const std::string engine = text(options.engine);
 #ifdef BKSDM_WITH_OPENVINO
     if (engine == "openvino")
         return bksdm::openvino::open_networks(
             bundle, {text(options.device), options.threads, text(options.precision)},
             text(options.folder));
-#else
-    (void)bundle;
+#endif
+#ifdef BKSDM_WITH_ONNXRUNTIME
+    if (engine == "onnxruntime")
+        return bksdm::onnxruntime::open_networks(bundle, {options.threads, text(options.folder)});
+#endif
+#ifdef BKSDM_WITH_TENSORRT
+    if (engine == "tensorrt") return bksdm::tensorrt::open_networks(text(options.folder));
 #endif
     throw bksdm::Error(bksdm::ErrorCode::engine,
                        "this library was built without the engine " + engine);
