@@ -33,6 +33,7 @@ REASONS = {
     "installs packages",
     "downloads a model",
     "needs a GPU",
+    "needs a C++ compiler",
     "takes minutes and a quiet machine",
 }
 STAND_INS = {
