@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.bundle_tables import WantedTable, write_tables
 from bksdm.runtime.images import read_parameters
 
+from ..test_installing import LEFT_OUT, ROOT
 from .conftest import SOURCE, execute
 
 PROGRAM = """
@@ -84,6 +87,26 @@ def test_it_configures_as_a_part_of_another_project(tmp_path):
     assert "program" in targets
     assert "bksdm_c" not in targets
     assert "parts_test" not in targets
+
+
+@pytest.mark.slow
+def test_a_wheel_brings_the_sources(tmp_path):
+    # A build writes into its source.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    execute(
+        *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
+        *("--wheel-dir", tmp_path, source),
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    told = execute(sys.executable, "-m", "bksdm.cmake", cwd=tmp_path / "installed")
+    folder = Path(told.decode().strip())
+    assert folder == tmp_path / "installed" / "bksdm" / "cmake"
+    headers = {path.name for path in (SOURCE / "include").rglob("*.h*")}
+    assert {path.name for path in (folder / "include").rglob("*.h*")} == headers
+    execute("cmake", "-S", folder, "-B", tmp_path / "build")
 
 
 def test_the_c_header_is_c(built, tmp_path):
