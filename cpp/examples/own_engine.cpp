@@ -14,8 +14,9 @@ using bksdm::Feeds;
 using bksdm::Tensor;
 using bksdm::Tensors;
 
-bksdm::Engine returning(const char* output, bksdm::TensorSpecs inputs, bksdm::Shape (*shape)(const Feeds&)) {
-    return {std::move(inputs), {}, [output, shape](const Feeds& feeds) {
+bksdm::Engine returning(const char* output, bksdm::TensorSpecs inputs,
+                        bksdm::Shape (*shape)(const Feeds&)) {
+    return {std::move(inputs), [output, shape](const Feeds& feeds) {
                 Tensors outputs;
                 outputs.emplace(output, Tensor(ElementType::float32, shape(feeds)));
                 return outputs;
@@ -32,21 +33,21 @@ int main(int count, char** arguments) {
     try {
         bksdm::Networks networks;
         networks.name = "own";
-        networks.text_encoder = returning(
-            "last_hidden_state", {{"input_ids", {ElementType::int64, {-1, -1}}}},
-            [](const Feeds& feeds) {
-                const auto& ids = feeds.at("input_ids").shape;
-                return bksdm::Shape{ids[0], ids[1], 8};
-            });
-        networks.unet = returning(
-            "out_sample",
-            {{"sample", {}}, {"timestep", {ElementType::float32, {-1}}}, {"encoder_hidden_states", {}}},
-            [](const Feeds& feeds) { return feeds.at("sample").shape; });
-        networks.vae_decoder = returning(
-            "sample", {{"latent_sample", {}}}, [](const Feeds& feeds) {
-                const auto& latents = feeds.at("latent_sample").shape;
-                return bksdm::Shape{1, 3, 8 * latents[2], 8 * latents[3]};
-            });
+        networks.text_encoder =
+            returning("last_hidden_state", {{"input_ids", {ElementType::int64, {-1, -1}}}},
+                      [](const Feeds& feeds) {
+                          const auto& ids = feeds.at("input_ids").shape;
+                          return bksdm::Shape{ids[0], ids[1], 8};
+                      });
+        networks.unet = returning("out_sample",
+                                  {{"sample", {}},
+                                   {"timestep", {ElementType::float32, {-1}}},
+                                   {"encoder_hidden_states", {}}},
+                                  [](const Feeds& feeds) { return feeds.at("sample").shape; });
+        networks.vae_decoder = returning("sample", {{"latent_sample", {}}}, [](const Feeds& feeds) {
+            const auto& latents = feeds.at("latent_sample").shape;
+            return bksdm::Shape{1, 3, 8 * latents[2], 8 * latents[3]};
+        });
         bksdm::Model model(arguments[1], std::move(networks));
         bksdm::Request request;
         request.prompt = "anything";

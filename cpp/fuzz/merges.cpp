@@ -11,8 +11,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     static const auto folder = [] {
-        auto made = std::filesystem::temp_directory_path() /
-                    ("bksdm-fuzz-" + std::to_string(getpid()));
+        auto made =
+            std::filesystem::temp_directory_path() / ("bksdm-fuzz-" + std::to_string(getpid()));
         std::filesystem::create_directories(made);
         return made;
     }();

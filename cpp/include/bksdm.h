@@ -68,15 +68,15 @@ typedef struct bksdm_request {
     size_t struct_size;
     const char* prompt;
     const char* negative_prompt;
-    const char* sampler;             /* as the bundle has a table of; empty is the model's own */
-    uint32_t width, height;          /* in pixels; 0 is the model's, or the image's */
+    const char* sampler;    /* as the bundle has a table of; empty is the model's own */
+    uint32_t width, height; /* in pixels; 0 is the model's, or the image's */
     uint32_t steps, images;
     double guidance_scale, guidance_rescale, guidance_start, guidance_end;
-    const uint64_t* seeds;           /* one for the batch, or one for each image */
+    const uint64_t* seeds; /* one for the batch, or one for each image */
     size_t seed_count;
-    const bksdm_picture* image;      /* to start from; NULL for noise */
-    const bksdm_picture* mask;       /* grey, white is made anew; NULL for all */
-    double strength;                 /* below 0 is the default, 0.8, or 1 with a mask */
+    const bksdm_picture* image; /* to start from; NULL for noise */
+    const bksdm_picture* mask;  /* grey, white is made anew; NULL for all */
+    double strength;            /* below 0 is the default, 0.8, or 1 with a mask */
     bksdm_on_step on_step;
     void* user;
     const bksdm_cancellation* cancellation;
@@ -153,8 +153,8 @@ BKSDM_API int32_t bksdm_generate(bksdm_model* model, const bksdm_request* reques
 /* Or step by step: begin requests, make the next step of any of them in one call of the UNet until
  * they are done, and decode them. What a request points to is copied when it begins, but for the
  * cancellation and `user`. */
-BKSDM_API int32_t bksdm_run_start(bksdm_model* model, const bksdm_request* request,
-                                  bksdm_run** run, bksdm_error** error);
+BKSDM_API int32_t bksdm_run_start(bksdm_model* model, const bksdm_request* request, bksdm_run** run,
+                                  bksdm_error** error);
 BKSDM_API int32_t bksdm_run_step(bksdm_model* model, bksdm_run* const* runs, size_t count,
                                  bksdm_error** error);
 BKSDM_API int32_t bksdm_run_is_done(const bksdm_run* run);

@@ -73,9 +73,7 @@ std::int32_t guarded(bksdm_error** error, Work work) noexcept {
     }
 }
 
-[[noreturn]] void refuse(const char* what) {
-    throw bksdm::Error(bksdm::ErrorCode::request, what);
-}
+[[noreturn]] void refuse(const char* what) { throw bksdm::Error(bksdm::ErrorCode::request, what); }
 
 std::string text(const char* given) { return given == nullptr ? std::string() : given; }
 
@@ -141,7 +139,8 @@ bksdm::ElementType element_type(std::int32_t type) {
 bksdm::Shape shape_of(const bksdm_tensor& tensor) {
     if (tensor.rank > 8 || (tensor.shape == nullptr && tensor.rank != 0))
         refuse("a tensor has no shape");
-    return tensor.rank == 0 ? bksdm::Shape{} : bksdm::Shape(tensor.shape, tensor.shape + tensor.rank);
+    return tensor.rank == 0 ? bksdm::Shape{}
+                            : bksdm::Shape(tensor.shape, tensor.shape + tensor.rank);
 }
 
 bksdm::Engine engine_of(const bksdm_network& network, const char* name) {
@@ -155,14 +154,14 @@ bksdm::Engine engine_of(const bksdm_network& network, const char* name) {
     const auto run = [network, told = std::string(name)](const bksdm::Feeds& feeds) {
         std::vector<bksdm_tensor> given;
         for (const auto& [input, view] : feeds)
-            given.push_back({input.c_str(), static_cast<std::int32_t>(view.type),
-                             view.shape.size(), view.shape.data(), view.data});
+            given.push_back({input.c_str(), static_cast<std::int32_t>(view.type), view.shape.size(),
+                             view.shape.data(), view.data});
         bksdm_outputs outputs;
         if (network.run(network.user, given.data(), given.size(), &outputs) != 0)
             throw bksdm::Error(bksdm::ErrorCode::engine, told + ": its function has failed");
         return std::move(outputs.tensors);
     };
-    return bksdm::Engine(std::move(inputs), {}, run);
+    return bksdm::Engine(std::move(inputs), run);
 }
 
 bksdm::Networks open_engine([[maybe_unused]] const std::string& bundle,
@@ -288,15 +287,13 @@ int32_t bksdm_tokenize(bksdm_model* model, const char* prompt, int64_t* ids, siz
 
 int32_t bksdm_generate(bksdm_model* model, const bksdm_request* request, bksdm_result** result,
                        bksdm_error** error) {
-    return guarded(error, [&] {
-        *result = new bksdm_result{model->model.generate(request_of(request)), {}};
-    });
+    return guarded(
+        error, [&] { *result = new bksdm_result{model->model.generate(request_of(request)), {}}; });
 }
 
 int32_t bksdm_run_start(bksdm_model* model, const bksdm_request* request, bksdm_run** run,
                         bksdm_error** error) {
-    return guarded(error,
-                   [&] { *run = new bksdm_run{model->model.start(request_of(request))}; });
+    return guarded(error, [&] { *run = new bksdm_run{model->model.start(request_of(request))}; });
 }
 
 int32_t bksdm_run_step(bksdm_model* model, bksdm_run* const* runs, size_t count,

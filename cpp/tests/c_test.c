@@ -4,12 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK(condition)                                            \
-    do {                                                            \
-        if (!(condition)) {                                         \
+#define CHECK(condition)                                                    \
+    do {                                                                    \
+        if (!(condition)) {                                                 \
             fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            return 1;                                               \
-        }                                                           \
+            return 1;                                                       \
+        }                                                                   \
     } while (0)
 
 /* Adds a tensor of zeros, of the first input's shape but for its last lengths. */
@@ -36,7 +36,8 @@ static const bksdm_tensor* find(const bksdm_tensor* inputs, size_t count, const 
     return NULL;
 }
 
-static int32_t encode(void* user, const bksdm_tensor* inputs, size_t count, bksdm_outputs* outputs) {
+static int32_t encode(void* user, const bksdm_tensor* inputs, size_t count,
+                      bksdm_outputs* outputs) {
     int64_t shape[4] = {0, 0, 2, 0};
     (void)user;
     (void)count;
@@ -45,12 +46,14 @@ static int32_t encode(void* user, const bksdm_tensor* inputs, size_t count, bksd
     return zeros(outputs, "last_hidden_state", shape);
 }
 
-static int32_t predict(void* user, const bksdm_tensor* inputs, size_t count, bksdm_outputs* outputs) {
+static int32_t predict(void* user, const bksdm_tensor* inputs, size_t count,
+                       bksdm_outputs* outputs) {
     ++*(int*)user;
     return zeros(outputs, "out_sample", find(inputs, count, "sample")->shape);
 }
 
-static int32_t decode(void* user, const bksdm_tensor* inputs, size_t count, bksdm_outputs* outputs) {
+static int32_t decode(void* user, const bksdm_tensor* inputs, size_t count,
+                      bksdm_outputs* outputs) {
     int64_t shape[4] = {1, 3, 0, 0};
     (void)user;
     (void)count;

@@ -60,13 +60,12 @@ void test_networks(const char* bundle) {
             model.generate(request_of("a", 1));
         });
     };
-    CHECK(refused(ErrorCode::bundle,
-                  [](Networks& n) { std::swap(n.unet, n.vae_decoder); }));
+    CHECK(refused(ErrorCode::bundle, [](Networks& n) { std::swap(n.unet, n.vae_decoder); }));
     CHECK(refused(ErrorCode::engine, [](Networks& n) {
-        n.vae_decoder = Engine(n.vae_decoder.inputs(), {}, [](const Feeds&) { return Tensors(); });
+        n.vae_decoder = Engine(n.vae_decoder.inputs(), [](const Feeds&) { return Tensors(); });
     }));
     CHECK(refused(ErrorCode::non_finite, [](Networks& n) {
-        n.unet = Engine(n.unet.inputs(), {}, [](const Feeds& feeds) {
+        n.unet = Engine(n.unet.inputs(), [](const Feeds& feeds) {
             Tensors outputs;
             Tensor noise(ElementType::float32, feeds.at("sample").shape);
             const std::vector<float> nan(noise.count(), NAN);
@@ -94,7 +93,7 @@ void test_cancelling(const char* bundle, Model& model) {
     bool gone = false;
     Networks networks = small_networks();
     auto inner = std::make_shared<Engine>(std::move(networks.unet));
-    networks.unet = Engine(inner->inputs(), {}, [&, inner](const Feeds& feeds) {
+    networks.unet = Engine(inner->inputs(), [&, inner](const Feeds& feeds) {
         std::unique_lock<std::mutex> lock(mutex);
         ++evaluations;
         changed.notify_all();
@@ -144,7 +143,8 @@ void test_batches_and_threads(Model& model) {
     for (std::uint64_t t = 0; t < 8; ++t)
         threads.emplace_back([&, t] {
             for (int i = 0; i < 5; ++i)
-                if (model.generate(request_of("a red apple", t % 4)).images[0].pixels != alone[t % 4])
+                if (model.generate(request_of("a red apple", t % 4)).images[0].pixels !=
+                    alone[t % 4])
                     ++wrong;
         });
     for (auto& thread : threads) thread.join();
@@ -182,7 +182,8 @@ void test_growth(Model& model, int calls) {
     std::size_t before = 0;
     for (int i = 0; i < calls; ++i) {
         if (i == calls / 10) before = resident();
-        Request request = request_of(i % 3 == 0 ? "a red apple" : "a", static_cast<std::uint64_t>(i));
+        Request request =
+            request_of(i % 3 == 0 ? "a red apple" : "a", static_cast<std::uint64_t>(i));
         if (i % 5 == 0) request.on_step = [](Denoising&) { return false; };
         try {
             model.generate(request);

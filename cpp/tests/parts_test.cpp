@@ -27,7 +27,8 @@ void test_half() {
 }
 
 void test_json() {
-    const Json json = Json::parse("{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\ud83d\\ude80\\n\"}");
+    const Json json =
+        Json::parse("{\"a\": [1, -2.5e3, true, null], \"b\": \"\\u00e9\\ud83d\\ude80\\n\"}");
     CHECK(json.find("a")->value(1).number() == -2500);
     CHECK(json.find("a")->value(2).boolean());
     CHECK(json.find("b")->string() == "é🚀\n");
@@ -66,9 +67,9 @@ void test_noise() {
     };
     near(TorchCpuGenerator(0).randn(4), {1.540996F, -0.2934289F, -2.178789F, 0.5684313F});
     near(TorchCpuGenerator(0).randn(20),
-         {-1.12584F, -1.15236F, -0.2505786F, -0.4338788F, 0.5988395F, -1.555095F, -0.3413604F,
-          1.853006F, 0.4680964F, -0.1577124F, 1.44366F, 0.2660494F, 1.389366F, 1.586334F,
-          0.9462984F, -0.8436767F, 0.9318266F, 1.259009F, 2.004981F, 0.0537369F});
+         {-1.12584F,  -1.15236F,   -0.2505786F, -0.4338788F, 0.5988395F, -1.555095F, -0.3413604F,
+          1.853006F,  0.4680964F,  -0.1577124F, 1.44366F,    0.2660494F, 1.389366F,  1.586334F,
+          0.9462984F, -0.8436767F, 0.9318266F,  1.259009F,   2.004981F,  0.0537369F});
     // One stream, in calls of 3, 2, 17 and 1: a value that is left over is kept.
     TorchCpuGenerator stream(3);
     near(stream.randn(3), {0.8032761F, 0.1748334F, 0.0889781F});

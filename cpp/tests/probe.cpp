@@ -34,8 +34,9 @@ int table(const char* path) {
     for (const auto& [starts, first, found] : file.entries()) {
         std::printf("%u %u %zu %zu %a\n", starts, first, found->evaluations, found->draws,
                     found->init_noise_sigma);
-        for (const auto* array : {&found->timesteps, &found->input_scale, &found->rows,
-                                  &found->noise, &found->levels, &found->denoised, &found->carried}) {
+        for (const auto* array :
+             {&found->timesteps, &found->input_scale, &found->rows, &found->noise, &found->levels,
+              &found->denoised, &found->carried}) {
             for (const double value : *array) std::printf("%a ", value);
             std::puts("");
         }

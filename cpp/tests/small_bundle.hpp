@@ -24,7 +24,10 @@ class TableWriter {
         TableWriter head;
         head.bytes_ = "bksdmtbl";
         head.whole(1, 4).whole(0x01020304, 4).whole(40 + content.size(), 8);
-        head.whole(bksdm::crc32(content), 4).whole(tables.size(), 4).whole(text.size(), 4).whole(0, 4);
+        head.whole(bksdm::crc32(content), 4)
+            .whole(tables.size(), 4)
+            .whole(text.size(), 4)
+            .whole(0, 4);
         return head.bytes_ + content;
     }
 
@@ -94,8 +97,8 @@ inline bksdm::Networks small_networks() {
     };
     Networks networks;
     networks.name = "own";
-    networks.text_encoder = Engine(
-        {{"input_ids", {ElementType::int64, {-1, 77}}}}, {}, [](const Feeds& feeds) {
+    networks.text_encoder =
+        Engine({{"input_ids", {ElementType::int64, {-1, 77}}}}, [](const Feeds& feeds) {
             const auto& ids = feeds.at("input_ids");
             Tensor hidden(ElementType::float32, {ids.shape[0], ids.shape[1], 2});
             const auto* from = static_cast<const std::int64_t*>(ids.data);
@@ -107,33 +110,32 @@ inline bksdm::Networks small_networks() {
             outputs.emplace("last_hidden_state", std::move(hidden));
             return outputs;
         });
-    networks.unet = Engine(
-        {{"sample", {ElementType::float32, {-1, 4, -1, -1}}},
-         {"timestep", {ElementType::float32, {-1}}},
-         {"encoder_hidden_states", {ElementType::float32, {-1, -1, 2}}}},
-        {}, [floats](const Feeds& feeds) {
-            const auto& sample = feeds.at("sample");
-            const auto& text = feeds.at("encoder_hidden_states").shape;
-            const auto rows = static_cast<std::size_t>(sample.shape[0]);
-            Tensor noise(ElementType::float32, sample.shape);
-            const std::size_t one = noise.count() / rows;
-            const auto words = static_cast<std::size_t>(text[1] * text[2]);
-            std::vector<float> values(noise.count());
-            for (std::size_t row = 0; row < rows; ++row) {
-                float told = floats(feeds, "timestep")[row] * 1e-3F;
-                for (std::size_t i = 0; i < words; ++i)
-                    told += floats(feeds, "encoder_hidden_states")[row * words + i] * 1e-2F;
-                for (std::size_t i = 0; i < one; ++i)
-                    values[row * one + i] = floats(feeds, "sample")[row * one + i] * told;
-            }
-            store_floats(values.data(), values.size(), ElementType::float32, noise.bytes());
-            Tensors outputs;
-            outputs.emplace("out_sample", std::move(noise));
-            return outputs;
-        });
+    networks.unet =
+        Engine({{"sample", {ElementType::float32, {-1, 4, -1, -1}}},
+                {"timestep", {ElementType::float32, {-1}}},
+                {"encoder_hidden_states", {ElementType::float32, {-1, -1, 2}}}},
+               [floats](const Feeds& feeds) {
+                   const auto& sample = feeds.at("sample");
+                   const auto& text = feeds.at("encoder_hidden_states").shape;
+                   const auto rows = static_cast<std::size_t>(sample.shape[0]);
+                   Tensor noise(ElementType::float32, sample.shape);
+                   const std::size_t one = noise.count() / rows;
+                   const auto words = static_cast<std::size_t>(text[1] * text[2]);
+                   std::vector<float> values(noise.count());
+                   for (std::size_t row = 0; row < rows; ++row) {
+                       float told = floats(feeds, "timestep")[row] * 1e-3F;
+                       for (std::size_t i = 0; i < words; ++i)
+                           told += floats(feeds, "encoder_hidden_states")[row * words + i] * 1e-2F;
+                       for (std::size_t i = 0; i < one; ++i)
+                           values[row * one + i] = floats(feeds, "sample")[row * one + i] * told;
+                   }
+                   store_floats(values.data(), values.size(), ElementType::float32, noise.bytes());
+                   Tensors outputs;
+                   outputs.emplace("out_sample", std::move(noise));
+                   return outputs;
+               });
     networks.vae_decoder = Engine(
-        {{"latent_sample", {ElementType::float32, {-1, 4, -1, -1}}}}, {},
-        [floats](const Feeds& feeds) {
+        {{"latent_sample", {ElementType::float32, {-1, 4, -1, -1}}}}, [floats](const Feeds& feeds) {
             const auto& shape = feeds.at("latent_sample").shape;
             const auto tall = static_cast<std::size_t>(shape[2]);
             const auto wide = static_cast<std::size_t>(shape[3]);
@@ -142,7 +144,8 @@ inline bksdm::Networks small_networks() {
             for (std::size_t i = 0; i < values.size(); ++i) {
                 const std::size_t x = i % (8 * wide), y = i / (8 * wide) % (8 * tall);
                 const std::size_t c = i / (64 * wide * tall);
-                values[i] = floats(feeds, "latent_sample")[(c * tall + y / 8) * wide + x / 8] * 0.1F;
+                values[i] =
+                    floats(feeds, "latent_sample")[(c * tall + y / 8) * wide + x / 8] * 0.1F;
             }
             store_floats(values.data(), values.size(), ElementType::float32, pixels.bytes());
             Tensors outputs;
@@ -150,20 +153,19 @@ inline bksdm::Networks small_networks() {
             return outputs;
         });
     networks.vae_encoder = [floats] {
-        return Engine({{"sample", {ElementType::float32, {1, 3, -1, -1}}}}, {},
-                      [floats](const Feeds& feeds) {
-                          const auto& shape = feeds.at("sample").shape;
-                          const std::int64_t tall = shape[2] / 8, wide = shape[3] / 8;
-                          Tensor latents(ElementType::float32, {1, 8, tall, wide});
-                          std::vector<float> values(latents.count());
-                          for (std::size_t i = 0; i < values.size(); ++i)
-                              values[i] = floats(feeds, "sample")[i] - (i * 2 < values.size() ? 0.F : 3.F);
-                          store_floats(values.data(), values.size(), ElementType::float32,
-                                       latents.bytes());
-                          Tensors outputs;
-                          outputs.emplace("latent_parameters", std::move(latents));
-                          return outputs;
-                      });
+        return Engine(
+            {{"sample", {ElementType::float32, {1, 3, -1, -1}}}}, [floats](const Feeds& feeds) {
+                const auto& shape = feeds.at("sample").shape;
+                const std::int64_t tall = shape[2] / 8, wide = shape[3] / 8;
+                Tensor latents(ElementType::float32, {1, 8, tall, wide});
+                std::vector<float> values(latents.count());
+                for (std::size_t i = 0; i < values.size(); ++i)
+                    values[i] = floats(feeds, "sample")[i] - (i * 2 < values.size() ? 0.F : 3.F);
+                store_floats(values.data(), values.size(), ElementType::float32, latents.bytes());
+                Tensors outputs;
+                outputs.emplace("latent_parameters", std::move(latents));
+                return outputs;
+            });
     };
     return networks;
 }

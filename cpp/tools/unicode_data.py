@@ -18,6 +18,7 @@ HANGUL = range(0xAC00, 0xD7A4)
 BLOCK = 4096
 HEAD = """// Written by tools/unicode_data.py: what tokenizers {version} of Python knows of Unicode.
 #pragma once
+// clang-format off
 
 #include <cstdint>
 

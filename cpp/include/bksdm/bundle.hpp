@@ -58,7 +58,8 @@ inline Bundle Bundle::open(const std::filesystem::path& path) {
     Bundle bundle;
     bundle.path = path;
     if (!std::filesystem::exists(path / "model_index.json"))
-        throw Error(ErrorCode::bundle, path.string() + ": not a bundle; model_index.json is missing");
+        throw Error(ErrorCode::bundle,
+                    path.string() + ": not a bundle; model_index.json is missing");
     const auto unet_file = path / "unet" / "config.json";
     const auto vae_file = path / "vae_decoder" / "config.json";
     const auto text_file = path / "text_encoder" / "config.json";
@@ -91,8 +92,7 @@ inline Bundle Bundle::open(const std::filesystem::path& path) {
             static_cast<std::int64_t>(bundle_count(text_file, text, "vocab_size", 2147483648.0));
     const Json* masked = text.find("use_attention_mask");
     bundle.masks_padding = masked != nullptr && masked->boolean();
-    bundle.has_safety_checker =
-        std::filesystem::exists(path / "safety_checker" / "model.onnx");
+    bundle.has_safety_checker = std::filesystem::exists(path / "safety_checker" / "model.onnx");
     return bundle;
 }
 

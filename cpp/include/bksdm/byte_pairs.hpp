@@ -33,9 +33,8 @@ class BytePairs {
         for (const auto& [first, second] : merges) {
             const auto a = id(first), b = id(second), both = id(first + second);
             if (!a || !b || !both)
-                throw Error(ErrorCode::bundle,
-                            "tokenizer: a merge of " + first + " and " + second +
-                                " is of tokens that the vocabulary lacks");
+                throw Error(ErrorCode::bundle, "tokenizer: a merge of " + first + " and " + second +
+                                                   " is of tokens that the vocabulary lacks");
             merges_[{*a, *b}] = {rank++, *both};
         }
         for (std::uint32_t byte = 0; byte < 256; ++byte) {

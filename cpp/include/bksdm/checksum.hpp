@@ -26,7 +26,8 @@ constexpr std::array<std::uint32_t, 256> crc_table() {
 inline std::uint32_t crc32(std::string_view bytes) {
     static constexpr auto table = detail::crc_table();
     std::uint32_t c = 0xFFFFFFFFU;
-    for (const char byte : bytes) c = table[(c ^ static_cast<unsigned char>(byte)) & 0xFFU] ^ (c >> 8);
+    for (const char byte : bytes)
+        c = table[(c ^ static_cast<unsigned char>(byte)) & 0xFFU] ^ (c >> 8);
     return c ^ 0xFFFFFFFFU;
 }
 

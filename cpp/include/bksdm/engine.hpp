@@ -16,8 +16,7 @@ class Engine {
     using Run = std::function<Tensors(const Feeds&)>;
 
     Engine() = default;
-    Engine(TensorSpecs inputs, TensorSpecs outputs, Run run)
-        : inputs_(std::move(inputs)), outputs_(std::move(outputs)), run_(std::move(run)) {}
+    Engine(TensorSpecs inputs, Run run) : inputs_(std::move(inputs)), run_(std::move(run)) {}
     Engine(Engine&&) noexcept = default;
     Engine& operator=(Engine&&) noexcept = default;
     Engine(const Engine&) = delete;
@@ -26,7 +25,6 @@ class Engine {
 
     explicit operator bool() const noexcept { return static_cast<bool>(run_); }
     const TensorSpecs& inputs() const noexcept { return inputs_; }
-    const TensorSpecs& outputs() const noexcept { return outputs_; }
 
     const TensorSpec& input(const std::string& name) const {
         const auto found = inputs_.find(name);
@@ -43,15 +41,14 @@ class Engine {
     }
 
   private:
-    TensorSpecs inputs_, outputs_;
+    TensorSpecs inputs_;
     Run run_;
 };
 
 // Take one output out of those of a network.
 inline Tensor take(Tensors& outputs, const std::string& name) {
     const auto found = outputs.find(name);
-    if (found == outputs.end())
-        throw Error(ErrorCode::engine, "a network returned no " + name);
+    if (found == outputs.end()) throw Error(ErrorCode::engine, "a network returned no " + name);
     return std::move(found->second);
 }
 

@@ -8,10 +8,10 @@ namespace bksdm {
 
 // How two noise predictions become one.
 struct Guidance {
-    double scale = 7.5;   // s of ε = ε_uncond + s (ε_cond - ε_uncond)
-    double rescale = 0;   // φ of section 3.4 of Lin et al. 2023 (arXiv 2305.08891)
-    double start = 0;     // guided in this part of the evaluations only, from start to below end
-    double end = 1;       // (Kynkäänniemi et al. 2024, arXiv 2404.07724)
+    double scale = 7.5;  // s of ε = ε_uncond + s (ε_cond - ε_uncond)
+    double rescale = 0;  // φ of section 3.4 of Lin et al. 2023 (arXiv 2305.08891)
+    double start = 0;    // guided in this part of the evaluations only, from start to below end
+    double end = 1;      // (Kynkäänniemi et al. 2024, arXiv 2404.07724)
 
     bool on() const noexcept { return scale > 1; }
 

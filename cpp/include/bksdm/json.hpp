@@ -103,9 +103,7 @@ class JsonReader {
                 value.kind_ = Json::Kind::boolean;
                 break;
             case 'n': expect("null"); break;
-            default:
-                value.kind_ = Json::Kind::number;
-                value.number_ = read_number();
+            default: value.kind_ = Json::Kind::number; value.number_ = read_number();
         }
         return value;
     }

@@ -57,7 +57,8 @@ class Run {
     std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
 };
 
-// A bundle and its networks. Threads share it. It owns the engines, and is neither copied nor moved.
+// A bundle and its networks. Threads share it. It owns the engines, and is neither copied nor
+// moved.
 class Model {
   public:
     Model(const std::filesystem::path& bundle, Networks networks)
@@ -109,7 +110,7 @@ class Model {
     }
 
     // Make the next step of every run, none of them done, in as few calls of the UNet as possible.
-    // Where one of them is cancelled, all others have made their step.
+    // A cancellation of one of them is noticed before any has made it, a callback's after all have.
     void step(const std::vector<Run*>& runs) {
         for (Run* run : runs) stop_where_cancelled(run->request_);
         std::vector<Denoising*> denoisings;
@@ -156,8 +157,7 @@ class Model {
         for (std::size_t i = 0; i < shape.images; ++i) {
             if (request != nullptr) stop_where_cancelled(*request);
             for (std::size_t k = 0; k < one; ++k) scaled[k] = latents[i * one + k] / scaling;
-            Tensor sample(type,
-                          {1, wide(shape.channels), wide(shape.height), wide(shape.width)});
+            Tensor sample(type, {1, wide(shape.channels), wide(shape.height), wide(shape.width)});
             store_floats(scaled.data(), one, type, sample.bytes());
             Tensors outputs = decoder({{"latent_sample", sample.view()}});
             const std::vector<float> pixels = to_floats(take(outputs, "sample"));
@@ -211,8 +211,9 @@ class Model {
             const auto path = bundle_.path / "tables" / file;
             if (!std::filesystem::exists(path))
                 throw Error(ErrorCode::request,
-                            path.string() + ": no such table; write it with `bksdm info BUNDLE "
-                                            "--table " +
+                            path.string() +
+                                ": no such table; write it with `bksdm info BUNDLE "
+                                "--table " +
                                 name + ":" + std::to_string(steps) + " -o FILE`");
             known = std::make_shared<const TableFile>(TableFile::parse(read_file(path)));
             if (known->steps() != steps)
@@ -223,7 +224,7 @@ class Model {
 
     static std::shared_ptr<const StepTable> table_for(const Request& request,
                                                       const TableFile& tables) {
-        const Start start = !request.image  ? Start::noise
+        const Start start = !request.image ? Start::noise
                             : request.mask ? Start::masked_image
                                            : Start::image;
         auto found = tables.find(start, first_step(request));

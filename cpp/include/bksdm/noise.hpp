@@ -97,7 +97,8 @@ class BatchNoise {
         if (!each_) {
             streams_.front().randn(values.data(), values.size());
         } else {
-            for (std::size_t i = 0; i < count; ++i) streams_[i].randn(values.data() + i * size, size);
+            for (std::size_t i = 0; i < count; ++i)
+                streams_[i].randn(values.data() + i * size, size);
         }
         return values;
     }

@@ -71,8 +71,8 @@ class NoisePredictor {
         const std::size_t tokens = group.front()->job().tokens;
         const std::size_t text = group.front()->job().conditional.size();
         const auto wide = [](std::size_t n) { return static_cast<std::int64_t>(n); };
-        Tensor sample(sample_.type, {wide(total), wide(shape.channels), wide(shape.height),
-                                     wide(shape.width)});
+        Tensor sample(sample_.type,
+                      {wide(total), wide(shape.channels), wide(shape.height), wide(shape.width)});
         Tensor told(timestep_.type,
                     timestep_.shape.empty() ? Shape{} : Shape{per_row_ ? wide(total) : 1});
         Tensor states(text_.type, {wide(total), wide(tokens), wide(text / tokens)});
@@ -112,8 +112,7 @@ class NoisePredictor {
             return;
         }
         const auto number = static_cast<float>(value);
-        store_floats(&number, 1, timestep_.type,
-                     told.bytes() + row * bytes_of(timestep_.type));
+        store_floats(&number, 1, timestep_.type, told.bytes() + row * bytes_of(timestep_.type));
     }
 
     static void finish(Denoising& each, const float* noise, std::size_t one) {

@@ -97,9 +97,9 @@ class Network {
                 api().ReleaseSession);
         } else {
             const std::string content = read_file(file);
-            check(api().AddSessionConfigEntry(settings.get(),
-                                              "session.model_external_initializers_file_folder_path",
-                                              options.weights.string().c_str()));
+            check(api().AddSessionConfigEntry(
+                settings.get(), "session.model_external_initializers_file_folder_path",
+                options.weights.string().c_str()));
             session_ = made<OrtSession>(
                 [&](auto** to) {
                     return api().CreateSessionFromArray(env_.get(), content.data(), content.size(),
@@ -112,14 +112,21 @@ class Network {
                 return api().CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, to);
             },
             api().ReleaseMemoryInfo);
-        read(true, inputs_, api().SessionGetInputCount, api().SessionGetInputName,
-             api().SessionGetInputTypeInfo);
-        read(false, outputs_, api().SessionGetOutputCount, api().SessionGetOutputName,
-             api().SessionGetOutputTypeInfo);
+        const auto inputs = names(api().SessionGetInputCount, api().SessionGetInputName);
+        for (std::size_t i = 0; i < inputs.size(); ++i) {
+            const auto type = made<OrtTypeInfo>(
+                [&](auto** to) { return api().SessionGetInputTypeInfo(session_.get(), i, to); },
+                api().ReleaseTypeInfo);
+            const OrtTensorTypeAndShapeInfo* shape = nullptr;
+            check(api().CastTypeInfoToTensorInfo(type.get(), &shape));
+            if (shape == nullptr)
+                throw Error(ErrorCode::engine, "ONNX Runtime: " + inputs[i] + " is no tensor");
+            inputs_[inputs[i]] = spec(shape);
+        }
+        output_names_ = names(api().SessionGetOutputCount, api().SessionGetOutputName);
     }
 
     const TensorSpecs& inputs() const noexcept { return inputs_; }
-    const TensorSpecs& outputs() const noexcept { return outputs_; }
 
     Tensors run(const Feeds& feeds) const {
         std::vector<Owned<OrtValue>> values;
@@ -164,27 +171,20 @@ class Network {
         return found;
     }
 
-    template <typename Count, typename Name, typename Info>
-    void read(bool input, TensorSpecs& to, Count count, Name name, Info info) {
+    template <typename Count, typename Name>
+    std::vector<std::string> names(Count count, Name name) const {
         OrtAllocator* allocator = nullptr;
         check(api().GetAllocatorWithDefaultOptions(&allocator));
         std::size_t total = 0;
         check(count(session_.get(), &total));
+        std::vector<std::string> found;
         for (std::size_t i = 0; i < total; ++i) {
             char* text = nullptr;
             check(name(session_.get(), i, allocator, &text));
-            const std::string found = text;
+            found.emplace_back(text);
             check(api().AllocatorFree(allocator, text));
-            const auto type = made<OrtTypeInfo>(
-                [&](auto** type_of) { return info(session_.get(), i, type_of); },
-                api().ReleaseTypeInfo);
-            const OrtTensorTypeAndShapeInfo* shape = nullptr;
-            check(api().CastTypeInfoToTensorInfo(type.get(), &shape));
-            if (shape == nullptr)
-                throw Error(ErrorCode::engine, "ONNX Runtime: " + found + " is no tensor");
-            to[found] = spec(shape);
-            if (!input) output_names_.push_back(found);
         }
+        return found;
     }
 
     static Tensor copy(OrtValue* value) {
@@ -202,7 +202,7 @@ class Network {
     std::shared_ptr<OrtEnv> env_;
     Owned<OrtSession> session_;
     Owned<OrtMemoryInfo> memory_;
-    TensorSpecs inputs_, outputs_;
+    TensorSpecs inputs_;
     std::vector<std::string> output_names_;
 };
 
@@ -211,10 +211,8 @@ class Network {
 // Open an ONNX graph.
 inline Engine open(const std::filesystem::path& file, const Options& options = {}) {
     if (!std::filesystem::exists(file)) throw Error(ErrorCode::bundle, file.string() + ": missing");
-    const auto network =
-        std::make_shared<detail::Network>(detail::environment(), file, options);
-    return Engine(network->inputs(), network->outputs(),
-                  [network](const Feeds& feeds) { return network->run(feeds); });
+    const auto network = std::make_shared<detail::Network>(detail::environment(), file, options);
+    return Engine(network->inputs(), [network](const Feeds& feeds) { return network->run(feeds); });
 }
 
 // Open the networks of a bundle, as they were exported.

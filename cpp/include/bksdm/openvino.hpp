@@ -77,8 +77,8 @@ class Network {
         for (const auto& [name, view] : feeds) {
             const ov::Shape shape(view.shape.begin(), view.shape.end());
             // OpenVINO only reads its inputs.
-            request.set_tensor(name, ov::Tensor(openvino_type(view.type), shape,
-                                                const_cast<void*>(view.data)));
+            request.set_tensor(
+                name, ov::Tensor(openvino_type(view.type), shape, const_cast<void*>(view.data)));
         }
         request.infer();
         Tensors outputs;
@@ -109,8 +109,8 @@ class Network {
         std::map<std::string, ov::PartialShape> shapes;
         for (const auto& [name, view] : feeds) {
             key.emplace_back(name, view.shape);
-            shapes[name] = ov::PartialShape(
-                std::vector<ov::Dimension>(view.shape.begin(), view.shape.end()));
+            shapes[name] =
+                ov::PartialShape(std::vector<ov::Dimension>(view.shape.begin(), view.shape.end()));
         }
         for (auto entry = requests_.begin(); entry != requests_.end(); ++entry)
             if (entry->first == key) {
@@ -135,8 +135,8 @@ class Network {
 
 }  // namespace detail
 
-// Open a network: OpenVINO's own format, as `bksdm build BUNDLE --engine openvino --save` writes it,
-// or ONNX.
+// Open a network: OpenVINO's own format, as `bksdm build BUNDLE --engine openvino --save` writes
+// it, or ONNX.
 inline Engine open(const ov::Core& core, const std::filesystem::path& file,
                    const Options& options = {}) {
     const auto guarded = [name = file.string()](auto&& work) {
@@ -149,7 +149,8 @@ inline Engine open(const ov::Core& core, const std::filesystem::path& file,
         }
     };
     return guarded([&] {
-        if (!std::filesystem::exists(file)) throw Error(ErrorCode::bundle, file.string() + ": missing");
+        if (!std::filesystem::exists(file))
+            throw Error(ErrorCode::bundle, file.string() + ": missing");
         ov::Core shared = core;
         auto model = shared.read_model(file.string());
         std::size_t bytes = 0;
@@ -157,10 +158,9 @@ inline Engine open(const ov::Core& core, const std::filesystem::path& file,
             if (entry.path().stem() == file.stem() && entry.is_regular_file())
                 bytes += static_cast<std::size_t>(entry.file_size());
         TensorSpecs inputs = detail::specs(model->inputs());
-        TensorSpecs outputs = detail::specs(model->outputs());
-        auto network = std::make_shared<detail::Network>(std::move(shared), std::move(model), bytes,
-                                                         options);
-        return Engine(std::move(inputs), std::move(outputs), [network, guarded](const Feeds& feeds) {
+        auto network =
+            std::make_shared<detail::Network>(std::move(shared), std::move(model), bytes, options);
+        return Engine(std::move(inputs), [network, guarded](const Feeds& feeds) {
             return guarded([&] { return network->run(feeds); });
         });
     });

@@ -23,8 +23,8 @@ namespace detail {
 // A number as Python's repr has it: the fewest digits that give it back.
 inline std::string spelled(double value) {
     char digits[32];
-    const auto end = std::to_chars(digits, digits + sizeof digits, value,
-                                   std::chars_format::scientific).ptr;
+    const auto end =
+        std::to_chars(digits, digits + sizeof digits, value, std::chars_format::scientific).ptr;
     const std::string_view text(digits, static_cast<std::size_t>(end - digits));
     const std::size_t e = text.find('e');
     const std::string_view power = text.substr(text[e + 1] == '+' ? e + 2 : e + 1);
@@ -32,8 +32,8 @@ inline std::string spelled(double value) {
     std::from_chars(power.data(), power.data() + power.size(), exponent);
     // Python writes these with an exponent, and all others without.
     if (exponent < -4 || exponent >= 16) return std::string(text);
-    const auto fixed = std::to_chars(digits, digits + sizeof digits, value,
-                                     std::chars_format::fixed).ptr;
+    const auto fixed =
+        std::to_chars(digits, digits + sizeof digits, value, std::chars_format::fixed).ptr;
     std::string found(digits, fixed);
     return found.find('.') == std::string::npos ? found + ".0" : found;
 }
@@ -88,21 +88,20 @@ inline TextChunks picture_record(const Request& request, const Bundle& bundle,
     own.emplace_back("guidance_rescale", spelled(guidance.rescale));
     own.emplace_back("guidance_interval", spelled(guidance.start) + ":" + spelled(guidance.end));
     if (request.image) own.emplace_back("strength", spelled(strength_of(request)));
-    own.insert(own.end(), {{"prompt_weights", "False"},
-                           {"long_prompt", "False"},
-                           {"clip_skip", "0"},
-                           {"fast", "0"},
-                           {"scheduler", text_of(description, "scheduler")},
-                           {"model", text_of(description, "model")},
-                           {"model_digest", text_of(description, "model_digest")},
-                           {"version", BKSDM_VERSION},
-                           {"safety_checker",
-                            bundle.has_safety_checker ? "off" : "the model has none"},
-                           {"engine", engine},
-                           {"index", std::to_string(index)}});
+    own.insert(own.end(),
+               {{"prompt_weights", "False"},
+                {"long_prompt", "False"},
+                {"clip_skip", "0"},
+                {"fast", "0"},
+                {"scheduler", text_of(description, "scheduler")},
+                {"model", text_of(description, "model")},
+                {"model_digest", text_of(description, "model_digest")},
+                {"version", BKSDM_VERSION},
+                {"safety_checker", bundle.has_safety_checker ? "off" : "the model has none"},
+                {"engine", engine},
+                {"index", std::to_string(index)}});
     std::string a1111 = request.prompt;
-    if (!request.negative_prompt.empty())
-        a1111 += "\nNegative prompt: " + request.negative_prompt;
+    if (!request.negative_prompt.empty()) a1111 += "\nNegative prompt: " + request.negative_prompt;
     std::string line;
     const auto say = [&line](const char* name, const std::string& value) {
         line += (line.empty() ? "" : ", ") + std::string(name) + ": " + detail::quoted(value);

@@ -31,12 +31,13 @@ class PromptEncoder {
         const auto& shape = encoder.input("input_ids").shape;
         if (shape.size() == 2 && shape[1] >= 0 &&
             static_cast<std::size_t>(shape[1]) != tokenizer_.length())
-            throw Error(ErrorCode::bundle, "the text encoder takes another number of tokens than "
-                                           "the tokenizer's model_max_length");
+            throw Error(ErrorCode::bundle,
+                        "the text encoder takes another number of tokens than "
+                        "the tokenizer's model_max_length");
         for (const auto& [name, spec] : encoder.inputs())
             if (name != "input_ids" && name != "attention_mask")
-                throw Error(ErrorCode::bundle, "the text encoder takes " + name +
-                                                   ", which is not known");
+                throw Error(ErrorCode::bundle,
+                            "the text encoder takes " + name + ", which is not known");
     }
 
     const Tokenizer& tokenizer() const noexcept { return tokenizer_; }

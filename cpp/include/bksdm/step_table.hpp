@@ -74,8 +74,7 @@ class TableReader {
     explicit TableReader(std::string_view content) : content_(content) {}
 
     [[noreturn]] static void fail(const char* what) {
-        throw Error(ErrorCode::bundle,
-                    "not a table of `bksdm info --table`: " + std::string(what));
+        throw Error(ErrorCode::bundle, "not a table of `bksdm info --table`: " + std::string(what));
     }
 
     std::string_view bytes(std::size_t count) {

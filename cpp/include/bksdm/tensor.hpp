@@ -148,8 +148,7 @@ inline void store_whole(std::int64_t value, ElementType type, std::size_t index,
         static_cast<std::int32_t*>(to)[index] = static_cast<std::int32_t>(value);
     } else {
         const auto number = static_cast<float>(value);
-        store_floats(&number, 1, type,
-                     static_cast<std::byte*>(to) + index * bytes_of(type));
+        store_floats(&number, 1, type, static_cast<std::byte*>(to) + index * bytes_of(type));
     }
 }
 

@@ -105,8 +105,7 @@ class Network {
             const char* name = engine_->getIOTensorName(i);
             TensorSpec spec{element_type(engine_->getTensorDataType(name)),
                             lengths(engine_->getTensorShape(name))};
-            const bool input =
-                engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
+            const bool input = engine_->getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
             (input ? inputs_ : outputs_)[name] = std::move(spec);
         }
         check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
@@ -118,7 +117,6 @@ class Network {
     }
 
     const TensorSpecs& inputs() const noexcept { return inputs_; }
-    const TensorSpecs& outputs() const noexcept { return outputs_; }
 
     Tensors run(const Feeds& feeds) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -142,8 +140,8 @@ class Network {
         }
         if (!context_->enqueueV3(stream_)) fail();
         for (auto& [name, tensor] : found)
-            check(cudaMemcpyAsync(tensor.bytes(), memory_[name].at_least(0),
-                                  tensor.size_in_bytes(), cudaMemcpyDeviceToHost, stream_));
+            check(cudaMemcpyAsync(tensor.bytes(), memory_[name].at_least(0), tensor.size_in_bytes(),
+                                  cudaMemcpyDeviceToHost, stream_));
         check(cudaStreamSynchronize(stream_));
         return found;
     }
@@ -175,8 +173,7 @@ class Network {
 // Open a plan.
 inline Engine open(const std::filesystem::path& file) {
     const auto network = std::make_shared<detail::Network>(file);
-    return Engine(network->inputs(), network->outputs(),
-                  [network](const Feeds& feeds) { return network->run(feeds); });
+    return Engine(network->inputs(), [network](const Feeds& feeds) { return network->run(feeds); });
 }
 
 // Open the networks that `bksdm build` has compiled into a folder of the bundle's engines.

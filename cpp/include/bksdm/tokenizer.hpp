@@ -64,9 +64,9 @@ class Tokenizer {
         if (replace(text, added)) ids = encode(text, added);
         for (const Id id : ids)
             if (known_ && id >= *known_)
-                throw Error(ErrorCode::request,
-                            "prompt has token number " + std::to_string(id) +
-                                ", but the text encoder knows only " + std::to_string(*known_));
+                throw Error(ErrorCode::request, "prompt has token number " + std::to_string(id) +
+                                                    ", but the text encoder knows only " +
+                                                    std::to_string(*known_));
         Tokens tokens;
         const std::size_t room = length_ - 2;
         if (ids.size() > room) {
@@ -117,9 +117,15 @@ class Tokenizer {
     // Split as CLIP's regular expression does: 's 't 're 've 'm 'll 'd, a run of letters, a number,
     // or a run of anything but letters, numbers and spaces.
     void encode_words(std::u32string_view text, std::vector<Id>& ids) const {
-        static constexpr std::u32string_view whole[] = {
-            U"<|startoftext|>", U"<|endoftext|>", U"'s", U"'t", U"'re", U"'ve", U"'m", U"'ll",
-            U"'d"};
+        static constexpr std::u32string_view whole[] = {U"<|startoftext|>",
+                                                        U"<|endoftext|>",
+                                                        U"'s",
+                                                        U"'t",
+                                                        U"'re",
+                                                        U"'ve",
+                                                        U"'m",
+                                                        U"'ll",
+                                                        U"'d"};
         const auto other = [](char32_t c) {
             return !unicode::is_space(c) && !unicode::is_letter(c) && !unicode::is_number(c);
         };

@@ -109,7 +109,8 @@ class TokenizerReader {
         std::int64_t value = 0;
         const char* end = text.data() + text.size();
         const auto [stopped, error] = std::from_chars(text.data(), end, value);
-        if (error != std::errc{} || stopped != end) fail("tokenizer_config.json", "no number: " + text);
+        if (error != std::errc{} || stopped != end)
+            fail("tokenizer_config.json", "no number: " + text);
         return value;
     }
 
@@ -182,8 +183,7 @@ class TokenizerReader {
         for (std::size_t i = 0; i < settings.size(); ++i) {
             const std::string& name = settings.name(i);
             const Json& value = settings.value(i);
-            const bool many =
-                name == "additional_special_tokens" || name == "extra_special_tokens";
+            const bool many = name == "additional_special_tokens" || name == "extra_special_tokens";
             if (many && value.is(Json::Kind::array)) {
                 for (const Json& entry : value.array()) extra_.push_back(token_of(entry));
                 continue;

@@ -127,11 +127,13 @@ inline char32_t composed(char32_t first, char32_t second) {
     if (first - syllables < syllable_count && (first - syllables) % trail_count == 0 &&
         second - trails - 1 < trail_count - 1)
         return first + (second - trails);
-    const auto key = std::make_pair(static_cast<std::uint32_t>(first),
-                                    static_cast<std::uint32_t>(second));
-    const auto* found = std::lower_bound(
-        std::begin(unicode_data::compositions), std::end(unicode_data::compositions), key,
-        [](const auto& entry, const auto& k) { return std::make_pair(entry.to[0], entry.to[1]) < k; });
+    const auto key =
+        std::make_pair(static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(second));
+    const auto* found = std::lower_bound(std::begin(unicode_data::compositions),
+                                         std::end(unicode_data::compositions), key,
+                                         [](const auto& entry, const auto& k) {
+                                             return std::make_pair(entry.to[0], entry.to[1]) < k;
+                                         });
     const bool known = found != std::end(unicode_data::compositions) &&
                        std::make_pair(found->to[0], found->to[1]) == key;
     return known ? found->from : 0;

@@ -1,5 +1,6 @@
 // Written by tools/unicode_data.py: what tokenizers 0.23.3 of Python knows of Unicode.
 #pragma once
+// clang-format off
 
 #include <cstdint>
 
