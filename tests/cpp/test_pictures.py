@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import threading
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import bksdm
 from bksdm import TextToImage
+from bksdm.optimize.saving import save_openvino
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.bundle_tables import WantedTable, write_tables
 from bksdm.runtime.images import open_picture
@@ -196,3 +198,23 @@ def test_pngs_are_what_other_programs_read(model, tmp_path):
         image.verify()
     with Image.open(path) as image:
         assert image.text["bksdm:prompt"] == "ein Äpfelchen 🍎"
+
+
+@pytest.mark.slow
+def test_a_float16_bundle(library, nano_bundle_fp16, tmp_path):
+    """Inputs and outputs of its networks are float16."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(nano_bundle_fp16, folder)
+    opened = Bundle.open(folder)
+    save_openvino(opened, folder / "engines")
+    write_tables(opened, WantedTable.read("euler-a:4:image"))
+    model = library.open(folder, threads=1)
+    python = TextToImage.load(folder, engine="openvino", threads=1)
+    asked = {"num_inference_steps": 4, "sampler": "euler-a", "seed": 1}
+    wanted = python("a dog", **asked)
+    alike(model.generate("a dog", (1,), steps=4, sampler="euler-a")[0], wanted.pixels)
+    image = wanted.images[0]
+    again = python("a dog", image=image, **asked).pixels
+    given = {"steps": 4, "sampler": "euler-a", "image": np.asarray(image)}
+    alike(model.generate("a dog", (1,), **given)[0], again)
+    model.close()
