@@ -10,10 +10,9 @@ from bksdm.engines.registry import version_of
 from bksdm.optimize.rules import MadeFor
 from bksdm.optimize.tuned import read_tuned
 from bksdm.runtime.bundle import Bundle
+from bksdm.storage.digest import model_digest, sha256_of, write_sealed
 from bksdm.storage.files import staged
-
-FOLDER = "openvino"
-"""The folder among a bundle's engines."""
+from bksdm.storage.plans import RECORD, SAVED
 
 
 def save_openvino(
@@ -42,16 +41,23 @@ def save_openvino(
     BundleError, EngineError
         The bundle is damaged, or OpenVINO is not installed.
     """
-    folder = place / FOLDER
+    folder = place / SAVED
     place.mkdir(parents=True, exist_ok=True)
     with staged(folder, replace=True) as staging:
         for network in bundle.components:
             model = bundle.model(network)
             side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
-            tuned = read_tuned(place, model, version_of).get(FOLDER)
+            tuned = read_tuned(place, model, version_of).get(SAVED)
             made_for = MadeFor(side) if tuned is None else tuned.made_for
             engine = OpenVinoEngine(model, made_for=made_for, cache=place)
             engine.save(staging / f"{network}.xml")
             size = sum(file.stat().st_size for file in staging.glob(f"{network}.*"))
             saved(network, size)
+        record = {
+            "backend": SAVED,
+            "version": version_of(SAVED),
+            "models": {name: model_digest(bundle.model(name), place) for name in bundle.components},
+            "files": {file.name: sha256_of(file) for file in sorted(staging.iterdir())},
+        }
+        (staging / RECORD).write_bytes(write_sealed(record))
     return folder

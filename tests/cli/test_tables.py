@@ -135,6 +135,20 @@ def test_saved_graphs_give_what_the_engine_gives(run, tiny_copy):
     np.testing.assert_allclose(compiled(feeds)["out_sample"], wanted, rtol=1e-6, atol=1e-7)
 
 
+def test_saved_graphs_are_listed_checked_and_removed(run, emoji_copy):
+    pytest.importorskip("openvino")
+    assert run("build", emoji_copy, "--engine", "openvino", "--save")[0] == 0
+    assert "openvino\n" in run("build", emoji_copy, "--list")[1]
+    assert run("verify", "--integrity", emoji_copy)[0] == 0
+    file = emoji_copy / "engines" / "openvino" / "unet.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, said, _ = run("verify", "--integrity", emoji_copy)
+    assert code == 1
+    assert "engines/openvino/unet.bin: differs" in said
+    assert run("build", emoji_copy, "--remove", "openvino")[0] == 0
+    assert not file.parent.exists()
+
+
 def test_only_openvino_saves(run, tiny_copy):
     for arguments in (("--save",), ("--save", "--engine", "onnxruntime"), ("--save", "--tune")):
         assert run("build", tiny_copy, *arguments)[0] == 2
