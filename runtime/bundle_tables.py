@@ -11,6 +11,7 @@ from bksdm.runtime.a1111_options import a1111_sampler
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
 from bksdm.runtime.samplers import sampler_name, step_table
+from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
 from bksdm.runtime.samplers.table_file import (
     IMAGE,
     MASKED_IMAGE,
@@ -25,6 +26,8 @@ FOLDER = "tables"
 """The folder of a bundle."""
 OWN = "default"
 """Stands for the sampler of the model's own configuration."""
+MOST_IMAGE_STEPS = 200
+"""Of a file for every strength, which grows with the cube of the steps: 43 MB."""
 _STARTS: dict[Start, int] = {"noise": NOISE, "image": IMAGE, "masked image": MASKED_IMAGE}
 
 
@@ -53,7 +56,7 @@ class WantedTable:
         Raises
         ------
         SamplerError
-            It looks otherwise, or there is no such sampler.
+            It looks otherwise, there is no such sampler, or there are too many steps.
         """
         name, *others = text.split(":")
         if not others or not others[0].isdecimal() or others[1:] not in ([], ["image"]):
@@ -61,7 +64,11 @@ class WantedTable:
                 f"a table is asked for as SAMPLER:STEPS or SAMPLER:STEPS:image, not {text!r}"
             )
         sampler = None if name == OWN else sampler_name(name)
-        return cls(sampler, int(others[0]), bool(others[1:]))
+        images = bool(others[1:])
+        most = MOST_IMAGE_STEPS if images else MAX_TRAIN_TIMESTEPS
+        if len(others[0]) > 6 or not 1 <= int(others[0]) <= most:
+            raise SamplerError(f"steps of the table {text!r} must be from 1 to {most}")
+        return cls(sampler, int(others[0]), images)
 
     @property
     def file(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
 
@@ -97,6 +98,8 @@ def test_a_model_that_inpaints_with_another_configuration_has_tables_of_both(
         (("--table", "eulr:2"), "nearest: euler"),
         (("--table", "euler:0"), "steps"),
         (("--table", "euler:1001"), "steps"),
+        (("--table", "euler:201:image"), "from 1 to 200"),
+        (("--table", f"euler:{'9' * 5000}"), "from 1 to"),
     ],
 )
 def test_wrong_tables_are_refused(run, tmp_path, arguments, told):
@@ -110,6 +113,25 @@ def test_a_table_and_its_file_belong_together(run, tmp_path):
     for arguments in (("--table", "euler:2"), ("-o", tmp_path / "x")):
         code, _, said = run("info", EMOJI, *arguments)
         assert (code, said.count("belong together")) == (2, 1)
+
+
+def test_an_export_writes_tables_into_the_bundle(run, tiny_bundle, tmp_path, monkeypatch):
+    exporter = pytest.importorskip("bksdm.export.exporter")
+    bundle = tmp_path / "bundle"
+
+    def export(source, output, *others, **named):
+        shutil.copytree(tiny_bundle, output)
+        return []
+
+    monkeypatch.setattr(exporter, "export", export)
+    arguments = ("export", "checkpoint", "-o", bundle, "--tables")
+    assert run(*arguments, "eulr:2")[0] == 2
+    assert not bundle.exists()
+    assert run(*arguments, "euler a:2", "--tables", "default:3:image")[0] == 0
+    assert {file.name for file in (bundle / "tables").iterdir()} == {
+        *("euler-a-2.table", "default-3.table")
+    }
+    assert len(read_table((bundle / "tables" / "default-3.table").read_bytes())[1]) == 4
 
 
 def test_saved_graphs_give_what_the_engine_gives(run, tiny_copy):
