@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt-rtx --target sm89,sm120
   bksdm build bundle-fp16/ --engine tensorrt --batch 1:1:4 --size 384x384:512x512:768x768
   bksdm build bundle/ --engine onnxruntime
+  bksdm build bundle/ --engine openvino --save
   bksdm build bundle/ --tune
   bksdm build bundle/ --engine onnxruntime --tune
   bksdm build bundle-fp16/ --list
@@ -77,6 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "that engine",
     )
     add_threads_option(parser, "with --tune: ")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="with openvino: write the rewritten networks in OpenVINO's own format, for C++ and "
+        "other programs",
+    )
     parser.add_argument("--list", action="store_true", help="list what was built for this bundle")
     parser.add_argument("--remove", metavar="NAME", help="remove one entry of --list")
 
@@ -93,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
         if given:
             others = (
                 *("list", "remove", "tune", "engine", "target"),
-                *("device", "batch", "size", "threads"),
+                *("device", "batch", "size", "threads", "save"),
             )
             refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
@@ -113,6 +120,11 @@ def run(options: argparse.Namespace) -> int:
         remove_built(built[options.remove], [options.remove])
         return 0
     require("onnx", "optimize")
+    if options.save:
+        refuse_beside(options, "--save", ("tune", "target", "device", "batch", "size", "threads"))
+        if options.engine != "openvino":
+            raise EngineError("--save is for --engine openvino")
+        return _save(bundle)
     if options.tune:
         for name in ("target", "device", "batch", "size"):
             if getattr(options, name) is not None:
@@ -136,6 +148,20 @@ def _prepare(bundle: Bundle, engine: str) -> int:
         print(f"{network:<24}{seconds:8.1f} s  {note}".rstrip(), flush=True)
 
     print(prepare_bundle(bundle, engine, prepared=prepared))
+    return 0
+
+
+def _save(bundle: Bundle) -> int:
+    from bksdm.cli.extras import require
+    from bksdm.storage.places import engines_folder
+
+    require("openvino", "openvino")
+    from bksdm.optimize.saving import save_openvino
+
+    def saved(network: str, size: int) -> None:
+        print(f"{network:<14}{size / 1e6:9.1f} MB", flush=True)
+
+    print(save_openvino(bundle, engines_folder(bundle.path), saved=saved))
     return 0
 
 

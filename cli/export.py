@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   bksdm export nota-ai/bk-sdm-small-2m -o small/
   bksdm export ./checkpoint -o small-fp16/ --dtype float16
   bksdm export nota-ai/bk-sdm-small-2m -o styled/ --lora style.safetensors:0.8
+  bksdm export ./checkpoint -o small/ --tables euler-a:25 --tables default:50:image
   bksdm export model.safetensors -o bundle/ --vae vae.safetensors --embedding cat.pt:my-cat
 """
 
@@ -63,6 +64,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not export the checkpoint's safety checker",
     )
+    parser.add_argument(
+        "--tables",
+        action="append",
+        default=[],
+        metavar="SAMPLER:STEPS[:image]",
+        help="write a compiled sampler into the bundle as `bksdm info --table` does, for C++; may "
+        "be repeated",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,6 +82,11 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.export.exporter import export
     from bksdm.export.lora import split_scale
     from bksdm.export.parity import format_table
+    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.bundle_tables import WantedTable, write_tables
+
+    # A mistake is refused here rather than after minutes.
+    wanted = [WantedTable.read(text) for text in options.tables]
 
     report = export(
         options.source,
@@ -87,4 +101,6 @@ def run(options: argparse.Namespace) -> int:
         parts=parts_of(options),
     )
     print(printable(format_table(report), kept="\n"))
+    for table in wanted:
+        print(printable(str(write_tables(Bundle.open(options.output), table))))
     return 0

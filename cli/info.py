@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bksdm.cli.arguments import input_file
+from bksdm.cli.arguments import input_file, output_file
 from bksdm.cli.text import as_json, printable
 from bksdm.engines.errors import BundleError, RequestError
 from bksdm.models import bundle_folder
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   bksdm info bundle/
   bksdm info emoji
   bksdm info apple.png --json
+  bksdm info bundle/ --table dpm++2m-karras:25 -o bundle/tables/dpm++2m-karras-25.table
 """
 WEIGHTS = (".safetensors", ".ckpt")
 
@@ -35,11 +36,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "too; - for standard input",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--table",
+        metavar="SAMPLER:STEPS[:image]",
+        help="write a compiled sampler of a bundle to -o, for C++ and other programs; default is "
+        "the model's own sampler; with :image also what image to image and inpainting need, at "
+        "any strength",
+    )
+    parser.add_argument(
+        "-o", "--output", type=output_file, metavar="FILE", help="with --table: file to write"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the description."""
+    """Print the description, or write a table."""
     path = bundle_folder(options.path)
+    if options.table is not None or options.output is not None:
+        return _write_table(path, options)
     if path.suffix.lower() in WEIGHTS and path.is_file():
         raise RequestError(
             f"{path}: a file of weights, neither a bundle nor a picture; a bundle is a folder, "
@@ -52,6 +65,20 @@ def run(options: argparse.Namespace) -> int:
         print(as_json(described))
     else:
         _print(described, "")
+    return 0
+
+
+def _write_table(path: Path, options: argparse.Namespace) -> int:
+    from bksdm.cli.outputs import print_path, results
+    from bksdm.runtime.bundle import Bundle
+    from bksdm.runtime.bundle_tables import WantedTable, tables_of
+    from bksdm.runtime.user_files import write_output
+
+    if options.table is None or options.output is None:
+        raise RequestError("--table SAMPLER:STEPS and -o FILE belong together")
+    wanted = WantedTable.read(options.table)
+    write_output(options.output, tables_of(Bundle.open(path), wanted))
+    print_path(options.output, results([options.output]))
     return 0
 
 

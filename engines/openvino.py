@@ -133,6 +133,27 @@ class OpenVinoEngine:
             raise EngineError(f"{self._name}: failed to run ({_reason(error)})") from error
         return {name: results[name] for name in self.outputs}
 
+    def save(self, path: Path) -> None:
+        """Write the network, as it was rewritten, in OpenVINO's own format.
+
+        Parameters
+        ----------
+        path : Path
+            Ends in ``.xml``; the weights go into a file of that name that ends in ``.bin``, in the
+            types that they have.
+
+        Raises
+        ------
+        EngineError
+            It cannot be written.
+        """
+        import openvino
+
+        try:
+            openvino.save_model(self._network, path, compress_to_fp16=False)
+        except Exception as error:  # OpenVINO raises RuntimeError for everything
+            raise EngineError(f"{self._name}: cannot be saved ({_reason(error)})") from error
+
     def _for(self, shapes: dict[str, tuple[int, ...]]) -> Any:
         """Return the network compiled for some shapes, one of the last few or a new one."""
         key = tuple(sorted(shapes.items()))

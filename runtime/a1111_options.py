@@ -64,7 +64,7 @@ def a1111_text(
     which = index // config.num_images_per_prompt
     prompt, negative = config.prompts[which], config.negative_prompts[which]
     seed = config.seed[index] if isinstance(config.seed, tuple) else config.seed
-    sampler, spacing = _spelled(config.sampler or _own_sampler(scheduler))
+    sampler, spacing = a1111_sampler(config.sampler, scheduler)
     in_batch = config.images > 1 and not isinstance(config.seed, tuple)
     literal = not config.prompt_weights and _MARKS.search(prompt + negative)
     settings = {
@@ -144,6 +144,19 @@ NUMBERS = (
     ("Eta DDIM", "eta", float),
 )
 """Names of A1111, the options that they are, and what these hold."""
+
+
+def a1111_sampler(sampler: str | None, scheduler: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Return A1111's names of a sampler and of its spacing; None where there is no choice.
+
+    Parameters
+    ----------
+    sampler : str or None
+        One of ours; None is the model's own.
+    scheduler : mapping
+        The model's own.
+    """
+    return _spelled(sampler or _own_sampler(scheduler))
 
 
 def _spelled(sampler: str) -> tuple[str, str | None]:

@@ -19,6 +19,8 @@ from bksdm.storage.graph_cache import stored_graphs
 RECORD = "engine.json"
 # Names of folders that hold measurements, not plans, begin so.
 TUNED = "tuned-"
+SAVED = "openvino"
+"""Name of the folder that holds rewritten networks in OpenVINO's own format."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,11 @@ def write_record(folder: Path, recipe: Recipe, plans: Mapping[str, Any]) -> None
 
 def list_plans(engines: Path) -> list[str]:
     """Return the names of the plans in a bundle."""
-    return [name for name in _recorded(engines) if not name.startswith(TUNED)]
+    return [n for n in _recorded(engines) if n != SAVED and not n.startswith(TUNED)]
 
 
 def list_built(engines: Path) -> list[str]:
-    """Return the names of plans, measurements and prepared graphs."""
+    """Return the names of plans, measurements, saved networks and prepared graphs."""
     graphs = (graph.path.relative_to(engines).as_posix() for graph in stored_graphs(engines))
     return [*_recorded(engines), *graphs]
 

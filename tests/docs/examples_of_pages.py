@@ -11,7 +11,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 RUN = ("sh", "console", "python")
-SHOWN = ("text", "dockerfile", "mermaid", "{commands}", "{eval-rst}", "{include} ", "{toctree}")
+# Those of C++ are compiled by tests/cpp/test_docs.py.
+SHOWN = ("text", "cmake", "cpp", "dockerfile", "mermaid")
+SHOWN += ("{commands}", "{eval-rst}", "{include} ", "{toctree}")
 NOTE = re.compile(r"<!-- (not run|slow|stand-in): (.+) -->")
 
 

@@ -36,6 +36,7 @@ REASONS = {
     "needs a processor with bfloat16",
     "serves until it is stopped",
     "needs a server",
+    "needs a C++ compiler",
     "takes minutes and a quiet machine",
 }
 STAND_INS = {
