@@ -185,8 +185,9 @@ def _write_small_files(
     checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
 ) -> None:
     """Write everything of a bundle except the graphs, and make the folders for them."""
+    vae = ["diffusers", networks["vae_decoder"].config["_class_name"]]
     with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
-        _copy_small_files(checkpoint, target, loras)
+        _copy_small_files(checkpoint, target, vae, loras)
     for name, network in networks.items():
         (target / name).mkdir()
         _write_json(target / name / "config.json", network.config)
@@ -196,13 +197,15 @@ def _write_small_files(
         shutil.copyfile(settings, target / SafetyChecker.component / PREPROCESSOR_FILE)
 
 
-def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:
+def _copy_small_files(
+    checkpoint: Path, staging: Path, vae: list[str], loras: Sequence[Lora]
+) -> None:
     """Write the index, the scheduler's configuration and the tokenizer."""
     source = read_json(checkpoint / "model_index.json")
     (staging / "scheduler").mkdir()
     configuration = _scheduler(checkpoint, source)
     _write_json(staging / "scheduler" / "scheduler_config.json", configuration)
-    index = _index(source)
+    index = {**_index(source), "vae": vae}
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
         index["_lora"] = [
@@ -223,7 +226,7 @@ def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
     """Return the index as Optimum writes it: the source's classes, without parts not exported."""
-    kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    kept = ("scheduler", "text_encoder", "tokenizer", "unet")
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": source.get("_diffusers_version"),

@@ -169,7 +169,7 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
         config = checkpoint / network.subfolder / "config.json"
         with torch.no_grad(), library_errors(f"{config}: the {name} cannot be run"):
             outputs[name] = network(*(tensor.to("meta") for tensor in inputs[name])).shape
-    *_, text = inputs["unet"]
+    text = inputs["unet"][2]
     made, taken = outputs["text_encoder"][2], text.shape[2]
     if made != taken:
         raise ExportError(
@@ -180,7 +180,7 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
     wanted = {
         "unet": inputs["unet"][0].shape,
         "vae_decoder": (*pixels[:1], _COLOURS, *pixels[2:]),
-        "vae_encoder": (*latents[:1], 2 * latents[1], *latents[2:]),
+        "vae_encoder": (*latents[:1], networks["vae_encoder"].channels, *latents[2:]),
     }
     for name, shape in wanted.items():
         if tuple(outputs[name]) != tuple(shape):

@@ -16,6 +16,7 @@ from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 from bksdm.export.source import read_json
 from bksdm.export.tokenizer import read_tokenizer
+from bksdm.runtime.bundle import TINY
 from bksdm.runtime.loaded_configuration import loaded_sample_size
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
@@ -168,25 +169,40 @@ class Unet(Network):
 
     ``sample`` [batch, 4, h, w], ``timestep`` float32 [batch], ``encoder_hidden_states``
     [batch, tokens, d] → ``out_sample`` [batch, 4, h, w].
+
+    Where the configuration sets ``time_cond_proj_dim``, as UNets do into which guidance was
+    distilled, there is ``timestep_cond`` [batch, time_cond_proj_dim] as well.
     """
 
     component = subfolder = "unet"
-    inputs = ("sample", "timestep", "encoder_hidden_states")
     output = "out_sample"
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.config = model, config
+        self.inputs = ("sample", "timestep", "encoder_hidden_states")
+        if config["time_cond_proj_dim"] is not None:
+            self.inputs += ("timestep_cond",)
         # diffusers upsamples to the skip connection's size only if a side is no multiple of
         # 2**num_upsamplers, and by two otherwise. Tracing fixes that choice, and only the first one
         # holds for every size (72 px is 9 → 5 → 3 → 2 latents). No side is a multiple of 2**30.
         model.num_upsamplers = _NEVER_DIVIDES
         _replace_upsamplers(model.up_blocks)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
         """Return the predicted noise (or velocity)."""
         predicted: Tensor = self.model(
-            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            return_dict=False,
         )[0]
         return predicted
 
@@ -199,7 +215,12 @@ class Unet(Network):
         sample = torch.randn(case.batch, channels, case.height, case.width, generator=generator)
         timestep = torch.randint(1000, (case.batch,), generator=generator).float()
         states = torch.randn(case.batch, case.tokens, width, generator=generator)
-        return sample, timestep, states
+        if "timestep_cond" not in self.inputs:
+            return sample, timestep, states
+        size = int(self.config["time_cond_proj_dim"])
+        # Sines and cosines at run time.
+        embedding = torch.rand(case.batch, size, generator=generator) * 2 - 1
+        return sample, timestep, states, embedding
 
     @property
     def traced_scale(self) -> int:
@@ -211,7 +232,8 @@ class Unet(Network):
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
         sides = _sides((_MIN_TRACED - 1) * self.traced_scale + 1)
-        return ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens})
+        shapes = ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens}, {0: batch})
+        return shapes[: len(self.inputs)]
 
 
 class VaeDecoder(Network):
@@ -224,7 +246,8 @@ class VaeDecoder(Network):
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         model.encoder = model.quant_conv = None
-        _replace_upsamplers(model.decoder.up_blocks)
+        if config["_class_name"] != TINY:
+            _replace_upsamplers(model.decoder.up_blocks)
         self.model, self.config = model, config
 
     def forward(self, latent_sample: Tensor) -> Tensor:
@@ -245,21 +268,30 @@ class VaeDecoder(Network):
 class VaeEncoder(Network):
     """``sample`` [batch, 3, 8h, 8w] → ``latent_parameters`` [batch, 8, h, w].
 
-    The output is the mean and the logarithm of the variance, concatenated, as Optimum has it.
+    The output is the mean and the logarithm of the variance, concatenated, as Optimum has it. An
+    ``AutoencoderTiny`` has no variance, and makes ``latents`` [batch, 4, h, w].
+
+    Attributes
+    ----------
+    channels
+        Of the output.
     """
 
     component, subfolder = "vae_encoder", "vae"
     inputs = ("sample",)
-    output = "latent_parameters"
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         model.decoder = model.post_quant_conv = None
         self.model, self.config = model, config
+        self._tiny = config["_class_name"] == TINY
+        self.output = "latents" if self._tiny else "latent_parameters"
+        self.channels = int(config["latent_channels"]) * (1 if self._tiny else 2)
 
     def forward(self, sample: Tensor) -> Tensor:
-        """Return mean and log-variance of the latents, before scaling."""
-        parameters: Tensor = self.model.encode(sample).latent_dist.parameters
+        """Return mean and log-variance of the latents, or the latents, before scaling."""
+        encoded = self.model.encode(sample)
+        parameters: Tensor = encoded.latents if self._tiny else encoded.latent_dist.parameters
         return parameters
 
     def example(self, case: Case) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bksdm.engines.errors import ExportError
 from bksdm.export.library_errors import library_errors
 from bksdm.export.weights import files_of, fit, read_tensors
+from bksdm.runtime.bundle import TINY
 
 # By name: transformers puts functions of its own in the place of torch's.
 _RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
@@ -51,7 +52,7 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     ExportError
         The library cannot do it; names the configuration's file.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
@@ -60,10 +61,16 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     def read(kind: Any, **options: Any) -> Any:
         return kind.from_pretrained(folder, dtype="float32", **options)
 
+    def vae() -> Any:
+        config = AutoencoderKL.load_config(folder)
+        # The file decides: a VAE that is given beside a checkpoint is not in its index.
+        tiny = config.get("_class_name") == TINY
+        return (AutoencoderTiny if tiny else AutoencoderKL).from_config(config)
+
     made_by: dict[str, Callable[[], Any]] = {
         "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
         "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
-        "vae": lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
+        "vae": vae,
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):

@@ -20,7 +20,14 @@ from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
 from bksdm.storage.places import engines_folder
 
-PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline",
+    "ORTStableDiffusionPipeline",
+    "ORTLatentConsistencyModelPipeline",
+)
+TINY = "AutoencoderTiny"
+"""The class of VAEs whose encoder makes latents, not a distribution of such."""
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 OPTIONAL_COMPONENTS = ("vae_encoder",)
 
@@ -45,6 +52,11 @@ class Bundle:
         Pixels per latent pixel along each side.
     sample_sides : (int, int), optional
         Default height and width in latent pixels, where they differ.
+    encodes_exactly : bool
+        Whether the VAE encoder makes latents, and not a distribution to draw them from.
+    guidance_width : int, optional
+        Of the embedding of the guidance scale that the UNet takes, ``time_cond_proj_dim``; None
+        where guidance takes two halves of a batch.
     """
 
     path: Path
@@ -55,6 +67,8 @@ class Bundle:
     scaling_factor: float
     vae_scale: int
     sample_sides: tuple[int, int] | None = None
+    encodes_exactly: bool = False
+    guidance_width: int | None = None
 
     @classmethod
     def of(cls, path: str | Path | Bundle) -> Bundle:
@@ -121,12 +135,14 @@ class Bundle:
         latent_channels = _integer(unet_file, unet, "in_channels", 64)
         if latent_channels != _integer(vae_file, vae, "latent_channels", 64):
             raise BundleError(f"{unet_file}: in_channels differs from the VAE's latent_channels")
-        scaling = vae.get("scaling_factor", 0.18215)
+        tiny = vae.get("_class_name") == TINY
+        scaling = vae.get("scaling_factor", 1.0 if tiny else 0.18215)
         number = isinstance(scaling, (int, float)) and not isinstance(scaling, bool)
         if not number or not 1e-6 < scaling < 1e6:
             raise BundleError(f"{vae_file}: scaling_factor must be a positive number")
+        embedded = None
         if unet.get("time_cond_proj_dim") is not None:
-            raise BundleError(f"{unet_file}: time_cond_proj_dim (LCM) is not supported")
+            embedded = _integer(unet_file, unet, "time_cond_proj_dim", 65536)
         sides = _sample_sides(unet_file, unet)
         return cls(
             path=path,
@@ -137,6 +153,8 @@ class Bundle:
             scaling_factor=float(scaling),
             vae_scale=2 ** (len(blocks) - 1),
             sample_sides=sides if sides[0] != sides[1] else None,
+            encodes_exactly=tiny,
+            guidance_width=embedded,
         )
 
     @property

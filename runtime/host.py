@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.protocol import Engine
 from bksdm.runtime.finite import require_finite
+from bksdm.runtime.guidance import GUIDANCE_INPUT
 from bksdm.runtime.images import to_levels, to_unit
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
@@ -58,7 +59,10 @@ class HostExecutor:
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
         """Return x_0; stages: tokenize, text_encoder, unet, loop."""
         embeddings = self._encode(job, seconds)
-        denoising = self._predict.start(job, {"encoder_hidden_states": embeddings}, watch)
+        conditioning = {"encoder_hidden_states": embeddings}
+        if job.guidance_embedding is not None:
+            conditioning[GUIDANCE_INPUT] = np.tile(job.guidance_embedding, (job.images, 1))
+        denoising = self._predict.start(job, conditioning, watch)
         seconds["unet"] = 0.0
         with _timed(seconds, "loop"):
             while not denoising.done:

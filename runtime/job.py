@@ -24,6 +24,8 @@ class DenoisingJob:
         As many of each.
     guidance : Guidance or None
         None runs the UNet without its unconditional half.
+    guidance_embedding : ndarray, float32, shape [width], optional
+        What a UNet into which guidance was distilled takes of its scale.
     table : StepTable
         The compiled sampler, from the first step that is run.
     latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
@@ -47,6 +49,7 @@ class DenoisingJob:
     table: StepTable
     latents: Latents
     noises: Latents
+    guidance_embedding: NDArray[np.float32] | None = None
     inpainting: Inpainting | None = None
     prompt_options: PromptOptions = PLAIN_PROMPT
     cache_interval: int = 1

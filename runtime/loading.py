@@ -79,6 +79,7 @@ def load_networks(
         partial(_open_network, partial(on_host, side=pixels), bundle.model("vae_encoder")),
         bundle.scaling_factor,
         bundle.latent_channels,
+        bundle.encodes_exactly,
     )
     open_part = partial(on_host, side=latents)
     checker = None
@@ -92,6 +93,11 @@ def load_networks(
         raise EngineError(
             f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
             "engine onnxruntime"
+        )
+    if bundle.guidance_width is not None and able.on_device:
+        raise EngineError(
+            f"{bundle.path}: time_cond_proj_dim is not on the GPU's loop yet; use the engine "
+            "onnxruntime"
         )
     if able.on_device:
         from bksdm.runtime.cuda.built_plans import BuiltPlans
@@ -110,7 +116,12 @@ def load_networks(
         else:
             networks = OpenedNetworks(bundle, opener, device, gpu, cache)
         cuda = CudaExecutor(bundle, encode, networks, device)
-        encoder = VaeEncoder(cuda.vae_encoder, bundle.scaling_factor, bundle.latent_channels)
+        encoder = VaeEncoder(
+            cuda.vae_encoder,
+            bundle.scaling_factor,
+            bundle.latent_channels,
+            bundle.encodes_exactly,
+        )
         return Networks(cuda, encoder, checker)
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.
