@@ -11,7 +11,7 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.export.library_errors import library_errors
 from bksdm.export.publishing import publishing, refuse_existing
-from bksdm.runtime.bundle import TINY
+from bksdm.runtime.bundle import TINY_VAE
 
 _CROSS_DOWN = "CrossAttnDownBlock2D"
 _CROSS_UP = "CrossAttnUpBlock2D"
@@ -208,14 +208,14 @@ def vae_config(name: str) -> Mapping[str, Any]:
         The name is unknown; the message lists the known ones.
     """
     _known(name)
-    if vae_class(name) == TINY:
+    if vae_class(name) == TINY_VAE:
         return MappingProxyType(_NANO_TAESD if _is_nano(name) else _TAESD)
     return MappingProxyType(_NANO_VAE if _is_nano(name) else _SD_VAE)
 
 
 def vae_class(name: str) -> str:
     """Return diffusers' class of a dummy model's VAE."""
-    return TINY if _kind(name) == "sdxs" else "AutoencoderKL"
+    return TINY_VAE if _kind(name) == "sdxs" else "AutoencoderKL"
 
 
 def _is_nano(name: str) -> bool:
@@ -282,7 +282,7 @@ def _write(name: str, folder: Path, seed: int) -> None:
         torch.manual_seed(seed)
         _stir(UNet2DConditionModel(**unet_config(name))).save_pretrained(folder / "unet")
         vae = _stir(getattr(diffusers, vae_class(name))(**vae_config(name)))
-        if vae_class(name) == TINY:
+        if vae_class(name) == TINY_VAE:
             _liven(vae)
         vae.save_pretrained(folder / "vae")
         encoder = _stir(CLIPTextModel(CLIPTextConfig(**text)))

@@ -16,7 +16,7 @@ from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
+from bksdm.export.networks import Network, SafetyChecker, kinds_of, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.preview import write_preview
@@ -72,8 +72,7 @@ def export(
     Returns
     -------
     list of ComponentParity
-        One per network, in the order of ``bksdm.export.networks.NETWORKS``; a safety checker's
-        last.
+        One per network, in the order of ``bksdm.export.networks.kinds_of``.
 
     Raises
     ------
@@ -115,17 +114,16 @@ def _export(
     variant: str | None,
     report: Callable[[str], None],
 ) -> list[ComponentParity]:
-    kinds: list[type[Network]] = list(NETWORKS)
-    if safety_checker and has_safety_checker(checkpoint, variant):
-        kinds.append(SafetyChecker)
-    networks = networks_of(checkpoint, SafetyChecker in kinds)
+    checker = safety_checker and has_safety_checker(checkpoint, variant)
+    kinds = kinds_of(checkpoint, checker)
+    networks = networks_of(checkpoint, checker)
     for lora in loras:
         check(lora, {name: network.model for name, network in networks.items()})
     inspect(networks, checkpoint, variant)
     with publishing(bundle) as staging:
         _write_small_files(checkpoint, networks, staging, loras)
         inspect_configurations(staging, checkpoint, networks, report)
-        if safety_checker and SafetyChecker not in kinds:
+        if safety_checker and not checker:
             report("safety_checker: the checkpoint has none")
         rows = [
             _export_network(

@@ -16,7 +16,7 @@ from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 from bksdm.export.source import read_json
 from bksdm.export.tokenizer import read_tokenizer
-from bksdm.runtime.bundle import TINY
+from bksdm.runtime.bundle import TINY_VAE
 from bksdm.runtime.loaded_configuration import loaded_sample_size
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
@@ -246,7 +246,7 @@ class VaeDecoder(Network):
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         model.encoder = model.quant_conv = None
-        if config["_class_name"] != TINY:
+        if config["_class_name"] != TINY_VAE:
             _replace_upsamplers(model.decoder.up_blocks)
         self.model, self.config = model, config
 
@@ -263,6 +263,12 @@ class VaeDecoder(Network):
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Batch, height and width of the latents."""
         return ({0: _batch(), **_sides()},)
+
+
+class TinyVaeDecoder(VaeDecoder):
+    """The same, of an ``AutoencoderTiny`` that is exported beside the checkpoint's own VAE."""
+
+    component, subfolder = "vae_decoder_tiny", "vae_tiny"
 
 
 class VaeEncoder(Network):
@@ -284,7 +290,7 @@ class VaeEncoder(Network):
         super().__init__()
         model.decoder = model.post_quant_conv = None
         self.model, self.config = model, config
-        self._tiny = config["_class_name"] == TINY
+        self._tiny = config["_class_name"] == TINY_VAE
         self.output = "latents" if self._tiny else "latent_parameters"
         self.channels = int(config["latent_channels"]) * (1 if self._tiny else 2)
 
@@ -351,7 +357,15 @@ class SafetyChecker(Network):
 
 
 NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder)
-"""Networks of every bundle; a `SafetyChecker` is added if the checkpoint has one."""
+"""Networks of every bundle."""
+
+
+def kinds_of(checkpoint: Path, safety_checker: bool) -> tuple[type[Network], ...]:
+    """Return the kinds of networks that are made of a checkpoint, the safety checker if asked."""
+    kinds = NETWORKS
+    if (checkpoint / TinyVaeDecoder.subfolder).is_dir():
+        kinds += (TinyVaeDecoder,)
+    return (*kinds, SafetyChecker) if safety_checker else kinds
 
 
 def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:
@@ -360,7 +374,7 @@ def load_network(kind: type[Network], checkpoint: Path, variant: str | None = No
     Parameters
     ----------
     kind
-        One of `NETWORKS`, or `SafetyChecker`.
+        One of those that `kinds_of` returns.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
     variant

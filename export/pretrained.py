@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from bksdm.engines.errors import ExportError
 from bksdm.export.library_errors import library_errors
 from bksdm.export.weights import files_of, fit, read_tensors
-from bksdm.runtime.bundle import TINY
+from bksdm.runtime.bundle import TINY_VAE
 
 # By name: transformers puts functions of its own in the place of torch's.
 _RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
@@ -43,7 +43,8 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     Parameters
     ----------
     subfolder
-        ``text_encoder``, ``unet``, ``vae`` or ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_tiny`` (the decoder alone) or
+        ``safety_checker``.
     checkpoint
         A diffusers checkpoint.
 
@@ -61,16 +62,23 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     def read(kind: Any, **options: Any) -> Any:
         return kind.from_pretrained(folder, dtype="float32", **options)
 
+    def tiny_decoder() -> Any:
+        model = AutoencoderTiny.from_config(AutoencoderTiny.load_config(folder))
+        # Its file need not hold the other half.
+        model.encoder = None
+        return model
+
     def vae() -> Any:
         config = AutoencoderKL.load_config(folder)
         # The file decides: a VAE that is given beside a checkpoint is not in its index.
-        tiny = config.get("_class_name") == TINY
+        tiny = config.get("_class_name") == TINY_VAE
         return (AutoencoderTiny if tiny else AutoencoderKL).from_config(config)
 
     made_by: dict[str, Callable[[], Any]] = {
         "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
         "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
         "vae": vae,
+        "vae_tiny": tiny_decoder,
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):

@@ -13,7 +13,7 @@ from bksdm.export.hub import fetch
 from bksdm.export.json_files import is_lfs_pointer
 from bksdm.export.json_files import read_json as read_json
 from bksdm.export.weights import HALF, choose, files_of, listing, variants
-from bksdm.runtime.bundle import TINY
+from bksdm.runtime.bundle import TINY_VAE
 
 _SUPPORTED = (
     "supported: a diffusers StableDiffusionPipeline folder, or a checkpoint in one file (SD 1.x, "
@@ -25,7 +25,7 @@ _PLACE = re.compile(r"[.~/\\]|.*[\\/]$|.*/.*/|\w:")
 _PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 _CLASSES = {
     "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL", TINY),
+    "vae": ("AutoencoderKL", TINY_VAE),
     "text_encoder": ("CLIPTextModel",),
     # transformers has called the same tokenizer CLIPTokenizerFast.
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),

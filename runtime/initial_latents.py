@@ -46,6 +46,7 @@ def begin(
         inpainting=inpainting,
         prompt_options=request.prompt_options,
         cache_interval=request.cache_interval,
+        vae=config.vae,
         prompt_embeds=request.prompt_embeds,
         negative_prompt_embeds=request.negative_prompt_embeds,
     )

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.runtime.bundle import FULL
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
@@ -39,6 +40,8 @@ class DenoisingJob:
         How prompts are read.
     cache_interval : int
         The whole UNet runs in every n-th evaluation; its deep features serve those between.
+    vae : str
+        Which decoder makes the pixels, by its key in :data:`bksdm.runtime.bundle.DECODERS`.
     prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
         What stands in for the text encoder's output; None encodes the prompts.
     """
@@ -53,6 +56,7 @@ class DenoisingJob:
     inpainting: Inpainting | None = None
     prompt_options: PromptOptions = PLAIN_PROMPT
     cache_interval: int = 1
+    vae: str = FULL
     prompt_embeds: NDArray[np.float32] | None = None
     negative_prompt_embeds: NDArray[np.float32] | None = None
 

@@ -11,9 +11,9 @@ from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
 from bksdm.engines.variants import DEEP, SHALLOW, skipping
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import COMPONENTS, DECODERS, TINY, Bundle
 from bksdm.runtime.executor import Executor
-from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.host import Decoder, HostExecutor
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
@@ -94,11 +94,6 @@ def load_networks(
             f"{bundle.path}: use_attention_mask is not on the GPU's loop yet; use the "
             "engine onnxruntime"
         )
-    if bundle.guidance_width is not None and able.on_device:
-        raise EngineError(
-            f"{bundle.path}: time_cond_proj_dim is not on the GPU's loop yet; use the engine "
-            "onnxruntime"
-        )
     if able.on_device:
         from bksdm.runtime.cuda.built_plans import BuiltPlans
         from bksdm.runtime.cuda.executor import CudaExecutor
@@ -130,7 +125,11 @@ def load_networks(
         _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
     )
     decoder = _open_network(open_part, bundle.model("vae_decoder"))
-    executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
+    tiny = None
+    if TINY in bundle.decoders:
+        load = partial(_open_network, open_part, bundle.model(DECODERS[TINY]))
+        tiny = Decoder(load, bundle.decoder_scaling(TINY))
+    executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor, tiny)
     engines = {name: chosen_engine(engine, bundle.model(name), cache) for name in COMPONENTS}
     return Networks(executor, encoder, checker, engines)
 
