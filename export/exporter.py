@@ -19,6 +19,7 @@ from bksdm.export.merge import check, merge
 from bksdm.export.networks import Network, SafetyChecker, kinds_of, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
+from bksdm.export.pretrained import vae_class
 from bksdm.export.preview import write_preview
 from bksdm.export.publishing import publishing, refuse_existing
 from bksdm.export.quiet import quiet
@@ -183,9 +184,8 @@ def _write_small_files(
     checkpoint: Path, networks: Mapping[str, Network], target: Path, loras: Sequence[Lora]
 ) -> None:
     """Write everything of a bundle except the graphs, and make the folders for them."""
-    vae = ["diffusers", networks["vae_decoder"].config["_class_name"]]
     with library_errors(f"{checkpoint / 'tokenizer'}: cannot be converted"):
-        _copy_small_files(checkpoint, target, vae, loras)
+        _copy_small_files(checkpoint, target, loras)
     for name, network in networks.items():
         (target / name).mkdir()
         _write_json(target / name / "config.json", network.config)
@@ -195,15 +195,13 @@ def _write_small_files(
         shutil.copyfile(settings, target / SafetyChecker.component / PREPROCESSOR_FILE)
 
 
-def _copy_small_files(
-    checkpoint: Path, staging: Path, vae: list[str], loras: Sequence[Lora]
-) -> None:
+def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) -> None:
     """Write the index, the scheduler's configuration and the tokenizer."""
     source = read_json(checkpoint / "model_index.json")
     (staging / "scheduler").mkdir()
     configuration = _scheduler(checkpoint, source)
     _write_json(staging / "scheduler" / "scheduler_config.json", configuration)
-    index = {**_index(source), "vae": vae}
+    index = {**_index(source), "vae": ["diffusers", vae_class(checkpoint)]}
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
         index["_lora"] = [

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.json_files import read_json
 from bksdm.export.library_errors import library_errors
 from bksdm.export.weights import files_of, fit, read_tensors
 from bksdm.runtime.bundle import TINY_VAE
@@ -69,10 +70,8 @@ def build(subfolder: str, checkpoint: Path) -> Any:
         return model
 
     def vae() -> Any:
-        config = AutoencoderKL.load_config(folder)
-        # The file decides: a VAE that is given beside a checkpoint is not in its index.
-        tiny = config.get("_class_name") == TINY_VAE
-        return (AutoencoderTiny if tiny else AutoencoderKL).from_config(config)
+        kind = AutoencoderTiny if vae_class(checkpoint) == TINY_VAE else AutoencoderKL
+        return kind.from_config(kind.load_config(folder))
 
     made_by: dict[str, Callable[[], Any]] = {
         "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
@@ -83,6 +82,15 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):
         return made_by[subfolder]()
+
+
+def vae_class(checkpoint: Path) -> str:
+    """Return diffusers' class of a checkpoint's VAE, by its own file.
+
+    The index does not know of one that is given beside the checkpoint.
+    """
+    name = read_json(checkpoint / "vae" / "config.json").get("_class_name")
+    return TINY_VAE if name == TINY_VAE else "AutoencoderKL"
 
 
 def load(subfolder: str, checkpoint: Path, variant: str | None = None) -> Any:
