@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from bksdm.export.exporter import export
 from bksdm.export.parity import format_table
+from bksdm.export.prepared import Parts
 from bksdm.export.shared_weights import share_weights
 from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.preview import PREVIEW_FILE
@@ -31,6 +32,7 @@ _SHARED = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae_decoder": "weights.safetensors",
     "vae_encoder": "weights.safetensors",
+    "vae_decoder_tiny": "diffusion_pytorch_model.safetensors",
 }
 
 
@@ -45,7 +47,8 @@ def add_graphs(checkpoint: Path) -> None:
     vae = load_file(checkpoint / _VAE_WEIGHTS)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
-        print(format_table(export(checkpoint, bundle, progress=print)))
+        tiny = Parts(tiny_vae=checkpoint / "vae_decoder_tiny")
+        print(format_table(export(checkpoint, bundle, progress=print, parts=tiny)))
         for component, prefixes in _VAE_HALVES.items():
             folder = checkpoint / component
             folder.mkdir(exist_ok=True)
