@@ -16,6 +16,7 @@ from diffusers import (
     TCDScheduler,
 )
 
+from bksdm.cli import main
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.guidance import guidance_embedding
 from bksdm.runtime.pipeline import TextToImage
@@ -117,6 +118,13 @@ def test_a_callback_changes_no_embedded_guidance(lcm):
     found = ours("a cat", callback_on_step_end=change, **arguments).pixels
     assert_same_pictures(found, expected)
     assert not any(seen)
+
+
+def test_a_negative_prompt_is_told_to_do_nothing(lcm, tmp_path, capsys):
+    _, ours = lcm
+    command = ["generate", "a cat", "--model", str(ours.bundle.path), "--steps", "1"]
+    assert main([*command, "--negative", "a dog", "-o", str(tmp_path / "cat.png")]) == 0
+    assert "--negative does nothing with this model" in capsys.readouterr().err
 
 
 def test_a_unet_that_does_not_take_the_scale_is_refused(nano_bundle, tmp_path):

@@ -12,6 +12,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from bksdm.cli import main
 from bksdm.engines.errors import BundleError, ExportError, RequestError
+from bksdm.export import exporter
 from bksdm.export.dummy import vae_config
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, networks_of
@@ -170,6 +171,16 @@ def test_what_is_no_tiny_vae_cannot_be_exported(nano_checkpoint, tiny, tmp_path)
         tmp_path / "coarse", decoder_block_out_channels=(16,) * 3, num_decoder_blocks=(1,) * 3
     )
     assert "makes" in refusal(nano_checkpoint, coarse, tmp_path)
+
+
+def test_it_may_replace_the_checkpoints_own(nano_checkpoint, tiny, tmp_path):
+    with prepared(nano_checkpoint, Parts(vae=tiny), beside=tmp_path) as checkpoint, quiet():
+        networks = networks_of(checkpoint, False)
+        inspect(networks, checkpoint)
+        exporter._copy_small_files(checkpoint, tmp_path, [])
+    assert networks["vae_encoder"].output == "latents"
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["vae"] == ["diffusers", "AutoencoderTiny"]
 
 
 def test_the_decoder_alone_will_do(nano_checkpoint, tiny, tmp_path):
