@@ -1,6 +1,6 @@
 """Distil the finished model's UNet to one that draws in one to four steps, without two halves.
 
-    python distil.py --icons PACKAGE --checkpoint models/emoji --run FOLDER --minutes 40
+    python distil.py --icons PACKAGE --checkpoint models/emoji --run FOLDER --minutes 3
 
 Latent consistency distillation (Luo et al. 2023, arXiv 2310.04378): what the student makes of a
 noisy picture in one step shall be what it makes of the same picture one step of the teacher later.
