@@ -186,8 +186,8 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
         wanted["vae_decoder_tiny"] = wanted["vae_decoder"]
         if inputs["vae_decoder_tiny"][0].shape != latents:
             raise ExportError(
-                f"{checkpoint / 'vae_tiny' / 'config.json'}: latent_channels differs from that of "
-                "the checkpoint's own VAE"
+                f"{checkpoint / 'vae_decoder_tiny' / 'config.json'}: latent_channels differs from "
+                "that of the checkpoint's own VAE"
             )
     for name, shape in wanted.items():
         if tuple(outputs[name]) != tuple(shape):

@@ -16,6 +16,7 @@ from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 from bksdm.export.source import read_json
 from bksdm.export.tokenizer import read_tokenizer
+from bksdm.export.weights import choose, listing
 from bksdm.runtime.bundle import TINY_VAE
 from bksdm.runtime.loaded_configuration import loaded_sample_size
 
@@ -268,7 +269,7 @@ class VaeDecoder(Network):
 class TinyVaeDecoder(VaeDecoder):
     """The same, of an ``AutoencoderTiny`` that is exported beside the checkpoint's own VAE."""
 
-    component, subfolder = "vae_decoder_tiny", "vae_tiny"
+    component = subfolder = "vae_decoder_tiny"
 
 
 class VaeEncoder(Network):
@@ -361,9 +362,13 @@ NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder
 
 
 def kinds_of(checkpoint: Path, safety_checker: bool) -> tuple[type[Network], ...]:
-    """Return the kinds of networks that are made of a checkpoint, the safety checker if asked."""
+    """Return the kinds of networks that are made of a checkpoint, the safety checker if asked.
+
+    A tiny VAE decoder is where its weights are: beside the graph, as in the built-in model, or put
+    there by :mod:`bksdm.export.prepared`.
+    """
     kinds = NETWORKS
-    if (checkpoint / TinyVaeDecoder.subfolder).is_dir():
+    if choose(listing(checkpoint), TinyVaeDecoder.subfolder):
         kinds += (TinyVaeDecoder,)
     return (*kinds, SafetyChecker) if safety_checker else kinds
 

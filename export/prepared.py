@@ -14,6 +14,7 @@ from bksdm.export.embedding import add_embeddings, read_embedding
 from bksdm.export.json_files import read_json
 from bksdm.export.single_file import read_single_file, unpack, write_vae
 from bksdm.export.source import FILES, resolve, validate
+from bksdm.export.weights import files_of
 from bksdm.runtime.bundle import TINY_VAE
 from bksdm.storage.files import scratch
 
@@ -101,7 +102,7 @@ def prepared(
         unpacked, whole = folder / "file", folder / "whole"
         shown = {
             unpacked: checkpoint,
-            whole / "vae_tiny": parts.tiny_vae or checkpoint,
+            whole / "vae_decoder_tiny": parts.tiny_vae or checkpoint,
             whole / "vae": parts.vae or checkpoint,
             whole: checkpoint,
         }
@@ -123,7 +124,8 @@ def prepared(
             if parts.vae:
                 _place_vae(parts.vae, whole / "vae")
             if parts.tiny_vae:
-                _place_tiny_vae(parts.tiny_vae, whole / "vae_tiny")
+                _place_tiny_vae(parts.tiny_vae, whole / "vae_decoder_tiny")
+                files_of(whole, "vae_decoder_tiny")
             if embeddings:
                 add_embeddings(embeddings, rest, variant, whole)
             for name in FILES:

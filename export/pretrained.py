@@ -44,7 +44,7 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     Parameters
     ----------
     subfolder
-        ``text_encoder``, ``unet``, ``vae``, ``vae_tiny`` (the decoder alone) or
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` (the decoder alone) or
         ``safety_checker``.
     checkpoint
         A diffusers checkpoint.
@@ -77,7 +77,7 @@ def build(subfolder: str, checkpoint: Path) -> Any:
         "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
         "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
         "vae": vae,
-        "vae_tiny": tiny_decoder,
+        "vae_decoder_tiny": tiny_decoder,
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):

@@ -31,7 +31,14 @@ _CLASSES = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _WEIGHTED = ("unet", "vae", "text_encoder")
-FILES = ("model_index.json", "scheduler", *_CLASSES, "safety_checker", "feature_extractor")
+FILES = (
+    "model_index.json",
+    "scheduler",
+    *_CLASSES,
+    "vae_decoder_tiny",
+    "safety_checker",
+    "feature_extractor",
+)
 """Everything in a checkpoint's folder that an export reads."""
 # UNet options that ask for inputs which the exported graph does not have.
 _UNET_EXTRAS = (

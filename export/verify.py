@@ -18,6 +18,7 @@ from bksdm.export.networks import (
     Network,
     SafetyChecker,
     TinyVaeDecoder,
+    kinds_of,
     load_network,
 )
 from bksdm.export.parity import CASES, Reference, compare, format_table, references
@@ -122,7 +123,7 @@ def _compare(
     for kind in kinds:
         if not opened.model(kind.component).is_file():
             continue
-        if kind is TinyVaeDecoder and not (checkpoint / kind.subfolder).is_dir():
+        if kind is TinyVaeDecoder and kind not in kinds_of(checkpoint, safety_checker=False):
             raise ExportError(
                 f"{opened.path} has a tiny VAE decoder; give --tiny-vae the folder that it was "
                 "exported from"

@@ -27,7 +27,7 @@ _STEMS = {
     "text_encoder": _TRANSFORMERS,
     "unet": _DIFFUSERS,
     "vae": _DIFFUSERS,
-    "vae_tiny": _DIFFUSERS,
+    "vae_decoder_tiny": _DIFFUSERS,
     "safety_checker": _TRANSFORMERS,
 }
 _SHARD = r"-\d{5}-of-\d{5}"
@@ -48,7 +48,7 @@ def choose(files: Collection[str], subfolder: str, variant: str | None = None) -
     files
         All paths of the repository, or of a folder in which it lies.
     subfolder
-        ``text_encoder``, ``unet``, ``vae``, ``vae_tiny`` or ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` or ``safety_checker``.
     variant
         As diffusers has it: ``fp16`` asks for ``model.fp16.safetensors`` and the like. A network
         that has no such files is taken without.

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file, save_file
 
 from bksdm.export.exporter import export
 from bksdm.export.parity import format_table
-from bksdm.export.prepared import Parts
 from bksdm.export.shared_weights import share_weights
 from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.preview import PREVIEW_FILE
@@ -47,8 +46,7 @@ def add_graphs(checkpoint: Path) -> None:
     vae = load_file(checkpoint / _VAE_WEIGHTS)
     with tempfile.TemporaryDirectory() as temporary:
         bundle = Path(temporary) / "bundle"
-        tiny = Parts(tiny_vae=checkpoint / "vae_decoder_tiny")
-        print(format_table(export(checkpoint, bundle, progress=print, parts=tiny)))
+        print(format_table(export(checkpoint, bundle, progress=print)))
         for component, prefixes in _VAE_HALVES.items():
             folder = checkpoint / component
             folder.mkdir(exist_ok=True)

@@ -164,6 +164,10 @@ def test_what_is_no_tiny_vae_cannot_be_exported(nano_checkpoint, tiny, tmp_path)
     assert "no such file or folder" in refusal(nano_checkpoint, tmp_path / "none", tmp_path)
     assert "_class_name is 'AutoencoderKL'" in refusal(nano_checkpoint, nano_checkpoint, tmp_path)
     weights = tiny / "diffusion_pytorch_model.safetensors"
+    empty = shutil.copytree(
+        tiny, tmp_path / "empty", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    assert "no weights found" in refusal(nano_checkpoint, empty, tmp_path)
     assert "a file; --tiny-vae takes" in refusal(nano_checkpoint, weights, tmp_path)
     wide = tiny_vae(tmp_path / "wide", latent_channels=16)
     assert "latent_channels differs" in refusal(nano_checkpoint, wide, tmp_path)
