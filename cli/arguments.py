@@ -279,6 +279,13 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
         help="VAE in place of the checkpoint's: a single file, or a diffusers folder",
     )
     parser.add_argument(
+        "--tiny-vae",
+        type=named_path,
+        metavar="FOLDER",
+        help="diffusers folder of an AutoencoderTiny (TAESD), whose decoder goes beside the VAE's: "
+        "pictures take it by --vae tiny",
+    )
+    parser.add_argument(
         "--embedding",
         type=checkpoint,
         action="append",
@@ -317,6 +324,7 @@ def parts_of(options: argparse.Namespace) -> Parts:
         options.ema,
         options.vae,
         [split_token(text) for text in options.embedding],
+        options.tiny_vae,
     )
 
 

@@ -111,6 +111,7 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
 
     from bksdm.cli.progress import progress
     from bksdm.optimize.ranges import RangeEngine
+    from bksdm.runtime.bundle import DECODERS, TINY
     from bksdm.runtime.host import HostExecutor
     from bksdm.runtime.network_tensors import require_tensors
     from bksdm.runtime.noise_predictor import NoisePredictor
@@ -126,14 +127,18 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
     executor = HostExecutor(
         encode, NoisePredictor(engines["unet"]), engines["vae_decoder"], bundle.scaling_factor
     )
+    latents: list[Any] = []
     with progress("calibrate", "step", delay=0.01) as bar:
 
         def show(step: Step) -> None:
             bar.total = step.total
             bar.update()
+            latents[:] = [step.latents]
 
         pixels = TextToImage(bundle, executor).generate(request, show).pixels
     if "vae_encoder" in engines:
         picture = pixels.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
         engines["vae_encoder"]({"sample": picture})
+    if (tiny := engines.get(DECODERS[TINY])) is not None:
+        tiny({"latent_sample": latents[0] / np.float32(bundle.decoder_scaling(TINY))})
     return engines

@@ -20,8 +20,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m "
-        "or nano (for tests)",
+        help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m, sdxs (one "
+        "step), lcm (guidance is an input), or nano, nano-sdxs and nano-lcm (for tests)",
     )
     parser.add_argument(
         "-o",

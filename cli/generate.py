@@ -178,7 +178,7 @@ def _draw(options: argparse.Namespace) -> int:
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     recorder = Recorder(bundle, input_paths(options), inputs, chosen)
     check_record(recorder, request.config, chosen)
-    warn_of_idle(config, bundle.scheduler)
+    warn_of_idle(config, bundle)
     warn_of_unknown(bundle, config.prompts)
     model = load_model(options, bundle)
     if steps.wanted and not options.decode_steps:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 from bksdm.engines.errors import RequestError
+from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.samplers.names import meaning
 
@@ -37,20 +36,23 @@ def refuse_idle(options: argparse.Namespace) -> None:
         )
 
 
-def warn_of_idle(config: GenerationConfig, scheduler: Mapping[str, Any]) -> None:
+def warn_of_idle(config: GenerationConfig, bundle: Bundle) -> None:
     """Warn of options that make no difference beside the others.
 
     Parameters
     ----------
     config : GenerationConfig
         What is asked for.
-    scheduler : mapping
-        The model's own, which draws where no sampler is asked for.
+    bundle : Bundle
+        The model; its own scheduler draws where no sampler is asked for.
     """
-    own = str(scheduler.get("_class_name"))
+    own = str(bundle.scheduler.get("_class_name"))
     if config.eta and (meaning(config.sampler)[0] if config.sampler else own) not in USES_ETA:
         _warn("--eta does nothing with this sampler; ddim and tcd use it")
-    if config.guidance_scale > 1:
+    why = f"without guidance; --guidance {config.guidance_scale:g} turns it off"
+    if bundle.guidance_width is not None:
+        why = "with this model, whose UNet takes the scale of guidance and has no second half"
+    elif config.guidance_scale > 1:
         return
     given = {
         "--negative": config.negative_prompt,
@@ -59,10 +61,7 @@ def warn_of_idle(config: GenerationConfig, scheduler: Mapping[str, Any]) -> None
     }
     for flag, value in given.items():
         if value:
-            _warn(
-                f"{flag} does nothing without guidance; --guidance {config.guidance_scale:g} "
-                "turns it off"
-            )
+            _warn(f"{flag} does nothing {why}")
 
 
 def _warn(message: str) -> None:

@@ -19,6 +19,7 @@ METAVARS = {
     "timesteps": "N,N…",
     "sigmas": "X,X…",
     "fast": "LEVEL",
+    "vae": "DECODER",
     "guidance_interval": "FROM:TO",
     "sampler": "NAME",
     "negative_prompt": "TEXT",

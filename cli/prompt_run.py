@@ -96,7 +96,7 @@ class PromptRun:
         errors.refuse()
         self.manifest.entries()
         for line in lines:
-            warn_of_idle(line.config, self.bundle.scheduler)
+            warn_of_idle(line.config, self.bundle)
         self.images = {job.line: job.config.images for job in jobs}
         part, parts = options.shard or (1, 1)
         self.jobs = jobs[part - 1 :: parts]

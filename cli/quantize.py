@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
-        type=Path,
+        type=named_path,
         metavar="FILE",
         help="prompts such as will be drawn, one a line; a dozen are enough (default: six of ours)",
     )

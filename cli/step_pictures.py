@@ -70,7 +70,7 @@ class StepPictures:
     def add(self, model: TextToImage, step: Step) -> None:
         """Take the pictures of one step."""
         if self._exact:
-            pictures = to_pil(model.decode(step.denoised))
+            pictures = to_pil(model.decode(step.denoised, step.denoising.job.vae))
         else:
             height, width = (side * model.bundle.vae_scale for side in step.latents.shape[2:])
             small = to_pil(model.preview(step.denoised))

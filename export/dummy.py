@@ -10,6 +10,7 @@ from typing import Any
 from bksdm.engines.errors import ExportError
 from bksdm.export.dummy_tokenizer import build_vocabulary, write_tokenizer
 from bksdm.export.library_errors import library_errors
+from bksdm.runtime.bundle import TINY_VAE
 from bksdm.storage.publishing import publishing, refuse_existing
 
 _CROSS_DOWN = "CrossAttnDownBlock2D"
@@ -37,6 +38,11 @@ _TINY = {
     "down_block_types": (_CROSS_DOWN,) * 3,
     "up_block_types": (_CROSS_UP,) * 3,
 }
+# IDKiro/sdxs-512-dreamshaper: BK-SDM-Tiny without attention at the finest level.
+_SDXS_BLOCKS = {
+    "down_block_types": ("DownBlock2D", _CROSS_DOWN, _CROSS_DOWN),
+    "up_block_types": (_CROSS_UP, _CROSS_UP, "UpBlock2D"),
+}
 # diffusers' "attention_head_dim" of SD 1.x counts heads: 1 and 2 heads of width 16 here.
 _NANO = {
     **_SMALL,
@@ -46,6 +52,20 @@ _NANO = {
     "attention_head_dim": (1, 2, 2, 2),
     "norm_num_groups": 8,
 }
+_NANO_SDXS = {
+    **_NANO,
+    **_SDXS_BLOCKS,
+    "block_out_channels": (16, 32, 32),
+    "attention_head_dim": (1, 2, 2),
+}
+_NANO_LCM = {
+    **_NANO,
+    "time_cond_proj_dim": 32,
+    "block_out_channels": (16, 32),
+    "attention_head_dim": (1, 2),
+    "down_block_types": (_CROSS_DOWN, "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", _CROSS_UP),
+}
 _UNET_CHANGES: dict[str, dict[str, Any]] = {
     "sd-v1-4": {},
     "base": _BASE,
@@ -54,7 +74,12 @@ _UNET_CHANGES: dict[str, dict[str, Any]] = {
     "small-2m": _SMALL,
     "tiny": _TINY,
     "tiny-2m": _TINY,
+    "sdxs": {**_TINY, **_SDXS_BLOCKS},
+    # SimianLuo/LCM_Dreamshaper_v7: the guidance scale is an input.
+    "lcm": {"time_cond_proj_dim": 256},
     "nano": _NANO,
+    "nano-sdxs": _NANO_SDXS,
+    "nano-lcm": _NANO_LCM,
 }
 
 # The networks of the card's models, in its order.
@@ -87,6 +112,20 @@ _NANO_VAE = {
     "layers_per_block": 1,
     "norm_num_groups": 8,
     "sample_size": 64,
+}
+
+# madebyollin/taesd, an AutoencoderTiny.
+_TAESD: dict[str, Any] = {
+    "encoder_block_out_channels": (64,) * 4,
+    "decoder_block_out_channels": (64,) * 4,
+    "num_encoder_blocks": (1, 3, 3, 3),
+    "num_decoder_blocks": (3, 3, 3, 1),
+}
+_NANO_TAESD = {
+    "encoder_block_out_channels": (16,) * 4,
+    "decoder_block_out_channels": (16,) * 4,
+    "num_encoder_blocks": (1,) * 4,
+    "num_decoder_blocks": (1,) * 4,
 }
 
 # openai/clip-vit-large-patch14, text tower.
@@ -124,6 +163,9 @@ _SCHEDULER: dict[str, Any] = {
     "skip_prk_steps": True,
     "set_alpha_to_one": False,
 }
+# SDXS takes its only step from the last timestep.
+_ONE_STEP: dict[str, Any] = {**_SCHEDULER, "timestep_spacing": "trailing"}
+_SCHEDULERS = {"sdxs": ("EulerDiscreteScheduler", _ONE_STEP), "lcm": ("LCMScheduler", _SCHEDULER)}
 
 
 def _known(name: str) -> None:
@@ -158,7 +200,7 @@ def unet_config(name: str) -> Mapping[str, Any]:
 
 
 def vae_config(name: str) -> Mapping[str, Any]:
-    """Return the keyword arguments of ``diffusers.AutoencoderKL`` for a dummy model.
+    """Return the keyword arguments of a dummy model's VAE: of `vae_class`.
 
     Raises
     ------
@@ -166,7 +208,23 @@ def vae_config(name: str) -> Mapping[str, Any]:
         The name is unknown; the message lists the known ones.
     """
     _known(name)
-    return MappingProxyType(_NANO_VAE if name == "nano" else _SD_VAE)
+    if vae_class(name) == TINY_VAE:
+        return MappingProxyType(_NANO_TAESD if _is_nano(name) else _TAESD)
+    return MappingProxyType(_NANO_VAE if _is_nano(name) else _SD_VAE)
+
+
+def vae_class(name: str) -> str:
+    """Return diffusers' class of a dummy model's VAE."""
+    return TINY_VAE if _kind(name) == "sdxs" else "AutoencoderKL"
+
+
+def _is_nano(name: str) -> bool:
+    return name.startswith("nano")
+
+
+def _kind(name: str) -> str:
+    """Return what a model is beside its size: ``sdxs`` or ``lcm``, or its name."""
+    return name.removeprefix("nano-")
 
 
 def text_config(name: str) -> Mapping[str, Any]:
@@ -178,7 +236,7 @@ def text_config(name: str) -> Mapping[str, Any]:
         The name is unknown; the message lists the known ones.
     """
     _known(name)
-    return MappingProxyType(_NANO_TEXT if name == "nano" else _SD_TEXT)
+    return MappingProxyType(_NANO_TEXT if _is_nano(name) else _SD_TEXT)
 
 
 def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
@@ -190,8 +248,10 @@ def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
     ----------
     name
         One of `DUMMY_NAMES`: ``sd-v1-4``, ``base``, ``small``, ``tiny``, their ``-2m`` variants
-        (same architecture, other training data), or ``nano``, which keeps BK-SDM-Small's topology
-        at a few hundred thousand parameters and makes 64 px pictures.
+        (same architecture, other training data); ``sdxs``, a one-step model with an
+        ``AutoencoderTiny``; ``lcm``, Stable Diffusion whose UNet takes the guidance scale; or
+        ``nano``, which keeps BK-SDM-Small's topology at a few hundred thousand parameters and makes
+        64 px pictures, with ``nano-sdxs`` and ``nano-lcm``.
     folder
         Where the checkpoint goes; must not exist.
     seed
@@ -210,8 +270,9 @@ def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
 
 def _write(name: str, folder: Path, seed: int) -> None:
     """Build, save and free one component after another: the UNet alone can be 3.4 GB."""
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     from bksdm.export.quiet import quiet
@@ -220,18 +281,27 @@ def _write(name: str, folder: Path, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         _stir(UNet2DConditionModel(**unet_config(name))).save_pretrained(folder / "unet")
-        _stir(AutoencoderKL(**vae_config(name))).save_pretrained(folder / "vae")
+        vae = _stir(getattr(diffusers, vae_class(name))(**vae_config(name)))
+        if vae_class(name) == TINY_VAE:
+            _liven(vae)
+        vae.save_pretrained(folder / "vae")
         encoder = _stir(CLIPTextModel(CLIPTextConfig(**text)))
         # transformers 5 drops the prefix that published checkpoints and all older readers have.
         weights = {f"text_model.{key}": value for key, value in encoder.state_dict().items()}
         encoder.save_pretrained(folder / "text_encoder", state_dict=weights)
-        scheduler = PNDMScheduler(**_SCHEDULER)
+        class_name, fields = _scheduler(name)
+        scheduler = getattr(diffusers, class_name).from_config(fields)
         # As in Stable Diffusion's own file: for samplers that would otherwise clip.
         scheduler.register_to_config(clip_sample=False)
         scheduler.save_pretrained(folder / "scheduler")
     vocabulary, merges = build_vocabulary(text["vocab_size"])
     write_tokenizer(folder / "tokenizer", vocabulary, merges, text["max_position_embeddings"])
-    _write_index(folder / "model_index.json")
+    _write_index(folder / "model_index.json", class_name, vae_class(name))
+
+
+def _scheduler(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the class and the fields of a dummy model's scheduler."""
+    return _SCHEDULERS.get(_kind(name), ("PNDMScheduler", _SCHEDULER))
 
 
 def _stir(model: Any) -> Any:
@@ -248,7 +318,19 @@ def _stir(model: Any) -> Any:
     return model
 
 
-def _write_index(path: Path) -> None:
+def _liven(vae: Any) -> None:
+    """Let a tiny VAE make pictures: nothing in it normalises, so that torch's weights fade."""
+    import torch
+
+    with torch.no_grad():
+        for weight in vae.parameters():
+            if weight.ndim == 4:
+                weight *= 1.8
+        # In 0 … 1.
+        vae.decoder.layers[-1].bias += 0.5
+
+
+def _write_index(path: Path, scheduler: str, vae: str) -> None:
     """Write what ``StableDiffusionPipeline.save_pretrained`` would, without the pipeline."""
     import json
 
@@ -261,10 +343,10 @@ def _write_index(path: Path) -> None:
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "PNDMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", vae],
     }
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -16,9 +16,10 @@ from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
+from bksdm.export.networks import Network, SafetyChecker, kinds_of, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
+from bksdm.export.pretrained import vae_class
 from bksdm.export.preview import write_preview
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json
@@ -72,8 +73,7 @@ def export(
     Returns
     -------
     list of ComponentParity
-        One per network, in the order of ``bksdm.export.networks.NETWORKS``; a safety checker's
-        last.
+        One per network, in the order of ``bksdm.export.networks.kinds_of``.
 
     Raises
     ------
@@ -115,17 +115,16 @@ def _export(
     variant: str | None,
     report: Callable[[str], None],
 ) -> list[ComponentParity]:
-    kinds: list[type[Network]] = list(NETWORKS)
-    if safety_checker and has_safety_checker(checkpoint, variant):
-        kinds.append(SafetyChecker)
-    networks = networks_of(checkpoint, SafetyChecker in kinds)
+    checker = safety_checker and has_safety_checker(checkpoint, variant)
+    kinds = kinds_of(checkpoint, checker)
+    networks = networks_of(checkpoint, checker)
     for lora in loras:
         check(lora, {name: network.model for name, network in networks.items()})
     inspect(networks, checkpoint, variant)
     with publishing(bundle) as staging:
         _write_small_files(checkpoint, networks, staging, loras)
         inspect_configurations(staging, checkpoint, networks, report)
-        if safety_checker and SafetyChecker not in kinds:
+        if safety_checker and not checker:
             report("safety_checker: the checkpoint has none")
         rows = [
             _export_network(
@@ -202,7 +201,7 @@ def _copy_small_files(checkpoint: Path, staging: Path, loras: Sequence[Lora]) ->
     (staging / "scheduler").mkdir()
     configuration = _scheduler(checkpoint, source)
     _write_json(staging / "scheduler" / "scheduler_config.json", configuration)
-    index = _index(source)
+    index = {**_index(source), "vae": ["diffusers", vae_class(checkpoint)]}
     if loras:
         # diffusers and Optimum take no key that starts with an underscore for a component.
         index["_lora"] = [
@@ -223,7 +222,7 @@ def _scheduler(checkpoint: Path, index: dict[str, Any]) -> dict[str, Any]:
 
 def _index(source: dict[str, Any]) -> dict[str, Any]:
     """Return the index as Optimum writes it: the source's classes, without parts not exported."""
-    kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    kept = ("scheduler", "text_encoder", "tokenizer", "unet")
     return {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": source.get("_diffusers_version"),

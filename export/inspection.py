@@ -14,7 +14,7 @@ import torch
 from bksdm.engines.errors import BundleError, ExportError, SamplerError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.export.library_errors import library_errors
-from bksdm.export.networks import NETWORKS, Case, Network, SafetyChecker, weightless
+from bksdm.export.networks import Case, Network, kinds_of, weightless
 from bksdm.export.pretrained import build
 from bksdm.export.quiet import quiet
 from bksdm.export.weights import files_of, fit, read_tensors
@@ -49,11 +49,11 @@ def networks_of(checkpoint: Path, safety_checker: bool) -> dict[str, Network]:
     ExportError
         One cannot be built; names the file.
     """
-    kinds: tuple[type[Network], ...] = NETWORKS
-    if safety_checker:
-        kinds = (*NETWORKS, SafetyChecker)
     with quiet():
-        return {kind.component: weightless(kind, checkpoint) for kind in kinds}
+        return {
+            kind.component: weightless(kind, checkpoint)
+            for kind in kinds_of(checkpoint, safety_checker)
+        }
 
 
 def inspect(networks: Mapping[str, Network], checkpoint: Path, variant: str | None = None) -> None:
@@ -169,7 +169,7 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
         config = checkpoint / network.subfolder / "config.json"
         with torch.no_grad(), library_errors(f"{config}: the {name} cannot be run"):
             outputs[name] = network(*(tensor.to("meta") for tensor in inputs[name])).shape
-    *_, text = inputs["unet"]
+    text = inputs["unet"][2]
     made, taken = outputs["text_encoder"][2], text.shape[2]
     if made != taken:
         raise ExportError(
@@ -180,8 +180,15 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
     wanted = {
         "unet": inputs["unet"][0].shape,
         "vae_decoder": (*pixels[:1], _COLOURS, *pixels[2:]),
-        "vae_encoder": (*latents[:1], 2 * latents[1], *latents[2:]),
+        "vae_encoder": (*latents[:1], networks["vae_encoder"].channels, *latents[2:]),
     }
+    if "vae_decoder_tiny" in networks:
+        wanted["vae_decoder_tiny"] = wanted["vae_decoder"]
+        if inputs["vae_decoder_tiny"][0].shape != latents:
+            raise ExportError(
+                f"{checkpoint / 'vae_decoder_tiny' / 'config.json'}: latent_channels differs from "
+                "that of the checkpoint's own VAE"
+            )
     for name, shape in wanted.items():
         if tuple(outputs[name]) != tuple(shape):
             raise ExportError(

@@ -16,6 +16,8 @@ from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 from bksdm.export.source import read_json
 from bksdm.export.tokenizer import read_tokenizer
+from bksdm.export.weights import choose, listing
+from bksdm.runtime.bundle import TINY_VAE
 from bksdm.runtime.loaded_configuration import loaded_sample_size
 
 # Latent sides up to 16,383 (131,064 px): only a bound for the tracer, never checked at run time.
@@ -168,25 +170,40 @@ class Unet(Network):
 
     ``sample`` [batch, 4, h, w], ``timestep`` float32 [batch], ``encoder_hidden_states``
     [batch, tokens, d] → ``out_sample`` [batch, 4, h, w].
+
+    Where the configuration sets ``time_cond_proj_dim``, as UNets do into which guidance was
+    distilled, there is ``timestep_cond`` [batch, time_cond_proj_dim] as well.
     """
 
     component = subfolder = "unet"
-    inputs = ("sample", "timestep", "encoder_hidden_states")
     output = "out_sample"
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         self.model, self.config = model, config
+        self.inputs = ("sample", "timestep", "encoder_hidden_states")
+        if config["time_cond_proj_dim"] is not None:
+            self.inputs += ("timestep_cond",)
         # diffusers upsamples to the skip connection's size only if a side is no multiple of
         # 2**num_upsamplers, and by two otherwise. Tracing fixes that choice, and only the first one
         # holds for every size (72 px is 9 → 5 → 3 → 2 latents). No side is a multiple of 2**30.
         model.num_upsamplers = _NEVER_DIVIDES
         _replace_upsamplers(model.up_blocks)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        timestep_cond: Tensor | None = None,
+    ) -> Tensor:
         """Return the predicted noise (or velocity)."""
         predicted: Tensor = self.model(
-            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            timestep_cond=timestep_cond,
+            return_dict=False,
         )[0]
         return predicted
 
@@ -199,7 +216,12 @@ class Unet(Network):
         sample = torch.randn(case.batch, channels, case.height, case.width, generator=generator)
         timestep = torch.randint(1000, (case.batch,), generator=generator).float()
         states = torch.randn(case.batch, case.tokens, width, generator=generator)
-        return sample, timestep, states
+        if "timestep_cond" not in self.inputs:
+            return sample, timestep, states
+        size = int(self.config["time_cond_proj_dim"])
+        # Sines and cosines at run time.
+        embedding = torch.rand(case.batch, size, generator=generator) * 2 - 1
+        return sample, timestep, states, embedding
 
     @property
     def traced_scale(self) -> int:
@@ -211,7 +233,8 @@ class Unet(Network):
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
         sides = _sides((_MIN_TRACED - 1) * self.traced_scale + 1)
-        return ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens})
+        shapes = ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens}, {0: batch})
+        return shapes[: len(self.inputs)]
 
 
 class VaeDecoder(Network):
@@ -224,7 +247,8 @@ class VaeDecoder(Network):
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         model.encoder = model.quant_conv = None
-        _replace_upsamplers(model.decoder.up_blocks)
+        if config["_class_name"] != TINY_VAE:
+            _replace_upsamplers(model.decoder.up_blocks)
         self.model, self.config = model, config
 
     def forward(self, latent_sample: Tensor) -> Tensor:
@@ -242,24 +266,39 @@ class VaeDecoder(Network):
         return ({0: _batch(), **_sides()},)
 
 
+class TinyVaeDecoder(VaeDecoder):
+    """The same, of an ``AutoencoderTiny`` that is exported beside the checkpoint's own VAE."""
+
+    component = subfolder = "vae_decoder_tiny"
+
+
 class VaeEncoder(Network):
     """``sample`` [batch, 3, 8h, 8w] → ``latent_parameters`` [batch, 8, h, w].
 
-    The output is the mean and the logarithm of the variance, concatenated, as Optimum has it.
+    The output is the mean and the logarithm of the variance, concatenated, as Optimum has it. An
+    ``AutoencoderTiny`` has no variance, and makes ``latents`` [batch, 4, h, w].
+
+    Attributes
+    ----------
+    channels
+        Of the output.
     """
 
     component, subfolder = "vae_encoder", "vae"
     inputs = ("sample",)
-    output = "latent_parameters"
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
         model.decoder = model.post_quant_conv = None
         self.model, self.config = model, config
+        self._tiny = config["_class_name"] == TINY_VAE
+        self.output = "latents" if self._tiny else "latent_parameters"
+        self.channels = int(config["latent_channels"]) * (1 if self._tiny else 2)
 
     def forward(self, sample: Tensor) -> Tensor:
-        """Return mean and log-variance of the latents, before scaling."""
-        parameters: Tensor = self.model.encode(sample).latent_dist.parameters
+        """Return mean and log-variance of the latents, or the latents, before scaling."""
+        encoded = self.model.encode(sample)
+        parameters: Tensor = encoded.latents if self._tiny else encoded.latent_dist.parameters
         return parameters
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
@@ -319,7 +358,19 @@ class SafetyChecker(Network):
 
 
 NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder)
-"""Networks of every bundle; a `SafetyChecker` is added if the checkpoint has one."""
+"""Networks of every bundle."""
+
+
+def kinds_of(checkpoint: Path, safety_checker: bool) -> tuple[type[Network], ...]:
+    """Return the kinds of networks that are made of a checkpoint, the safety checker if asked.
+
+    A tiny VAE decoder is where its weights are: beside the graph, as in the built-in model, or put
+    there by :mod:`bksdm.export.prepared`.
+    """
+    kinds = NETWORKS
+    if choose(listing(checkpoint), TinyVaeDecoder.subfolder):
+        kinds += (TinyVaeDecoder,)
+    return (*kinds, SafetyChecker) if safety_checker else kinds
 
 
 def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:
@@ -328,7 +379,7 @@ def load_network(kind: type[Network], checkpoint: Path, variant: str | None = No
     Parameters
     ----------
     kind
-        One of `NETWORKS`, or `SafetyChecker`.
+        One of those that `kinds_of` returns.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
     variant

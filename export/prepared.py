@@ -11,8 +11,11 @@ from pathlib import Path
 
 from bksdm.engines.errors import ExportError
 from bksdm.export.embedding import add_embeddings, read_embedding
+from bksdm.export.json_files import read_json
 from bksdm.export.single_file import read_single_file, unpack, write_vae
 from bksdm.export.source import FILES, resolve, validate
+from bksdm.export.weights import files_of
+from bksdm.runtime.bundle import TINY_VAE
 from bksdm.storage.files import scratch
 
 
@@ -30,6 +33,8 @@ class Parts:
         A file or a diffusers folder whose VAE replaces the checkpoint's.
     embeddings : sequence of (Path, str or None)
         Files of textual inversions, and their tokens where the files' own are not wanted.
+    tiny_vae : Path, optional
+        A diffusers folder of an ``AutoencoderTiny``, whose decoder is exported beside the VAE's.
     """
 
     config: Path | None = None
@@ -37,6 +42,7 @@ class Parts:
     ema: bool = False
     vae: Path | None = None
     embeddings: Sequence[tuple[Path, str | None]] = ()
+    tiny_vae: Path | None = None
 
 
 NOTHING = Parts()
@@ -77,7 +83,7 @@ def prepared(
             if getattr(parts, name):
                 raise ExportError(f"--{name} is for a checkpoint in one file; {source} is none")
         checkpoint = resolve(source, revision, safety_checker, variant, token, report)
-        if not parts.vae and not parts.embeddings:
+        if not parts.vae and not parts.embeddings and not parts.tiny_vae:
             yield checkpoint
             return
     else:
@@ -94,7 +100,12 @@ def prepared(
         except OSError as error:
             raise ExportError(f"cannot write in {room}: {error.strerror or error}") from error
         unpacked, whole = folder / "file", folder / "whole"
-        shown = {unpacked: checkpoint, whole / "vae": parts.vae or checkpoint, whole: checkpoint}
+        shown = {
+            unpacked: checkpoint,
+            whole / "vae_decoder_tiny": parts.tiny_vae or checkpoint,
+            whole / "vae": parts.vae or checkpoint,
+            whole: checkpoint,
+        }
         with _named(shown):
             whole.mkdir()
             rest = checkpoint
@@ -112,6 +123,9 @@ def prepared(
                 )
             if parts.vae:
                 _place_vae(parts.vae, whole / "vae")
+            if parts.tiny_vae:
+                _place_tiny_vae(parts.tiny_vae, whole / "vae_decoder_tiny")
+                files_of(whole, "vae_decoder_tiny")
             if embeddings:
                 add_embeddings(embeddings, rest, variant, whole)
             for name in FILES:
@@ -125,11 +139,26 @@ def _place_vae(vae: Path, target: Path) -> None:
     if vae.is_file():
         write_vae(vae, read_single_file(vae), target)
         return
+    _link(_vae_folder(vae, "--vae takes a file, or a diffusers folder"), target)
+
+
+def _place_tiny_vae(vae: Path, target: Path) -> None:
+    inside = _vae_folder(vae, "--tiny-vae takes a diffusers folder")
+    name = read_json(inside / "config.json").get("_class_name")
+    if name != TINY_VAE:
+        raise ExportError(f"{vae}: _class_name is {name!r}; --tiny-vae takes an {TINY_VAE}")
+    _link(inside, target)
+
+
+def _vae_folder(vae: Path, taken: str) -> Path:
+    """Return the folder of a VAE, which may be that of a whole pipeline."""
     inside = vae / "vae" if (vae / "vae").is_dir() else vae
     if not (inside / "config.json").is_file():
         what = "no config.json in it" if inside.is_dir() else "no such file or folder"
-        raise ExportError(f"{vae}: {what}; --vae takes a file, or a diffusers folder")
-    _link(inside, target)
+        if inside.is_file():
+            what = "a file"
+        raise ExportError(f"{vae}: {what}; {taken}")
+    return inside
 
 
 def _link(source: Path, target: Path) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.json_files import read_json
 from bksdm.export.library_errors import library_errors
 from bksdm.export.weights import files_of, fit, read_tensors
+from bksdm.runtime.bundle import TINY_VAE
 
 # By name: transformers puts functions of its own in the place of torch's.
 _RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
@@ -42,7 +44,8 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     Parameters
     ----------
     subfolder
-        ``text_encoder``, ``unet``, ``vae`` or ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` (the decoder alone) or
+        ``safety_checker``.
     checkpoint
         A diffusers checkpoint.
 
@@ -51,7 +54,7 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     ExportError
         The library cannot do it; names the configuration's file.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
@@ -60,14 +63,34 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     def read(kind: Any, **options: Any) -> Any:
         return kind.from_pretrained(folder, dtype="float32", **options)
 
+    def tiny_decoder() -> Any:
+        model = AutoencoderTiny.from_config(AutoencoderTiny.load_config(folder))
+        # Its file need not hold the other half.
+        model.encoder = None
+        return model
+
+    def vae() -> Any:
+        kind = AutoencoderTiny if vae_class(checkpoint) == TINY_VAE else AutoencoderKL
+        return kind.from_config(kind.load_config(folder))
+
     made_by: dict[str, Callable[[], Any]] = {
         "text_encoder": lambda: CLIPTextModel(read(CLIPTextConfig, attn_implementation="sdpa")),
         "unet": lambda: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
-        "vae": lambda: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
+        "vae": vae,
+        "vae_decoder_tiny": tiny_decoder,
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):
         return made_by[subfolder]()
+
+
+def vae_class(checkpoint: Path) -> str:
+    """Return diffusers' class of a checkpoint's VAE, by its own file.
+
+    The index does not know of one that is given beside the checkpoint.
+    """
+    name = read_json(checkpoint / "vae" / "config.json").get("_class_name")
+    return TINY_VAE if name == TINY_VAE else "AutoencoderKL"
 
 
 def load(subfolder: str, checkpoint: Path, variant: str | None = None) -> Any:

@@ -13,6 +13,7 @@ from bksdm.export.hub import fetch
 from bksdm.export.json_files import is_lfs_pointer
 from bksdm.export.json_files import read_json as read_json
 from bksdm.export.weights import HALF, choose, files_of, listing, variants
+from bksdm.runtime.bundle import TINY_VAE
 
 _SUPPORTED = (
     "supported: a diffusers StableDiffusionPipeline folder, or a checkpoint in one file (SD 1.x, "
@@ -21,14 +22,23 @@ _SUPPORTED = (
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # What is written like a place on disk cannot be meant as an id of the hub.
 _PLACE = re.compile(r"[.~/\\]|.*[\\/]$|.*/.*/|\w:")
+_PIPELINES = ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
 _CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "tokenizer": "CLIPTokenizer",
+    "unet": ("UNet2DConditionModel",),
+    "vae": ("AutoencoderKL", TINY_VAE),
+    "text_encoder": ("CLIPTextModel",),
+    # transformers has called the same tokenizer CLIPTokenizerFast.
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _WEIGHTED = ("unet", "vae", "text_encoder")
-FILES = ("model_index.json", "scheduler", *_CLASSES, "safety_checker", "feature_extractor")
+FILES = (
+    "model_index.json",
+    "scheduler",
+    *_CLASSES,
+    "vae_decoder_tiny",
+    "safety_checker",
+    "feature_extractor",
+)
 """Everything in a checkpoint's folder that an export reads."""
 # UNet options that ask for inputs which the exported graph does not have.
 _UNET_EXTRAS = (
@@ -36,7 +46,6 @@ _UNET_EXTRAS = (
     "class_embed_type",
     "encoder_hid_dim_type",
     "num_class_embeds",
-    "time_cond_proj_dim",
 )
 
 
@@ -134,16 +143,17 @@ def validate(folder: Path, variant: str | None = None) -> None:
             "runs it"
         )
     index = read_json(index_path)
-    if index.get("_class_name") != "StableDiffusionPipeline":
+    if index.get("_class_name") not in _PIPELINES:
         raise ExportError(
             f"{index_path}: _class_name is {index.get('_class_name')!r}; {_SUPPORTED}"
         )
     for name, wanted in _CLASSES.items():
         entry = index.get(name)
         found = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-        # transformers has called the same tokenizer CLIPTokenizerFast.
-        if found != wanted and (name, found) != ("tokenizer", "CLIPTokenizerFast"):
-            raise ExportError(f"{index_path}: {name} is {found!r}, supported is {wanted}")
+        if found not in wanted:
+            raise ExportError(
+                f"{index_path}: {name} is {found!r}, supported is {' or '.join(wanted)}"
+            )
     _validate_unet(folder / "unet" / "config.json")
     _validate_rest(folder)
     _validate_variant(folder, listing(folder), variant)
@@ -253,9 +263,7 @@ def _validate_unet(path: Path) -> None:
         )
     for name in _UNET_EXTRAS:
         if config.get(name) is not None:
-            raise ExportError(
-                f"{path}: {name} is {config[name]!r} (SDXL, LCM …), supported is null"
-            )
+            raise ExportError(f"{path}: {name} is {config[name]!r} (SDXL …), supported is null")
 
 
 def _validate_rest(folder: Path) -> None:

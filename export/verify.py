@@ -13,7 +13,14 @@ import numpy as np
 from bksdm.engines.errors import ExportError
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import merge
-from bksdm.export.networks import NETWORKS, Network, SafetyChecker, load_network
+from bksdm.export.networks import (
+    NETWORKS,
+    Network,
+    SafetyChecker,
+    TinyVaeDecoder,
+    kinds_of,
+    load_network,
+)
 from bksdm.export.parity import CASES, Reference, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.quiet import quiet
@@ -112,10 +119,15 @@ def _compare(
         raise ExportError(f"{opened.path}: the UNet computes in {dtype}, which cannot be compared")
     precision = PRECISIONS[dtype]
     rows = []
-    kinds: tuple[type[Network], ...] = (*NETWORKS, SafetyChecker)
+    kinds: tuple[type[Network], ...] = (*NETWORKS, TinyVaeDecoder, SafetyChecker)
     for kind in kinds:
         if not opened.model(kind.component).is_file():
             continue
+        if kind is TinyVaeDecoder and kind not in kinds_of(checkpoint, safety_checker=False):
+            raise ExportError(
+                f"{opened.path} has a tiny VAE decoder; give --tiny-vae the folder that it was "
+                "exported from"
+            )
         with quiet():
             network = load_network(kind, checkpoint, variant)
             for lora in loras:

@@ -27,6 +27,7 @@ _STEMS = {
     "text_encoder": _TRANSFORMERS,
     "unet": _DIFFUSERS,
     "vae": _DIFFUSERS,
+    "vae_decoder_tiny": _DIFFUSERS,
     "safety_checker": _TRANSFORMERS,
 }
 _SHARD = r"-\d{5}-of-\d{5}"
@@ -47,7 +48,7 @@ def choose(files: Collection[str], subfolder: str, variant: str | None = None) -
     files
         All paths of the repository, or of a folder in which it lies.
     subfolder
-        ``text_encoder``, ``unet``, ``vae`` or ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` or ``safety_checker``.
     variant
         As diffusers has it: ``fp16`` asks for ``model.fp16.safetensors`` and the like. A network
         that has no such files is taken without.
@@ -205,7 +206,9 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> dict[st
 
 
 def _is_leftover(key: str, model: nn.Module, wanted: Collection[str]) -> bool:
-    """Return whether a tensor is not needed, and transformers ignores it too."""
+    """Return whether a tensor is of a part that was taken out, or transformers ignores it too."""
+    if getattr(model, key.partition(".")[0], model) is None:
+        return True
     if not any(_COMPUTED.search(name) for name, _ in model.named_buffers()):
         return False
     part = key.partition(".")[0]

@@ -22,9 +22,19 @@ from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
 from bksdm.storage.precision import INT8
 
-PIPELINES = ("StableDiffusionPipeline", "ORTStableDiffusionPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "LatentConsistencyModelPipeline",
+    "ORTStableDiffusionPipeline",
+    "ORTLatentConsistencyModelPipeline",
+)
+TINY_VAE = "AutoencoderTiny"
+"""The class of VAEs whose encoder makes latents, not a distribution of such."""
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
-OPTIONAL_COMPONENTS = ("vae_encoder",)
+OPTIONAL_COMPONENTS = ("vae_encoder", "vae_decoder_tiny")
+FULL, TINY = "full", "tiny"
+DECODERS = {FULL: "vae_decoder", TINY: "vae_decoder_tiny"}
+"""The networks that make pixels, by what a picture asks for."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,13 @@ class Bundle:
         Pixels per latent pixel along each side.
     sample_sides : (int, int), optional
         Default height and width in latent pixels, where they differ.
+    encodes_exactly : bool
+        Whether the VAE encoder makes latents, and not a distribution to draw them from.
+    tiny_scaling_factor : float, optional
+        That of the tiny VAE decoder; None where the bundle has none.
+    guidance_width : int, optional
+        Of the embedding of the guidance scale that the UNet takes, ``time_cond_proj_dim``; None
+        where guidance takes two halves of a batch.
     """
 
     path: Path
@@ -57,6 +74,9 @@ class Bundle:
     scaling_factor: float
     vae_scale: int
     sample_sides: tuple[int, int] | None = None
+    encodes_exactly: bool = False
+    tiny_scaling_factor: float | None = None
+    guidance_width: int | None = None
 
     @classmethod
     def of(cls, path: str | Path | Bundle) -> Bundle:
@@ -111,9 +131,7 @@ class Bundle:
         unet = read_json(path / "unet" / "config.json")
         vae = read_json(path / "vae_decoder" / "config.json")
         unet_file, vae_file = path / "unet/config.json", path / "vae_decoder/config.json"
-        blocks = vae.get("block_out_channels")
-        if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
-            raise BundleError(f"{vae_file}: block_out_channels must be a list of 1 to 8 widths")
+        blocks = _blocks(vae_file, vae)
         kinds = vae.get("up_block_types", blocks)
         if not isinstance(kinds, list) or len(kinds) != len(blocks):
             raise BundleError(
@@ -123,12 +141,9 @@ class Bundle:
         latent_channels = _integer(unet_file, unet, "in_channels", 64)
         if latent_channels != _integer(vae_file, vae, "latent_channels", 64):
             raise BundleError(f"{unet_file}: in_channels differs from the VAE's latent_channels")
-        scaling = vae.get("scaling_factor", 0.18215)
-        number = isinstance(scaling, (int, float)) and not isinstance(scaling, bool)
-        if not number or not 1e-6 < scaling < 1e6:
-            raise BundleError(f"{vae_file}: scaling_factor must be a positive number")
+        embedded = None
         if unet.get("time_cond_proj_dim") is not None:
-            raise BundleError(f"{unet_file}: time_cond_proj_dim (LCM) is not supported")
+            embedded = _integer(unet_file, unet, "time_cond_proj_dim", 65536)
         sides = _sample_sides(unet_file, unet)
         return cls(
             path=path,
@@ -136,9 +151,12 @@ class Bundle:
             latent_channels=latent_channels,
             sample_size=max(sides),
             cross_attention_dim=_cross_attention_dim(unet_file, unet),
-            scaling_factor=float(scaling),
+            scaling_factor=_scaling_factor(vae_file, vae),
             vae_scale=2 ** (len(blocks) - 1),
             sample_sides=sides if sides[0] != sides[1] else None,
+            encodes_exactly=vae.get("_class_name") == TINY_VAE,
+            tiny_scaling_factor=_tiny_scaling_factor(path, latent_channels, len(blocks)),
+            guidance_width=embedded,
         )
 
     @property
@@ -164,6 +182,17 @@ class Bundle:
         """The networks that are present and that a picture is made with."""
         optional = (c for c in OPTIONAL_COMPONENTS if self.model(c).is_file())
         return (*COMPONENTS, *optional)
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What pictures may ask for of :data:`DECODERS`."""
+        return (FULL,) if self.tiny_scaling_factor is None else (FULL, TINY)
+
+    def decoder_scaling(self, vae: str) -> float:
+        """Return the factor that latents are divided by before one of :attr:`decoders`."""
+        scaling = self.scaling_factor if vae == FULL else self.tiny_scaling_factor
+        assert scaling is not None
+        return scaling
 
     @property
     def text_layers(self) -> int:
@@ -299,6 +328,34 @@ def _sample_sides(path: Path, unet: Mapping[str, Any]) -> tuple[int, int]:
     sides = size if isinstance(size, list) and len(size) == 2 else [size, size]
     height, width = (_integer(path, {"sample_size": side}, "sample_size", 1024) for side in sides)
     return height, width
+
+
+def _blocks(path: Path, vae: Mapping[str, Any]) -> list[Any]:
+    blocks = vae.get("block_out_channels")
+    if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
+        raise BundleError(f"{path}: block_out_channels must be a list of 1 to 8 widths")
+    return blocks
+
+
+def _scaling_factor(path: Path, vae: Mapping[str, Any]) -> float:
+    scaling = vae.get("scaling_factor", 1.0 if vae.get("_class_name") == TINY_VAE else 0.18215)
+    number = isinstance(scaling, (int, float)) and not isinstance(scaling, bool)
+    if not number or not 1e-6 < scaling < 1e6:
+        raise BundleError(f"{path}: scaling_factor must be a positive number")
+    return float(scaling)
+
+
+def _tiny_scaling_factor(bundle: Path, channels: int, blocks: int) -> float | None:
+    """Return that of the tiny decoder beside the VAE, if there is one, and check that it fits."""
+    path = bundle / DECODERS[TINY] / "config.json"
+    if not path.is_file():
+        return None
+    tiny = read_json(path)
+    if _integer(path, tiny, "latent_channels", 64) != channels:
+        raise BundleError(f"{path}: latent_channels differs from the VAE's")
+    if len(_blocks(path, tiny)) != blocks:
+        raise BundleError(f"{path}: block_out_channels has other than the VAE's {blocks} widths")
+    return _scaling_factor(path, tiny)
 
 
 def _cross_attention_dim(path: Path, unet: Mapping[str, Any]) -> int:

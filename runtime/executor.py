@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.runtime.bundle import FULL
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.sampling import Watch
@@ -43,8 +44,12 @@ class Executor(Protocol):
         """Return x_0, float32, instead of pixels; otherwise the same."""
         ...
 
-    def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def decode(
+        self, latents: Latents, seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.uint8]:
         """Return pixels [images, height, width, 3] of latents, which may be any step's.
+
+        ``vae`` says by which decoder.
 
         Raises
         ------
@@ -53,6 +58,8 @@ class Executor(Protocol):
         """
         ...
 
-    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
+    def decode_exactly(
+        self, latents: Latents, seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.float32]:
         """Return the same in 0 … 1, as exactly as the engine has them."""
         ...

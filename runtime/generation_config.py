@@ -13,7 +13,7 @@ import numpy as np
 
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
-from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.bundle import DECODERS, FULL, Bundle
 from bksdm.runtime.noise import CPU, seeded_stream, validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
@@ -114,6 +114,13 @@ def _sampler(name: str, value: Any) -> str:
     if not isinstance(found, str):
         raise RequestError(f"{name} must be a name, not {shown(value)}")
     return sampler_name(str(found))
+
+
+def _decoder(name: str, value: Any) -> str:
+    found = plain(value)
+    if not isinstance(found, str) or found not in DECODERS:
+        raise RequestError(f"{name} must be {' or '.join(DECODERS)}, not {shown(value)}")
+    return found
 
 
 def _strength(name: str, value: Any) -> float:
@@ -315,6 +322,15 @@ class GenerationConfig:
         _fast,
     )
 
+    vae: str = _option(
+        FULL,
+        "--vae",
+        " or ".join(DECODERS),
+        "which decoder makes the pixels: the model's own, or the tiny one that was exported beside "
+        "it, with less detail in a fraction of the time",
+        _decoder,
+    )
+
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
             value = getattr(self, name)
@@ -389,6 +405,11 @@ class GenerationConfig:
             raise RequestError("timesteps and sigmas exclude each other; give one of them")
         if self.fast and not engine.feature_reuse:
             raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
+        if self.vae not in bundle.decoders:
+            raise RequestError(
+                f"vae {self.vae} is not in {bundle.path}; export it with `bksdm export --tiny-vae "
+                "FOLDER`"
+            )
         if self.clip_skip and self.clip_skip >= bundle.text_layers:
             raise RequestError(
                 f"clip_skip must be below the text encoder's {bundle.text_layers} layers, "

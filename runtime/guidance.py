@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+GUIDANCE_INPUT = "timestep_cond"
+"""The input of a UNet into which guidance was distilled: the embedding of its scale."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -36,6 +39,31 @@ class Guidance:
     def at(self, index: int, total: int) -> bool:
         """Return whether evaluation ``index`` of ``total`` has guidance."""
         return self.start <= index / total < self.end
+
+
+def guidance_embedding(scale: float, width: int) -> NDArray[np.float32]:
+    """Return sines, then cosines, of 1000 (s − 1) at rates from 1 down to 1/10000.
+
+    As diffusers' ``get_guidance_scale_embedding``, in float32 from the first operation on: its
+    angles are so large that rounding them differently would be seen.
+
+    Parameters
+    ----------
+    scale : float
+        Guidance scale s.
+    width : int
+        Of the embedding; an odd one ends with 0.
+
+    Returns
+    -------
+    ndarray, float32, shape [width]
+    """
+    half = width // 2
+    step = np.log(np.float32(10000)) / np.float32(half - 1)
+    rates = np.exp(-step * np.arange(half, dtype=np.float32))
+    angles = np.float32(scale - 1) * np.float32(1000) * rates
+    found = np.concatenate([np.sin(angles), np.cos(angles), np.zeros(width % 2, np.float32)])
+    return found.astype(np.float32, copy=False)
 
 
 def guide(both: NDArray[np.float32], scale: float, out: NDArray[np.float32]) -> None:

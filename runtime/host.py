@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
+from bksdm.runtime.bundle import FULL, TINY
 from bksdm.runtime.finite import require_finite
+from bksdm.runtime.guidance import GUIDANCE_INPUT
 from bksdm.runtime.images import to_levels, to_unit
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.noise_predictor import HostDenoising, NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Watch
+
+
+class Decoder(NamedTuple):
+    """A network that makes pixels, loaded when it is first asked for.
+
+    Attributes
+    ----------
+    load : callable
+        Returns its engine; names and shapes of the tensors are Optimum's.
+    scaling_factor : float
+        Latents are divided by it before.
+    """
+
+    load: Callable[[], Engine]
+    scaling_factor: float
 
 
 class HostExecutor:
@@ -32,6 +51,8 @@ class HostExecutor:
         Names and shapes of its tensors are Optimum's.
     scaling_factor : float
         Latents are divided by it before the VAE decoder.
+    tiny : Decoder, optional
+        The tiny VAE decoder, for pictures that ask for it.
 
     Attributes
     ----------
@@ -45,11 +66,13 @@ class HostExecutor:
         predict: NoisePredictor,
         vae_decoder: Engine,
         scaling_factor: float,
+        tiny: Decoder | None = None,
     ) -> None:
         self._encode = encode
         self.predict = predict
-        self._vae_decoder = vae_decoder
-        self._scaling_factor = scaling_factor
+        self._decoders = {FULL: Decoder(lambda: vae_decoder, scaling_factor)}
+        if tiny is not None:
+            self._decoders[TINY] = Decoder(once(tiny.load), tiny.scaling_factor)
 
     def validate_size(self, height: int, width: int, images: int) -> None:
         """Accept every size."""
@@ -58,7 +81,7 @@ class HostExecutor:
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
         """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
-        return self.decode(self.denoise(job, watch, seconds), seconds)
+        return self.decode(self.denoise(job, watch, seconds), seconds, job.vae)
 
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
         """Return x_0; stages: tokenize, text_encoder, unet, loop."""
@@ -80,19 +103,26 @@ class HostExecutor:
         RequestError, SamplerError, NonFiniteError
             As of :class:`PromptEncoder` and :meth:`NoisePredictor.start`.
         """
-        embeddings = self._encode(job, seconds)
-        return self.predict.start(job, {"encoder_hidden_states": embeddings}, watch)
+        conditioning = {"encoder_hidden_states": self._encode(job, seconds)}
+        if job.guidance_embedding is not None:
+            conditioning[GUIDANCE_INPUT] = np.tile(job.guidance_embedding, (job.images, 1))
+        return self.predict.start(job, conditioning, watch)
 
-    def decode(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def decode(
+        self, latents: Latents, seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.uint8]:
         """Return pixels of 256 levels."""
-        unit = self.decode_exactly(latents, seconds)
+        unit = self.decode_exactly(latents, seconds, vae)
         with _timed(seconds, "to_uint8"):
             return to_levels(unit)
 
-    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
+    def decode_exactly(
+        self, latents: Latents, seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.float32]:
         """Decode one image at a time: the VAE's activations, not its weights, fill memory."""
-        network = self._vae_decoder
-        scaled = latents / np.float32(self._scaling_factor)
+        load, scaling_factor = self._decoders[vae]
+        network = load()
+        scaled = latents / np.float32(scaling_factor)
         scaled = scaled.astype(network.inputs["latent_sample"].dtype, copy=False)
         with _timed(seconds, "vae_decoder"):
             one_by_one = [

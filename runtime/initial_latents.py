@@ -39,12 +39,14 @@ def begin(
         prompts=config.prompts,
         negative_prompts=config.negative_prompts,
         guidance=request.guidance,
+        guidance_embedding=request.guidance_embedding,
         table=request.table,
         latents=latents,
         noises=noises,
         inpainting=inpainting,
         prompt_options=request.prompt_options,
         cache_interval=request.cache_interval,
+        vae=config.vae,
         prompt_embeds=request.prompt_embeds,
         negative_prompt_embeds=request.negative_prompt_embeds,
     )
@@ -69,8 +71,8 @@ def _noised_image(
     """Return pictures brought to the first evaluation's noise level: x = α x_0 + σ z.
 
     x_0 is drawn from the encoder's distribution, as diffusers' image-to-image and inpainting
-    pipelines do; images repeat until there is one for each of the batch. Inpainting with all steps
-    starts from noise alone.
+    pipelines do, where it has one; images repeat until there is one for each of the batch.
+    Inpainting with all steps starts from noise alone.
     """
     table, image, source = request.table, request.image, _source(request, seeded)
     assert image is not None
@@ -79,11 +81,13 @@ def _noised_image(
     mean, deviation = encoder.distribution(image.sample)
     # Each image to image of a list of seeds draws for itself; a picture to inpaint is drawn once.
     drawn = batch if image.mask is None and request.each_draws else len(image)
-    unit = source.draw(inner, drawn)
-    clean = _tiled(mean, drawn) + _tiled(deviation, drawn) * unit
+    clean = mean
+    if deviation is not None:
+        unit = source.draw(inner, drawn)
+        clean = _tiled(mean, drawn) + _tiled(deviation, drawn) * unit
     clean = _tiled(clean, batch)
     noise = source.draw(inner)
-    if image.mask is not None:
+    if image.mask is not None and deviation is not None:
         # diffusers encodes what the mask leaves as well, for UNets that are shown it.
         source.draw(inner, len(image))
     noises = np.empty((table.draws, *request.shape), np.float32)

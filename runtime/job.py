@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from bksdm.runtime.bundle import FULL
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
@@ -24,6 +25,8 @@ class DenoisingJob:
         As many of each.
     guidance : Guidance or None
         None runs the UNet without its unconditional half.
+    guidance_embedding : ndarray, float32, shape [width], optional
+        What a UNet into which guidance was distilled takes of its scale.
     table : StepTable
         The compiled sampler, from the first step that is run.
     latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
@@ -37,6 +40,8 @@ class DenoisingJob:
         How prompts are read.
     cache_interval : int
         The whole UNet runs in every n-th evaluation; its deep features serve those between.
+    vae : str
+        Which decoder makes the pixels, by its key in :data:`bksdm.runtime.bundle.DECODERS`.
     prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
         What stands in for the text encoder's output; None encodes the prompts.
     """
@@ -47,9 +52,11 @@ class DenoisingJob:
     table: StepTable
     latents: Latents
     noises: Latents
+    guidance_embedding: NDArray[np.float32] | None = None
     inpainting: Inpainting | None = None
     prompt_options: PromptOptions = PLAIN_PROMPT
     cache_interval: int = 1
+    vae: str = FULL
     prompt_embeds: NDArray[np.float32] | None = None
     negative_prompt_embeds: NDArray[np.float32] | None = None
 

@@ -11,9 +11,9 @@ from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
 from bksdm.engines.variants import DEEP, SHALLOW, skipping
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import COMPONENTS, DECODERS, TINY, Bundle
 from bksdm.runtime.executor import Executor
-from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.host import Decoder, HostExecutor
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.precision_choice import precision_of
@@ -92,6 +92,7 @@ def load_networks(
         ),
         bundle.scaling_factor,
         bundle.latent_channels,
+        bundle.encodes_exactly,
     )
     open_part = partial(on_host, side=latents)
     checker = None
@@ -123,7 +124,12 @@ def load_networks(
         else:
             networks = OpenedNetworks(bundle, opener, device, gpu, cache)
         cuda = CudaExecutor(bundle, encode, networks, device)
-        encoder = VaeEncoder(cuda.vae_encoder, bundle.scaling_factor, bundle.latent_channels)
+        encoder = VaeEncoder(
+            cuda.vae_encoder,
+            bundle.scaling_factor,
+            bundle.latent_channels,
+            bundle.encodes_exactly,
+        )
         return Networks(cuda, encoder, checker)
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.
@@ -133,7 +139,11 @@ def load_networks(
         _open_network(open_lower, graph, deep), partial(open_lower, graph, variant=SHALLOW)
     )
     decoder = _open_network(open_lower, bundle.model("vae_decoder"))
-    executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor)
+    tiny = None
+    if TINY in bundle.decoders:
+        load = partial(_open_network, open_lower, bundle.model(DECODERS[TINY]))
+        tiny = Decoder(load, bundle.decoder_scaling(TINY))
+    executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor, tiny)
     engines = {
         name: chosen_engine(engine, bundle.model(name), cache, precision_of(name, precision))
         for name in COMPONENTS

@@ -15,6 +15,7 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text_encoder": (("input_ids",), ("last_hidden_state",)),
     "unet": (("sample", "timestep", "encoder_hidden_states"), ("out_sample",)),
     "vae_decoder": (("latent_sample",), ("sample",)),
+    "vae_decoder_tiny": (("latent_sample",), ("sample",)),
     # Its only output has had several names.
     "vae_encoder": (("sample",), ()),
     "safety_checker": (("clip_input",), ("scores",)),

@@ -92,6 +92,10 @@ class NoisePredictor:
         names = [name for name in inputs if name not in FIXED]
         if missing := [name for name in names if name not in conditioning]:
             raise RequestError(f"this bundle's UNet takes {missing[0]} too, which is not given")
+        if unknown := [name for name in conditioning if name not in inputs]:
+            raise RequestError(
+                f"this bundle's UNet takes no {unknown[0]}; export it anew with `bksdm export`"
+            )
         cast = {name: conditioning[name].astype(inputs[name].dtype, copy=False) for name in names}
         tokens, taken = cast["encoder_hidden_states"], inputs["encoder_hidden_states"].shape[1]
         if isinstance(taken, int) and taken != tokens.shape[1]:

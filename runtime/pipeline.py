@@ -20,7 +20,7 @@ from bksdm.engines.registry import (
     cpu_engines,
 )
 from bksdm.models import EMOJI
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import COMPONENTS, FULL, Bundle
 from bksdm.runtime.device_name import FIRST, gpu_index
 from bksdm.runtime.diffusers_names import CALL, DiffusersNames, refuse, refuse_unknown
 from bksdm.runtime.engine_choice import engine_for
@@ -318,6 +318,7 @@ class TextToImage(DiffusersNames):
         prompt_weights: bool = False,
         long_prompt: bool = False,
         fast: int = 0,
+        vae: str = FULL,
         on_step: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' three Stable Diffusion pipelines.
@@ -458,7 +459,8 @@ class TextToImage(DiffusersNames):
         if output_type == "pil":
             pixels = executor(job, watch, seconds)
         elif output_type == "np":
-            array = executor.decode_exactly(executor.denoise(job, watch, seconds), seconds)
+            latents = executor.denoise(job, watch, seconds)
+            array = executor.decode_exactly(latents, seconds, job.vae)
             pixels = to_levels(array)
         else:
             array = executor.denoise(job, watch, seconds)
@@ -549,18 +551,21 @@ class TextToImage(DiffusersNames):
         """
         return Preview.read(self.bundle.path, self.bundle.latent_channels)
 
-    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Return pixels [images, height, width, 3] of latents, by the VAE decoder.
+    def decode(self, latents: NDArray[np.float32], vae: str = FULL) -> NDArray[np.uint8]:
+        """Return pixels [images, height, width, 3] of latents, by a VAE decoder.
 
         Parameters
         ----------
         latents : ndarray, float32, shape [images, channels, height / 8, width / 8]
             As of :attr:`Step.denoised`; exact where :attr:`preview` is quick.
+        vae : str
+            Which decoder, as in a call.
 
         Raises
         ------
         RequestError
-            The latents are no array, or of another shape or a size that was not built.
+            The latents are no array, or of another shape or a size that was not built; or the
+            bundle has no such decoder.
         NonFiniteError
             The decoder produced NaN or infinity.
         """
@@ -573,7 +578,10 @@ class TextToImage(DiffusersNames):
                     f"latents: their {name} makes {cells * scale} pixels; at most {MAX_SIDE}"
                 )
         self.executor.validate_size(side[0] * scale, side[1] * scale, images)
-        return self.executor.decode(found, {})
+        if vae not in self.bundle.decoders:
+            known = " or ".join(self.bundle.decoders)
+            raise RequestError(f"vae must be {known} for this bundle, not {shown(vae)}")
+        return self.executor.decode(found, {}, vae)
 
 
 __all__ = ["Cancelled", "Result", "TextToImage"]

@@ -14,7 +14,7 @@ from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.generator import Stream, streams
-from bksdm.runtime.guidance import Guidance
+from bksdm.runtime.guidance import Guidance, guidance_embedding
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
 from bksdm.runtime.noise import CPU
@@ -48,6 +48,8 @@ class Request:
         One for the batch, or one per image, in place of the seed; empty without.
     each_draws : bool
         Whether each image draws its own noise.
+    guidance_width : int, optional
+        Of the embedding of the guidance scale, where the UNet takes it instead of two halves.
     """
 
     config: GenerationConfig
@@ -60,6 +62,7 @@ class Request:
     negative_prompt_embeds: NDArray[np.float32] | None = None
     generators: tuple[Stream, ...] = ()
     each_draws: bool = False
+    guidance_width: int | None = None
 
     @classmethod
     def resolve(
@@ -150,6 +153,7 @@ class Request:
             else floats("negative_prompt_embeds", negative_prompt_embeds, text),
             drawing,
             each,
+            bundle.guidance_width,
         )
 
     @property
@@ -162,7 +166,14 @@ class Request:
     @property
     def guidance(self) -> Guidance | None:
         """The same; None where there is only one half."""
-        return self.stated_guidance.where_on()
+        return None if self.guidance_width is not None else self.stated_guidance.where_on()
+
+    @property
+    def guidance_embedding(self) -> NDArray[np.float32] | None:
+        """What the UNet takes of the scale; None where it guides by two halves."""
+        if self.guidance_width is None:
+            return None
+        return guidance_embedding(self.config.guidance_scale, self.guidance_width)
 
     @property
     def prompt_options(self) -> PromptOptions:

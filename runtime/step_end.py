@@ -54,6 +54,8 @@ class Run:
         Evaluations of this call.
     guidance : Guidance
         As it was asked for.
+    embedded : bool
+        Whether the UNet was told the scale before the first step, and has no second half.
     _guidance_scale : float
         May be set for the evaluations to come.
     _interrupt : bool
@@ -64,6 +66,7 @@ class Run:
         self.model = model
         self.num_timesteps = len(request.table)
         self.guidance = request.stated_guidance
+        self.embedded = request.guidance_width is not None
         self._guidance_scale = self.guidance.scale
         self._interrupt = False
 
@@ -75,7 +78,7 @@ class Run:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the next evaluation has guidance."""
-        return self._guidance_scale > 1
+        return self._guidance_scale > 1 and not self.embedded
 
     @property
     def interrupt(self) -> bool:
@@ -144,7 +147,8 @@ class StepEnd:
         if not np.array_equal(changed, step.latents):
             trajectory.change(step.index, changed)
         scale = number("_guidance_scale", self._run.guidance_scale)
-        denoising.guidance = replace(self._run.guidance, scale=scale).where_on()
+        if not self._run.embedded:
+            denoising.guidance = replace(self._run.guidance, scale=scale).where_on()
         rows = images * (1 if denoising.guidance is None else 2)
         given = returned.get("prompt_embeds", embeddings)
         if given is not embeddings or len(embeddings) < rows:

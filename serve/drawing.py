@@ -73,7 +73,8 @@ class Drawing:
         """Decode the next picture, and return the seconds; the last one ends the ticket."""
         before = self.seconds.get("vae_decoder", 0.0)
         latents = self.denoising.trajectory.latents[self.decoded : self.decoded + 1]
-        self._pixels.append(host_executor(model).decode(latents, self.seconds))
+        executor, vae = host_executor(model), self.denoising.job.vae
+        self._pixels.append(executor.decode(latents, self.seconds, vae))
         seconds = self.seconds["vae_decoder"] - before
         if self.decoded == self.ticket.plan.images:
             pixels = np.concatenate(self._pixels)

@@ -71,6 +71,19 @@ def nano_bundle(nano_checkpoint, shared):
 
 
 @pytest.fixture(scope="session")
+def dummy_of(shared):
+    """Return checkpoint and bundle of a dummy model by its name."""
+    from bksdm.export.dummy import create_dummy
+    from bksdm.export.exporter import export
+
+    def pair(name):
+        checkpoint = shared(f"checkpoints-{name}", lambda folder: create_dummy(name, folder))
+        return checkpoint, shared(f"bundles-{name}", lambda folder: export(checkpoint, folder))
+
+    return pair
+
+
+@pytest.fixture(scope="session")
 def short_checkpoint(shared):
     """Nano with a UNet of two blocks: half as long to trace, and of the same parts."""
     from bksdm.export import dummy

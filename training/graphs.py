@@ -31,6 +31,7 @@ _SHARED = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae_decoder": "weights.safetensors",
     "vae_encoder": "weights.safetensors",
+    "vae_decoder_tiny": "diffusion_pytorch_model.safetensors",
 }
 
 

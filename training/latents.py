@@ -46,13 +46,10 @@ def whiten(model: AutoencoderKL, mean: Tensor, deviation: Tensor) -> None:
 
 
 @torch.no_grad()
-def cache(icons_package: Path, folder: Path) -> None:
-    """Write ``latents.pt`` (latents and the index of each one's pair) and the whitened VAE."""
-    torch.set_num_threads(1)
+def encode(model: AutoencoderKL, icons: Tensor) -> dict[str, Tensor]:
+    """Return the ``latents`` of the training pictures and the index of each one's ``pair``."""
     torch.manual_seed(0)
-    icons = load_icons(icons_package)
-    model = AutoencoderKL.from_pretrained(folder / "autoencoder").eval()
-    model.to(memory_format=torch.channels_last)
+    model.eval().to(memory_format=torch.channels_last)
     pairs = training_pairs()
     index = [
         position
@@ -65,13 +62,32 @@ def cache(icons_package: Path, folder: Path) -> None:
         ).latent_dist.mode()
         for start in range(0, len(index), BATCH)
     ]
-    latents = torch.cat(encoded)
+    return {"latents": torch.cat(encoded), "pair": torch.tensor(index)}
+
+
+@torch.no_grad()
+def cache(icons_package: Path, folder: Path) -> None:
+    """Write ``latents.pt`` and the whitened VAE."""
+    torch.set_num_threads(1)
+    model = AutoencoderKL.from_pretrained(folder / "autoencoder")
+    data = encode(model, load_icons(icons_package))
+    latents = data["latents"]
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     whiten(model, mean, deviation)
     model.save_pretrained(folder / "vae")
-    latents = (latents - mean[:, None, None]) / deviation[:, None, None]
-    torch.save({"latents": latents, "pair": torch.tensor(index)}, folder / "latents.pt")
+    data["latents"] = (latents - mean[:, None, None]) / deviation[:, None, None]
+    torch.save(data, folder / "latents.pt")
     print(f"{len(latents)} latents, mean {mean.tolist()}, deviation {deviation.tolist()}")
+
+
+def of_checkpoint(icons_package: Path, checkpoint: Path, folder: Path) -> dict[str, Tensor]:
+    """Return what ``latents.pt`` holds; where it is missing, write it for a finished checkpoint."""
+    path = folder / "latents.pt"
+    if not path.is_file():
+        model = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
+        torch.save(encode(model, load_icons(icons_package)), path)
+    data: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return data
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ def arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments that every training takes."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--run", type=Path, required=True, help="folder of saves and results")
-    parser.add_argument("--minutes", type=float, required=True, help="time budget of the stage")
+    parser.add_argument(
+        "--minutes", type=float, required=True, help="processor time that the stage may take"
+    )
     return parser
 
 
 class Run:
-    """Counts steps and spent time over restarts, and saves what ``resume`` was given.
+    """Counts steps and spent processor time over restarts, and saves what ``resume`` was given.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ class Run:
         self._log_path = folder / f"{name}.log"
         self._budget = 60 * minutes
         self._spent = 0.0
-        self._tick = self._saved = time.monotonic()
+        self._tick = self._saved = time.process_time()
         self._kept: dict[str, Any] = {}
         self._means: dict[str, float] = {}
 
@@ -74,7 +76,7 @@ class Run:
                 value.load_state_dict(state[name])
             self.log(f"resumed at step {self.step}")
         torch.manual_seed(self.step)
-        self._tick = self._saved = time.monotonic()
+        self._tick = self._saved = time.process_time()
         return self.step
 
     def goes_on(self) -> bool:
@@ -86,7 +88,7 @@ class Run:
 
     def advance(self, **values: float) -> None:
         """Count one step, log smoothed ``values`` now and then, and save now and then."""
-        now = time.monotonic()
+        now = time.process_time()
         self._spent += now - self._tick
         self._tick = now
         self.step += 1
@@ -105,11 +107,11 @@ class Run:
         partial = self._save_path.with_suffix(".partial")
         torch.save({**state, "step": self.step, "spent": self._spent}, partial)
         partial.replace(self._save_path)
-        self._saved = time.monotonic()
+        self._saved = time.process_time()
 
     def pause(self) -> None:
         """Leave the time since the last step out of the budget."""
-        self._tick = time.monotonic()
+        self._tick = time.process_time()
 
     def log(self, line: str) -> None:
         """Print a line and append it to the stage's log."""

@@ -110,16 +110,16 @@ class Captions:
             self._states = torch.cat(
                 [encoder(part).last_hidden_state for part in torch.split(ids, 64)]
             )
-            self._empty = encoder(encode(tokenizer, [""])).last_hidden_state[0]
+            self.empty = encoder(encode(tokenizer, [""])).last_hidden_state[0]
 
-    def draw(self, pairs: Tensor) -> Tensor:
+    def draw(self, pairs: Tensor, dropout: float = CAPTION_DROPOUT) -> Tensor:
         """Return embeddings [pairs, 77, 128] of random captions, some of them empty."""
         chosen = [
             choices[torch.randint(len(choices), ())]
             for choices in (self._choices[pair] for pair in pairs.tolist())
         ]
         states = self._states[torch.stack(chosen)]
-        states[torch.rand(len(pairs)) < CAPTION_DROPOUT] = self._empty
+        states[torch.rand(len(pairs)) < dropout] = self.empty
         return states
 
 

@@ -11,7 +11,7 @@ from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.profile import Profile
 from bksdm.engines.tensorrt import BUILD_FLAGS, load_module
 from bksdm.engines.tensorrt_context import LoadedPlan
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import COMPONENTS, DECODERS, TINY, Bundle
 from bksdm.runtime.cuda.compile import loader, source_digest
 from bksdm.runtime.cuda.device import Device, Memory
 from bksdm.runtime.cuda.networks import Loaded
@@ -84,7 +84,8 @@ class BuiltPlans:
             if files.get(kernels, {}).get("model") != source_digest():
                 raise EngineError(f"{folder.name}: {kernels} is stale; run `bksdm build` again")
             code = read_plan(folder, kernels, files)
-            plans = {name: self._load_plan(folder, name) for name in COMPONENTS}
+            names = (*COMPONENTS, *(name for name in (DECODERS[TINY],) if name in files))
+            plans = {name: self._load_plan(folder, name) for name in names}
             scratch = self._device.allocate(max(1, *(plan.scratch for plan in plans.values())))
             return Loaded(plans, loader(self._device, code), scratch)
 

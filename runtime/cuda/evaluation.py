@@ -13,6 +13,7 @@ import numpy as np
 from bksdm.engines.device import Binding, BoundNetwork, DeviceNetwork
 from bksdm.engines.errors import EngineError
 from bksdm.runtime.cuda.device import Device, Graph, Kernel, Memory, Part
+from bksdm.runtime.guidance import GUIDANCE_INPUT
 from bksdm.runtime.job import DenoisingJob
 from bksdm.storage.precision import FLOAT16
 
@@ -104,6 +105,8 @@ class Evaluations:
         unconditional half come first.
     in_loops : bool
         Whether the GPU goes through steps by itself, many for each launch, where it can.
+    scales : Binding, optional
+        Embeddings of the guidance scale, float16 [images, width], for a UNet that takes them.
     """
 
     def __init__(
@@ -117,7 +120,9 @@ class Evaluations:
         latents: Binding,
         embeddings: Binding,
         in_loops: bool,
+        scales: Binding | None = None,
     ) -> None:
+        self._scales = scales
         self._device, self._plan, self._kernel, self._scratch = device, plan, kernel, scratch
         self._controls, self._idle = controls, idle
         self._latents, self._embeddings = latents, embeddings
@@ -256,12 +261,12 @@ class Evaluations:
 
     def _bind(self, rows: int, embeddings: int) -> BoundNetwork:
         shape = (rows, *self._latents.shape[1:])
-        return self._plan.bind(
-            {
-                "sample": Binding(self._sample.address, shape),
-                "timestep": Binding(self._timestep.address, (rows,)),
-                "encoder_hidden_states": Binding(embeddings, (rows, *self._embeddings.shape[1:])),
-                "out_sample": Binding(self._prediction.address, shape),
-            },
-            self._scratch,
-        )
+        bindings = {
+            "sample": Binding(self._sample.address, shape),
+            "timestep": Binding(self._timestep.address, (rows,)),
+            "encoder_hidden_states": Binding(embeddings, (rows, *self._embeddings.shape[1:])),
+            "out_sample": Binding(self._prediction.address, shape),
+        }
+        if self._scales is not None:
+            bindings[GUIDANCE_INPUT] = self._scales
+        return self._plan.bind(bindings, self._scratch)

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.bundle import DECODERS, FULL, Bundle
 from bksdm.runtime.cuda.device import Device
 from bksdm.runtime.cuda.networks import Networks
 from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
@@ -63,7 +63,7 @@ class CudaExecutor:
         self._networks = networks
         self._device = device
         self._in_loops = in_loops
-        self._sessions: OrderedDict[Shape, Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[Shape, str], Session] = OrderedDict()
 
     def validate_size(self, height: int, width: int, images: int) -> None:
         """Refuse what the networks do not take."""
@@ -91,7 +91,7 @@ class CudaExecutor:
         with self._device.alone():
             text = self.text(job, seconds)
             images, _, *side = job.latents.shape
-            session = self.session(images, job.guidance is not None, side)
+            session = self.session(images, job.guidance is not None, side, job.vae)
             start = time.perf_counter()
             watched, counted = watch.callback is not None, watch.progress is not None
             trajectory = session.join(text, job, watched=watched, counted=counted)
@@ -111,21 +111,25 @@ class CudaExecutor:
             session.keep_kernels()
             return made
 
-    def decode(self, latents: NDArray[np.float32], seconds: dict[str, float]) -> NDArray[np.uint8]:
+    def decode(
+        self, latents: NDArray[np.float32], seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.uint8]:
         """Return the pixels of latents; a picture that is under way goes on afterwards."""
         images, _, *side = latents.shape
         start = time.perf_counter()
         height, width = (pixels * self._bundle.vae_scale for pixels in side)
         self.validate_size(height, width, images)
         with self._device.alone():
-            guided = Shape(images, True, height, width) in self._sessions
-            pixels = self.session(images, guided, side).decode(latents)
+            guided = (Shape(images, True, height, width), vae) in self._sessions
+            pixels = self.session(images, guided, side, vae).decode(latents)
         seconds["vae_decoder"] = time.perf_counter() - start
         return pixels
 
-    def decode_exactly(self, latents: Latents, seconds: dict[str, float]) -> NDArray[np.float32]:
+    def decode_exactly(
+        self, latents: Latents, seconds: dict[str, float], vae: str = FULL
+    ) -> NDArray[np.float32]:
         """Return them in 0 … 1; the GPU rounds them to 256 levels before they are copied."""
-        return np.asarray(self.decode(latents, seconds) / np.float32(255), np.float32)
+        return np.asarray(self.decode(latents, seconds, vae) / np.float32(255), np.float32)
 
     def vae_encoder(self) -> DeviceVaeEncoder:
         """Return the VAE encoder, whose network is loaded with the first picture."""
@@ -145,10 +149,11 @@ class CudaExecutor:
         seconds["tokenize"] = time.perf_counter() - start
         return ids
 
-    def session(self, images: int, guided: bool, side: Sequence[int]) -> Session:
+    def session(self, images: int, guided: bool, side: Sequence[int], vae: str = FULL) -> Session:
         """Return so many slots for latents of a height and width; the last few are kept.
 
-        Whoever uses one has the GPU :meth:`~bksdm.runtime.cuda.device.Device.alone`.
+        Its pictures are decoded by one of :data:`bksdm.runtime.bundle.DECODERS`. Whoever uses it
+        has the GPU :meth:`~bksdm.runtime.cuda.device.Device.alone`.
 
         Raises
         ------
@@ -157,19 +162,20 @@ class CudaExecutor:
         """
         scale = self._bundle.vae_scale
         shape = Shape(images, guided, side[0] * scale, side[1] * scale)
-        if shape not in self._sessions:
+        key = shape, vae
+        if key not in self._sessions:
             loaded = self._networks.load(images, shape.height, shape.width)
             while len(self._sessions) >= KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
-            self._sessions[shape] = Session(
+            self._sessions[key] = Session(
                 self._device,
-                loaded.networks,
+                {**loaded.networks, DECODERS[FULL]: loaded.networks[DECODERS[vae]]},
                 loaded.kernel,
                 scratch=loaded.scratch,
                 shape=shape,
                 vae_scale=scale,
-                scaling_factor=self._bundle.scaling_factor,
+                scaling_factor=self._bundle.decoder_scaling(vae),
                 in_loops=self._in_loops,
             )
-        self._sessions.move_to_end(shape)
-        return self._sessions[shape]
+        self._sessions.move_to_end(key)
+        return self._sessions[key]

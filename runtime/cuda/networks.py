@@ -15,7 +15,7 @@ class Loaded(NamedTuple):
     Attributes
     ----------
     networks : mapping
-        ``text_encoder``, ``unet`` and ``vae_decoder``.
+        ``text_encoder``, ``unet``, ``vae_decoder``, and ``vae_decoder_tiny`` if there is one.
     kernel : callable
         From a kernel's name to the kernel.
     scratch : Memory

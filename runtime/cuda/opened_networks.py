@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bksdm.engines.backend import OpenOnDevice
 from bksdm.engines.device import DeviceNetwork
-from bksdm.runtime.bundle import COMPONENTS, Bundle
+from bksdm.runtime.bundle import COMPONENTS, DECODERS, Bundle
 from bksdm.runtime.cuda.compile import loader, stored_kernels
 from bksdm.runtime.cuda.device import Device, Memory
 from bksdm.runtime.cuda.networks import Loaded
@@ -47,7 +47,8 @@ class OpenedNetworks:
     def load(self, images: int, height: int, width: int) -> Loaded:
         """Return the networks, which take every size."""
         if self._loaded is None:
-            networks = {name: self._open(name) for name in COMPONENTS}
+            decoders = (DECODERS[vae] for vae in self._bundle.decoders)
+            networks = {name: self._open(name) for name in {*COMPONENTS, *decoders}}
             kernels = stored_kernels(
                 self._device.target, written_in(self._engines, self._bundle.path)
             )

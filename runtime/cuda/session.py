@@ -16,9 +16,11 @@ from bksdm.engines.errors import EngineError, NonFiniteError, RequestError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.runtime.cuda.device import Device, Kernel, Memory, Part, as_array
 from bksdm.runtime.cuda.evaluation import Evaluations
+from bksdm.runtime.cuda.scales import DeviceScales
 from bksdm.runtime.cuda.slot import CONTROL, Slot
 from bksdm.runtime.cuda.text import DeviceText
 from bksdm.runtime.cuda.trajectory import DeviceTrajectory
+from bksdm.runtime.guidance import GUIDANCE_INPUT
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
 from bksdm.storage.precision import FLOAT16
@@ -129,6 +131,9 @@ class Session:
         self._slots = [Slot(device, self._start_shape[1:]) for _ in range(images)]
 
         self._text = DeviceText(device, plans["text_encoder"], scratch.address, rows, images)
+        self._scales = None
+        if GUIDANCE_INPUT in unet:
+            self._scales = DeviceScales(device, images, int(unet[GUIDANCE_INPUT].shape[1]))
         self._evaluations = Evaluations(
             device,
             plans["unet"],
@@ -139,6 +144,7 @@ class Session:
             latents=Binding(self._latents.address, self._start_shape),
             embeddings=self._text.embeddings,
             in_loops=in_loops,
+            scales=None if self._scales is None else self._scales.binding,
         )
         self._scratch = scratch
         self._decoders: dict[int, BoundNetwork] = {}
@@ -203,6 +209,9 @@ class Session:
         if job.guidance is not None and not self._shape.guided:
             raise RequestError("a job with guidance needs a session that has room for both halves")
         self._text.stage(text, slots[0], len(slots))
+        if self._scales is not None:
+            assert job.guidance_embedding is not None
+            self._scales.stage(job.guidance_embedding, slots)
         for image, slot in enumerate(slots):
             self._slots[slot].stage(job, image)
             self._joins[slot] += 1
@@ -258,6 +267,8 @@ class Session:
             )
         device.copy(controls, _part(self._controls_in, slots, CONTROL.itemsize), controls.size)
         self._text.enqueue()
+        if self._scales is not None:
+            self._scales.enqueue(slots)
         size = self._text.size
         self._check(size, controls.address, self._text.encoded.address, size)
 

@@ -39,6 +39,7 @@ OTHERS = {
     "long_prompt": True,
     "clip_skip": 1,
     "fast": 2,
+    "vae": "tiny",
 }
 """A value of each that is not its default."""
 

@@ -15,7 +15,7 @@ from bksdm.engines.profile import Profile
 from bksdm.engines.protocol import TensorSpec
 from bksdm.engines.registry import open_engine
 from bksdm.engines.tensorrt import BUILD_FLAGS
-from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS, Bundle
+from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.cuda.built_plans import BuiltPlans
 from bksdm.runtime.cuda.compile import source_digest
 from bksdm.runtime.cuda.evaluation import Pieces
@@ -35,7 +35,6 @@ from .simulated import TARGET, CountingGpu, Engine, machine_code, simulated_tens
 
 HERE = Path(__file__).parent
 VERSION = "9.9.9"
-NETWORKS = (*COMPONENTS, *OPTIONAL_COMPONENTS)
 PROFILE = Profile.parse("1:1:3", "64x64:64x64:96x96")
 RECIPES = {
     flavour: Recipe(flavour, VERSION, (TARGET,), "float16", PROFILE, BUILD_FLAGS[flavour])
@@ -72,8 +71,12 @@ def pytest_report_collectionfinish(items):
 @pytest.fixture(scope="session")
 def built(nano_bundle_fp16, tmp_path_factory):
     """The bundle, with a folder of plans whose content is only their name."""
-    folder = tmp_path_factory.mktemp("built") / "nano"
-    shutil.copytree(nano_bundle_fp16, folder)
+    return with_plans(nano_bundle_fp16, tmp_path_factory.mktemp("built") / "nano")
+
+
+def with_plans(bundle, folder):
+    """Copy a bundle, and add plans to it."""
+    shutil.copytree(bundle, folder)
     for recipe in RECIPES.values():
         with staged(folder / "engines" / recipe.name) as beside:
             plans = {
@@ -81,7 +84,7 @@ def built(nano_bundle_fp16, tmp_path_factory):
                     "model": model_digest(folder / name / "model.onnx", folder / "engines"),
                     **write_plan(beside, name, name.encode()),
                 }
-                for name in NETWORKS
+                for name in Bundle.open(folder).components
             }
             kernels = write_plan(beside, "kernels-sm89", machine_code(TARGET), ".cubin")
             plans["kernels-sm89"] = {"model": source_digest(), **kernels}
@@ -123,7 +126,7 @@ def load(device, monkeypatch):
         bundle = Bundle.open(folder)
         engines = {
             name.encode(): Engine(device, bundle.model(name), PROFILE, name, change, flavour)
-            for name in NETWORKS
+            for name in bundle.components
         }
         module = simulated_tensorrt(VERSION, engines, flavour)
         for user in ("bksdm.engines.tensorrt_context", "bksdm.runtime.cuda.built_plans"):
@@ -193,7 +196,7 @@ def _encode(bundle):
 
 
 def _encoder(bundle, load):
-    return VaeEncoder(load, bundle.scaling_factor, bundle.latent_channels)
+    return VaeEncoder(load, bundle.scaling_factor, bundle.latent_channels, bundle.encodes_exactly)
 
 
 def unrecorded(evaluations):

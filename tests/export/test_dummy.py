@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bksdm.engines.errors import ExportError
@@ -37,6 +37,18 @@ def test_parameter_counts_equal_the_published_ones(name):
     assert _count(text) == 123_060_480
     assert _count(vae) == 83_653_863
     assert _count(vae.decoder) == 49_490_179
+
+
+def test_few_step_models_have_the_published_parameter_counts():
+    with torch.device("meta"):
+        sdxs = UNet2DConditionModel(**dummy.unet_config("sdxs"))
+        taesd = AutoencoderTiny(**dummy.vae_config("sdxs"))
+        lcm = UNet2DConditionModel(**dummy.unet_config("lcm"))
+    # Section 4 of the paper (Song et al. 2024, arXiv 2403.16627) says 0.32 billion.
+    assert round(_count(sdxs) / 1e9, 2) == 0.32
+    # madebyollin/taesd's.
+    assert _count(taesd.decoder) == 1_222_531
+    assert _count(lcm) - UNET_PARAMETERS["sd-v1-4"] == 256 * 320
 
 
 def test_nano_keeps_small_topology_at_a_few_hundred_thousand_parameters():

@@ -49,7 +49,6 @@ def test_pipeline_class(checkpoint, found):
         ({"in_channels": [4]}, "in_channels is [4], supported is 4"),
         ({"out_channels": 8}, "out_channels is 8"),
         ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
-        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
         ({"cross_attention_dim": [32, 32]}, "cross_attention_dim is [32, 32]"),
         ({"cross_attention_dim": [32, 32, 32, 64]}, "cross_attention_dim is [32, 32, 32, 64]"),
         ({"cross_attention_dim": []}, "cross_attention_dim is []"),
@@ -65,6 +64,7 @@ def test_unet(checkpoint, changes, words):
     [
         ({"cross_attention_dim": [32] * 4}, {}),
         ({"sample_size": [8, 16]}, {}),
+        ({"time_cond_proj_dim": 256}, {}),
         ({"in_channels": 16, "out_channels": 16}, {"latent_channels": 16}),
     ],
 )

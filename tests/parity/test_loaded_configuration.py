@@ -345,7 +345,7 @@ def test_height_and_width_may_differ_by_default(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"time_cond_proj_dim": 256}, "time_cond_proj_dim"),
+        ({"time_cond_proj_dim": "wide"}, "time_cond_proj_dim"),
         ({"sample_size": [8, 8, 8]}, "sample_size"),
         ({"sample_size": None}, "sample_size"),
         ({"cross_attention_dim": [32, 64]}, "cross_attention_dim"),

@@ -272,6 +272,7 @@ SAME = {
     "eta": [0.5, F(0.5), np.array(0.5), Tensor(0.5)],
     "clip_skip": [None, 0, np.int64(0), np.array(0)],
     "fast": [0, np.int64(0), np.array(0)],
+    "vae": ["full", np.str_("full"), np.array("full")],
     "prompt_weights": [True, np.True_, np.array(True), Tensor(True)],
     "long_prompt": [True, np.True_, np.array(True)],
     "prompt": ["a b", np.str_("a b"), np.array("a b"), ["a b"], ("a b",), np.array(["a b"])],
@@ -336,6 +337,7 @@ WRONG = [
     *({"sampler": value} for value in (5, ["ddim"], b"ddim", "magic", "")),
     *({"clip_skip": value} for value in (-1, 1.0, "1", True, 10**9)),
     *({"fast": value} for value in (4, -1, "1", True, None)),
+    *({"vae": value} for value in ("small", "", None, 1, True, ["full"])),
     *(
         {"latents": value}
         for value in (
