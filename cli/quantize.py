@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, integer, named_path, options_named
+from bksdm.cli.arguments import bundle_path, input_file, integer, named_path, options_named
 from bksdm.cli.outputs import print_path
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
-        type=named_path,
+        type=input_file,
         metavar="FILE",
         help="prompts such as will be drawn, one a line; a dozen are enough (default: six of ours)",
     )
