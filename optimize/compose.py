@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from bksdm.engines.variants import DEEP, SHALLOW
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
 from bksdm.optimize.causal import state_causal
@@ -18,6 +19,7 @@ from bksdm.optimize.graph import load_graph
 from bksdm.optimize.group_norm import expand_group_norm
 from bksdm.optimize.row_tiles import Tail, apply_row_tiles, find_tail
 from bksdm.optimize.rules import LEAST_ROWS, MadeFor, Rules
+from bksdm.optimize.shared_rows import share_rows
 from bksdm.optimize.tiles import TILES
 from bksdm.optimize.variants import apply_variant
 from bksdm.optimize.winograd import apply_winograd
@@ -46,6 +48,9 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     """
     proto = load_graph(model)
     apply_variant(proto, variant)
+    if variant in (DEEP, SHALLOW) and not rules.cuda:
+        # The loop on a GPU gives every row its latents.
+        share_rows(proto)
     side = made_for.side
     chosen, tail = choose_forms(proto, rules, made_for)
     block = block_size() if rules.blocks else 0

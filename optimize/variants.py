@@ -8,7 +8,6 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.variants import CLIP_SKIP, DEEP, SHALLOW
 from bksdm.optimize.clip_skip import skip_layers
 from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
-from bksdm.optimize.shared_rows import share_rows
 
 
 def apply_variant(proto: onnx.ModelProto, variant: str) -> None:
@@ -21,10 +20,8 @@ def apply_variant(proto: onnx.ModelProto, variant: str) -> None:
     """
     if variant == DEEP:
         show_deep_features(proto)
-        share_rows(proto)
     elif variant == SHALLOW:
         keep_shallow(proto)
-        share_rows(proto)
     elif variant.startswith(CLIP_SKIP):
         skip_layers(proto, int(variant.removeprefix(CLIP_SKIP)))
     elif variant:

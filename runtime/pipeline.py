@@ -50,7 +50,7 @@ from bksdm.runtime.validation import (
     whole,
     writable_place,
 )
-from bksdm.storage.precision import BFLOAT16
+from bksdm.storage.precision import BFLOAT16, FLOAT32
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,8 +78,8 @@ class TextToImage(DiffusersNames):
         The engine of each network, where they differ.
     gpu : int
         Which one it runs on, if it runs on one.
-    precision : str, optional
-        What the UNet and the VAE compute in; by default the bundle's.
+    precision : str
+        What the UNet and the VAE compute in.
 
     Attributes
     ----------
@@ -99,10 +99,10 @@ class TextToImage(DiffusersNames):
         engine: Capabilities = ON_HOST,
         engines: Mapping[str, str] | None = None,
         gpu: int = FIRST,
-        precision: str | None = None,
+        precision: str = FLOAT32.name,
     ) -> None:
         self.bundle = bundle
-        self.precision = precision or bundle.precision
+        self.precision = precision
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
         self.capabilities, self._gpu = engine, gpu
         self._open: Executor | None = executor
@@ -247,7 +247,7 @@ class TextToImage(DiffusersNames):
                 )
             if "float" in name:
                 raise RequestError(
-                    f"this model is {self.precision}, not {name}; export it with `bksdm export "
+                    f"this bundle is {self.precision}, not {name}; export it with `bksdm export "
                     "--dtype`"
                 )
             raise RequestError(

@@ -63,8 +63,10 @@ def test_magnitudes_are_those_of_the_tensors():
 def emoji_fp16(tmp_path_factory):
     """The built-in bundle as ``bksdm export --dtype float16`` has it: its weights are float16."""
     folder = tmp_path_factory.mktemp("bundles") / "half"
-    shutil.copytree(EMOJI, folder, ignore=shutil.ignore_patterns("vae", "train", "classifier"))
-    for component in Bundle.open(EMOJI).components:
+    # The tiny decoder has constants in float32 that an export in float16 has not.
+    others = shutil.ignore_patterns("vae", "train", "classifier", "vae_decoder_tiny")
+    shutil.copytree(EMOJI, folder, ignore=others)
+    for component in Bundle.open(folder).components:
         path = folder / component / "model.onnx"
         model = onnx.load(path, load_external_data=False)
         graph = model.graph

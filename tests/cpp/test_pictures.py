@@ -101,8 +101,8 @@ def test_every_family_of_samplers(model, python, apple, sampler, start):
 )
 def test_options_and_what_the_file_says_of_them(model, python, tmp_path, options, values):
     asked = {"seed": 4, **options}
-    from bksdm.cli.recorded import Recorder
     from bksdm.runtime.picture_formats import PictureFormat
+    from bksdm.runtime.recorded import Recorder
 
     prompt = 'a "red" apple, (ripe)'
     result = python(prompt, num_inference_steps=STEPS, **asked)

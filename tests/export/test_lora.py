@@ -325,7 +325,7 @@ def test_what_is_traced_is_the_merged_network(nano_checkpoint, plain, tmp_path, 
         return folder
 
     row = ComponentParity("", "float32", 4, 0.0, 0.0, math.inf, 1.0)
-    monkeypatch.setattr(exporter, "NETWORKS", (TextEncoder, Unet))
+    monkeypatch.setattr(exporter, "kinds_of", lambda checkpoint, checker: (TextEncoder, Unet))
     monkeypatch.setattr(exporter, "references", lambda network, half: [])
     monkeypatch.setattr(exporter, "write_graph", trace)
     monkeypatch.setattr(exporter, "compare", lambda *arguments: row)
@@ -342,7 +342,7 @@ def test_the_bundle_draws_what_the_fused_pipeline_draws(
     bundle, odd = tmp_path / "bundle", folder / "odd:name.safetensors"
     shutil.copy(plain, odd)
     # Only what a LoRA changes; tracing is what takes the time.
-    monkeypatch.setattr(exporter, "NETWORKS", (TextEncoder, Unet))
+    monkeypatch.setattr(exporter, "kinds_of", lambda checkpoint, checker: (TextEncoder, Unet))
     monkeypatch.setattr(exporter, "write_preview", lambda folder: Fit([[]], [], 0.0, 0.0))
     command = ["export", str(nano_checkpoint), "-o", str(bundle)]
     assert main([*command, "--lora", f"{plain}:0.3", "--lora", str(odd)]) == 0

@@ -83,7 +83,7 @@ def test_torchs_word_for_it_means_the_precision():
     model = TextToImage.from_pretrained(EMOJI, "torch.bfloat16", engine="openvino")
     assert model.precision == "bfloat16"
     assert model.to("bfloat16") is model
-    with pytest.raises(RequestError, match="this model is bfloat16, not float16"):
+    with pytest.raises(RequestError, match="this bundle is bfloat16, not float16"):
         model.to("float16")
     with pytest.raises(RequestError, match="computes in float32, not in bfloat16, which is said"):
         TextToImage.load().to("bfloat16")
