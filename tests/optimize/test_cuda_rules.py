@@ -26,11 +26,13 @@ from bksdm.optimize.compose import compose
 from bksdm.optimize.cuda import write_for_cuda
 from bksdm.optimize.cuda_group_norm import fuse_group_norm, has_kernel
 from bksdm.optimize.cuda_kernels import take_census
+from bksdm.optimize.graph import load_graph
 from bksdm.optimize.half import emulate_half
 from bksdm.optimize.packed_attention import pack_attention
 from bksdm.optimize.quick_gelu import fuse_quick_gelu
 from bksdm.optimize.residuals import fuse_residuals
-from bksdm.optimize.rules import ONNXRUNTIME_CUDA, USUAL, Rules
+from bksdm.optimize.rules import ONNXRUNTIME_CUDA, USUAL
+from bksdm.optimize.variants import apply_variant
 from tests.optimize.documented import documented
 from tests.optimize.test_feed_forward import CHANNELS, gated_model
 from tests.optimize.test_rewrite import small_model
@@ -225,7 +227,9 @@ def test_networks_equal_the_plain_ones(nano_bundle, name, network):
 @pytest.mark.parametrize("variant", ["deep", "shallow"])
 def test_a_unet_in_two_parts_equals_the_plain_ones(nano_bundle, variant):
     path = nano_bundle / "unet" / "model.onnx"
-    plain, fast = (compose(path, rules, USUAL, variant) for rules in (Rules(), ONNXRUNTIME_CUDA))
+    plain = load_graph(path)
+    apply_variant(plain, variant)
+    fast = compose(path, ONNXRUNTIME_CUDA, USUAL, variant)
     assert not take_census(fast).leaves_gpu
     feeds = example(plain, (8, 8))
     if variant == "shallow":

@@ -18,7 +18,8 @@ from bksdm.cli import main
 from bksdm.engines.errors import BundleError, ExportError, NonFiniteError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.export import exporter
-from bksdm.export.networks import NETWORKS, SafetyChecker
+from bksdm.export.networks import NETWORKS
+from bksdm.export.networks import SafetyChecker as CheckerNetwork
 from bksdm.export.preview import Fit
 from bksdm.export.source import has_safety_checker, weight_files
 from bksdm.runtime.bundle import Bundle
@@ -98,7 +99,7 @@ def bundle(checkpoint, reference, nano_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checked") / "bundle"
     # The other networks are those of another bundle; tracing is what takes the time.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "kinds_of", lambda checkpoint, checker: (SafetyChecker,))
+        patch.setattr(exporter, "kinds_of", lambda checkpoint, checker: (CheckerNetwork,))
         patch.setattr(exporter, "write_preview", lambda folder: Fit([[]], [], 0.0, 0.0))
         (row,) = exporter.export(checkpoint, folder)
     assert row.component == "safety_checker"

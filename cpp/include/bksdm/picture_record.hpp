@@ -64,7 +64,8 @@ inline std::string text_of(const Json& description, const char* name) {
 // The text chunks of one image of a batch; size in pixels.
 inline TextChunks picture_record(const Request& request, const Bundle& bundle,
                                  const Json& description, const std::string& engine,
-                                 std::size_t height, std::size_t width, std::size_t index) {
+                                 const std::string& precision, std::size_t height,
+                                 std::size_t width, std::size_t index) {
     using detail::spelled;
     using detail::text_of;
     const std::string sampler = text_of(description, "sampler");
@@ -93,11 +94,13 @@ inline TextChunks picture_record(const Request& request, const Bundle& bundle,
                 {"long_prompt", "False"},
                 {"clip_skip", "0"},
                 {"fast", "0"},
+                {"vae", "full"},
                 {"scheduler", text_of(description, "scheduler")},
                 {"model", text_of(description, "model")},
                 {"model_digest", text_of(description, "model_digest")},
                 {"version", BKSDM_VERSION},
                 {"safety_checker", bundle.has_safety_checker ? "off" : "the model has none"},
+                {"precision", precision},
                 {"engine", engine},
                 {"index", std::to_string(index)}});
     std::string a1111 = request.prompt;
