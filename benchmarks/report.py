@@ -89,7 +89,11 @@ def _peers(
         )
         return measure_peers(task, work, names, report)
 
-    what = "beside other programs" if names == EXACT else "with less work beside other programs"
+    what = "with less work beside other programs"
+    if names == EXACT:
+        what = "beside other programs"
+    elif names == ROUNDED:
+        what = "in less than float32, beside other programs"
     return Entry(f"{model} {what}", measure)
 
 
@@ -147,6 +151,11 @@ def _throughput(model: str, steps: int) -> Entry:
 
 
 FAST = tuple(name for name, peer in PEERS.items() if "fast" in peer.options)
+ROUNDED = (
+    *("bksdm", "openvino"),
+    *(name for name, peer in PEERS.items() if peer.rounded),
+)
+"""In less than float32, and the exact ones beside them."""
 SET = {
     "small-peers": _peers("small", SIDE, 2, rounds=3, repeat=2),
     "small-fast": _peers(
@@ -158,6 +167,7 @@ SET = {
         stages=("picture",),
         names=("diffusers-compiled", "bksdm", *FAST, "openvino"),
     ),
+    "small-rounded": _peers("small", SIDE, 8, rounds=1, repeat=3, names=ROUNDED),
     "small-shortcuts": _shortcuts("small", 25, "ddim", 1),
     "small-rewrite": _rewrite("small", SIDE),
     "small-latency": _latency("small", 4, 3),

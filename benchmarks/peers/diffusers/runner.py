@@ -11,6 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_call import draw
+
 from serve import Feeds, Run, serve
 
 

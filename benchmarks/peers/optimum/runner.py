@@ -13,6 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from pipeline_call import draw
+
 from serve import Feeds, Run, serve
 
 
