@@ -112,7 +112,6 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
     from bksdm.cli.progress import progress
     from bksdm.optimize.ranges import RangeEngine
     from bksdm.runtime.bundle import DECODERS, TINY
-    from bksdm.runtime.bundle import TINY_VAE
     from bksdm.runtime.host import HostExecutor
     from bksdm.runtime.network_tensors import require_tensors
     from bksdm.runtime.noise_predictor import NoisePredictor
@@ -121,8 +120,7 @@ def _run(bundle: Any, request: Any) -> dict[str, Any]:
     from bksdm.runtime.sampling import Step
     from bksdm.runtime.tokenizer import Tokenizer
 
-    # The picture is decoded by the VAE's own decoder.
-    models = {name: bundle.model(name) for name in bundle.components if name != TINY_VAE}
+    models = {name: bundle.model(name) for name in bundle.components}
     engines = {name: require_tensors(RangeEngine(model), model) for name, model in models.items()}
     tokenizer = Tokenizer.load(bundle.path / "tokenizer")
     encode = PromptEncoder(tokenizer, lambda skipped: engines["text_encoder"])
