@@ -8,7 +8,6 @@ is in memory at a time. What each computes is compared with diffusers in float32
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from bksdm.benchmarks.environments import PeerError, Runner, environment
 from bksdm.benchmarks.machine import describe_machine
 from bksdm.engines.errors import BksdmError
 from bksdm.runtime.bundle import read_json
+from bksdm.runtime.images import psnr
 from bksdm.runtime.noise import initial_noise
 from bksdm.runtime.user_files import write_text
 
@@ -382,8 +382,7 @@ def distance(
     difference = found.astype(np.float64) - reference
     largest = float(np.abs(difference).max())
     if stage == "picture":
-        rms = float(np.sqrt(np.mean(difference**2)))
-        return {"largest": largest, "psnr": min(99.0, 20 * math.log10(255 / max(rms, 1e-9)))}
+        return {"largest": largest, "psnr": min(99.0, psnr(found, reference))}
     norm = float(np.linalg.norm(reference.astype(np.float64)))
     return {"largest": largest, "relative_l2": float(np.linalg.norm(difference)) / norm}
 

@@ -248,6 +248,18 @@ def add_threads_option(parser: argparse.ArgumentParser, where: str = "") -> None
     )
 
 
+def add_new_folder_option(parser: argparse.ArgumentParser, metavar: str) -> None:
+    """Add the folder that a command writes."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=named_path,
+        required=True,
+        metavar=metavar,
+        help="folder to write, which must not exist yet",
+    )
+
+
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
     """Add the choice of what networks compute in."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from bksdm.cli.arguments import integer, named_path, options_named
+from bksdm.cli.arguments import add_new_folder_option, integer, options_named
 from bksdm.cli.outputs import print_path
 
 EXAMPLES = """examples:
@@ -23,14 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m, sdxs (one "
         "step), lcm (guidance is an input), or nano, nano-sdxs and nano-lcm (for tests)",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=named_path,
-        required=True,
-        metavar="DIR",
-        help="folder to write, which must not exist yet",
-    )
+    add_new_folder_option(parser, "DIR")
     parser.add_argument(
         "--seed",
         type=integer,

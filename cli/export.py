@@ -7,10 +7,10 @@ import sys
 
 from bksdm.cli.arguments import (
     add_hub_options,
+    add_new_folder_option,
     add_part_options,
     checkpoint,
     lora_file,
-    named_path,
     parts_of,
 )
 from bksdm.cli.text import printable
@@ -35,14 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="diffusers folder, checkpoint in one file (.safetensors, .ckpt), or model id of the "
         "Hugging Face hub",
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=named_path,
-        required=True,
-        metavar="BUNDLE",
-        help="folder to write, which must not exist yet",
-    )
+    add_new_folder_option(parser, "BUNDLE")
     parser.add_argument(
         "--dtype",
         choices=tuple(PRECISIONS),

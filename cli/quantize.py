@@ -7,7 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bksdm.cli.arguments import bundle_path, input_file, integer, named_path, options_named
+from bksdm.cli.arguments import (
+    add_new_folder_option,
+    bundle_path,
+    input_file,
+    integer,
+    options_named,
+)
 from bksdm.cli.outputs import print_path
 
 if TYPE_CHECKING:
@@ -26,14 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", type=bundle_path, metavar="BUNDLE", help="folder of a float32 bundle, or emoji"
     )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=named_path,
-        required=True,
-        metavar="DIR",
-        help="folder to write, which must not exist yet",
-    )
+    add_new_folder_option(parser, "DIR")
     parser.add_argument(
         "--prompts",
         type=input_file,

@@ -27,6 +27,7 @@ from bksdm.export.quiet import quiet
 from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.export.source import is_bundle
 from bksdm.runtime.bundle import Bundle, read_json
+from bksdm.runtime.images import psnr
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.precision import FLOAT32, PRECISIONS
@@ -148,12 +149,11 @@ def _compare(
     expected = draw(pipeline, PROMPT, SEED, steps)
     difference = np.abs(ours.astype(int) - expected.astype(int))
     near = float((difference <= 1).mean())
-    mean_square = float(np.mean(difference.astype(float) ** 2))
-    psnr = float("inf") if mean_square == 0 else 10 * np.log10(255**2 / mean_square)
     same = precision != FLOAT32 or (near >= 0.999 and int(difference.max()) <= 2)
     picture = (
         f"picture, --steps {steps}: largest difference {difference.max()} of 255, "
-        f"{near:.4%} of the values within 1, PSNR {psnr:.1f} dB{'' if same else '  missed'}"
+        f"{near:.4%} of the values within 1, PSNR {psnr(ours, expected):.1f} dB"
+        f"{'' if same else '  missed'}"
     )
     return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
 

@@ -46,16 +46,13 @@ class WatchedEngine:
         proto = load_graph(model)
         found = {product.taken: product.node.op_type for product in products(proto.graph)}
         self.calls: list[dict[str, NDArray[np.float32]]] = []
-        inputs = {value.name for value in proto.graph.input}
-        outputs = [value.name for value in proto.graph.output]
+        own_outputs = len(proto.graph.output)
         fuse_attention(proto)
         self._names = list(found)
         _watch(proto.graph, found)
         self._session = open_graph(proto, model)
-        specs = tensor_specs(self._session.get_inputs())
-        self.inputs = {name: spec for name, spec in specs.items() if name in inputs}
-        specs = tensor_specs(self._session.get_outputs())
-        self.outputs = {name: specs[name] for name in outputs}
+        self.inputs = tensor_specs(self._session.get_inputs())
+        self.outputs = tensor_specs(self._session.get_outputs()[:own_outputs])
 
     def __call__(self, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run the network."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from bksdm.engines.protocol import Array
 from bksdm.optimize.graph import attributes, producers_of
@@ -216,8 +216,3 @@ def _store(graph: onnx.GraphProto, product: Product, value: NDArray[np.float32])
 def _along(values: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:
     """Return a vector as an array whose other axes are 1."""
     return values.reshape([-1 if each == axis else 1 for each in range(ndim)])
-
-
-def is_float32(model: onnx.ModelProto) -> bool:
-    """Return whether a graph computes in float32."""
-    return bool(model.graph.output[0].type.tensor_type.elem_type == TensorProto.FLOAT)

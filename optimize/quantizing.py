@@ -28,14 +28,17 @@ from bksdm.optimize.quantized_graph import products, quantize_graph
 from bksdm.optimize.weights import read_weights
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.host import HostExecutor
+from bksdm.runtime.images import psnr
 from bksdm.runtime.integrity import FOLDERS, write_sums
 from bksdm.runtime.loading import open_text_encoder
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.prompt_encoder import PromptEncoder
+from bksdm.runtime.result import Result
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.storage.files import write_file
+from bksdm.storage.places import ENGINES
 from bksdm.storage.precision import FLOAT32, INT8
 from bksdm.storage.publishing import publishing, refuse_existing
 
@@ -58,6 +61,7 @@ _LEAST_STORED = 1024
 
 Progress = Callable[[str, int, int], object]
 """Called with what is done, how many of its steps are, and how many there are."""
+Told = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ def quantize_bundle(
         )
     refuse_existing(target)
     model = bundle.model("unet")
-    extremes = _watch(bundle, prompts, steps, progress)
+    # First, for an engine that is not there must not be missed after the long work.
+    exact = _pictures(bundle, prompts, steps, engine, partial(progress, "drawing in float32"))
+    extremes = _watch(bundle, prompts, steps, partial(progress, "calibrating"))
     with publishing(target) as folder:
         _copy(bundle.path, folder)
         count, kept = _quantize(model, extremes, folder / "unet" / model.name)
@@ -134,11 +140,12 @@ def quantize_bundle(
         index["_quantized"] = {"precision": INT8, "prompts": list(prompts), "steps": steps}
         write_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
         write_sums(folder)
-        made = Bundle.open(folder)
-        pictures = _compare(bundle, made, prompts, steps=steps, engine=engine, progress=progress)
-        shutil.rmtree(folder / "engines", ignore_errors=True)
+        told = partial(progress, "drawing in int8")
+        drawn = _pictures(Bundle.open(folder), prompts, steps, engine, told)
+        if (folder / ENGINES).exists():
+            shutil.rmtree(folder / ENGINES)
         sizes = (_bytes(model.parent), _bytes(folder / "unet"))
-    return Quantized(count, kept, sizes, pictures)
+    return Quantized(count, kept, sizes, tuple(map(psnr, drawn, exact)))
 
 
 def _quantize(
@@ -159,13 +166,13 @@ def _keeps(weight: str) -> bool:
 
 
 def _watch(
-    bundle: Bundle, prompts: Sequence[str], steps: int, progress: Progress
+    bundle: Bundle, prompts: Sequence[str], steps: int, progress: Told
 ) -> dict[str, NDArray[np.float32]]:
     """Return the extremes of what products take while the prompts are drawn, [2, channels]."""
     model = bundle.model("unet")
     watched = require_tensors(WatchedEngine(model), model)
     load = partial(
-        open_engine, DEFAULT, threads=None, cache=bundle.path / "engines", side=bundle.sample_size
+        open_engine, DEFAULT, threads=None, cache=bundle.path / ENGINES, side=bundle.sample_size
     )
     encode = PromptEncoder(
         Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings),
@@ -174,7 +181,8 @@ def _watch(
     )
     decoder = load(bundle.model("vae_decoder"))
     executor = HostExecutor(encode, NoisePredictor(watched), decoder, bundle.scaling_factor)
-    _draw(TextToImage(bundle, executor), prompts, steps, SEED, "calibrating", progress)
+    # Nobody looks at these.
+    _draw(TextToImage(bundle, executor), prompts, steps, SEED, "latent", progress)
     return {
         name: np.stack(
             [
@@ -186,39 +194,35 @@ def _watch(
     }
 
 
+def _pictures(
+    bundle: Bundle, prompts: Sequence[str], steps: int, engine: str, progress: Told
+) -> list[NDArray[np.uint8]]:
+    """Draw a picture of each prompt, by another seed than what is watched."""
+    with TextToImage.load(bundle, engine, safety_checker=False) as model:
+        return [drawn.pixels for drawn in _draw(model, prompts, steps, OTHER_SEED, "pil", progress)]
+
+
 def _draw(
     model: TextToImage,
     prompts: Sequence[str],
     steps: int,
     seed: int,
-    work: str,
-    progress: Progress,
-) -> NDArray[np.uint8]:
-    pixels = []
+    output_type: str,
+    progress: Told,
+) -> list[Result]:
+    results = []
     for number, prompt in enumerate(prompts):
-        progress(work, number, len(prompts))
-        drawn = model(prompt, num_inference_steps=steps, seed=seed + number)
-        pixels.append(drawn.pixels)
-    progress(work, len(prompts), len(prompts))
-    return np.concatenate(pixels)
-
-
-def _compare(
-    exact: Bundle,
-    made: Bundle,
-    prompts: Sequence[str],
-    steps: int,
-    engine: str,
-    progress: Progress,
-) -> tuple[float, ...]:
-    """Return the PSNR of a picture of each prompt, in dB."""
-    drawn = []
-    for bundle, work in ((exact, "drawing in float32"), (made, "drawing in int8")):
-        with TextToImage.load(bundle, engine, safety_checker=False) as model:
-            pixels = _draw(model, prompts, steps, OTHER_SEED, work, progress)
-        drawn.append(pixels.astype(np.float64))
-    squares = np.square(drawn[0] - drawn[1]).reshape(len(prompts), -1).mean(axis=1)
-    return tuple(float(10 * np.log10(255**2 / max(square, 1e-10))) for square in squares)
+        progress(number, len(prompts))
+        results.append(
+            model(
+                prompt,
+                num_inference_steps=steps,
+                seed=seed + number,
+                output_type=output_type,
+            )
+        )
+    progress(len(prompts), len(prompts))
+    return results
 
 
 def _copy(source: Path, folder: Path) -> None:

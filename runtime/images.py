@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,12 @@ def to_unit(sample: NDArray[np.floating]) -> NDArray[np.float32]:
     """
     unit = np.clip(sample.astype(np.float32) * np.float32(0.5) + np.float32(0.5), 0.0, 1.0)
     return np.asarray(unit.transpose(0, 2, 3, 1), np.float32)
+
+
+def psnr(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the peak signal-to-noise ratio of levels 0 … 255, in dB; of equal ones infinite."""
+    square = float(np.mean((found.astype(np.float64) - expected) ** 2))
+    return float(10 * np.log10(255**2 / square)) if square > 0 else float("inf")
 
 
 def to_levels(unit: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -79,22 +79,20 @@ def load_networks(
     """
     able = capabilities(engine)
     tokenizer = Tokenizer.load(bundle.path / "tokenizer", bundle.text_embeddings)
-    # The loop on a GPU leaves the rest to the CPU.
-    on_host = partial(
-        open_engine, DEFAULT if able.on_device else engine, threads=threads, cache=cache
-    )
     latents, pixels = bundle.sample_size, bundle.sample_size * bundle.vae_scale
+
+    def open_part(model: Path, variant: str = "", side: int = latents) -> Engine:
+        # The loop on a GPU leaves the rest to the CPU.
+        name = DEFAULT if able.on_device else engine
+        computed = precision_of(model.parent.name, precision)
+        return open_engine(name, model, threads, cache, side, variant, computed)
+
     encoder = VaeEncoder(
-        partial(
-            _open_network,
-            partial(on_host, side=pixels, precision=precision),
-            bundle.model("vae_encoder"),
-        ),
+        partial(_open_network, partial(open_part, side=pixels), bundle.model("vae_encoder")),
         bundle.scaling_factor,
         bundle.latent_channels,
         bundle.encodes_exactly,
     )
-    open_part = partial(on_host, side=latents)
     checker = None
     if checked and bundle.has_safety_checker:
         graph = bundle.model("safety_checker")
@@ -134,14 +132,13 @@ def load_networks(
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.
     deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
-    open_lower = partial(open_part, precision=precision)
     predict = NoisePredictor(
-        _open_network(open_lower, graph, deep), partial(open_lower, graph, variant=SHALLOW)
+        _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
     )
-    decoder = _open_network(open_lower, bundle.model("vae_decoder"))
+    decoder = _open_network(open_part, bundle.model("vae_decoder"))
     tiny = None
     if TINY in bundle.decoders:
-        load = partial(_open_network, open_lower, bundle.model(DECODERS[TINY]))
+        load = partial(_open_network, open_part, bundle.model(DECODERS[TINY]))
         tiny = Decoder(load, bundle.decoder_scaling(TINY))
     executor = HostExecutor(encode, predict, decoder, bundle.scaling_factor, tiny)
     engines = {

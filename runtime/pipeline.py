@@ -145,8 +145,8 @@ class TextToImage(DiffusersNames):
             Which GPU runs the loop: ``cuda:0`` (the first, and the default), ``cuda:1`` …
         precision : str, optional
             What the UNet and the VAE compute in: by default the bundle's own type. A bundle in
-            float32 can be computed in ``bfloat16`` by the engine ``openvino``; see ``docs/cpu.md``
-            for what that costs.
+            float32 can be computed in ``bfloat16`` by the engine ``openvino``; see
+            ``docs/precision.md`` for what that costs.
 
         Raises
         ------

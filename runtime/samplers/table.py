@@ -94,6 +94,19 @@ class StepTable:
     carried: Vector
 
     @property
+    def arrays(self) -> tuple[Vector, ...]:
+        """All of them, in the order in which a file of tables has them."""
+        return (
+            self.timesteps,
+            self.input_scale,
+            self.rows,
+            self.noise,
+            self.levels,
+            self.denoised,
+            self.carried,
+        )
+
+    @property
     def draws(self) -> int:
         """How often noise is drawn after the starting latents."""
         return int(self.noise.shape[1])
@@ -178,14 +191,6 @@ def compile_solver(solver: Solver, first: int = 0, prediction_type: str = "epsil
         denoised=denoising(np.array(own_levels, np.float64).reshape(-1, 2), prediction_type),
         carried=np.ascontiguousarray(carried),
     )
-    for array in (
-        table.timesteps,
-        table.input_scale,
-        table.rows,
-        table.noise,
-        table.levels,
-        table.denoised,
-        table.carried,
-    ):
+    for array in table.arrays:
         array.flags.writeable = False
     return table

@@ -81,13 +81,4 @@ def table_file(description: Mapping[str, object], tables: Sequence[StoredTable])
 def _packed(stored: StoredTable) -> bytes:
     table = stored.table
     head = (stored.starts, stored.first_step, len(table), table.draws, table.init_noise_sigma)
-    arrays = (
-        table.timesteps,
-        table.input_scale,
-        table.rows,
-        table.noise,
-        table.levels,
-        table.denoised,
-        table.carried,
-    )
-    return _TABLE.pack(*head) + b"".join(np.asarray(a, "<f8").tobytes() for a in arrays)
+    return _TABLE.pack(*head) + b"".join(np.asarray(a, "<f8").tobytes() for a in table.arrays)

@@ -96,7 +96,7 @@ def test_nothing_is_left_where_it_fails(monkeypatch, tmp_path):
     def fail(*args, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bksdm.optimize.quantizing._compare", fail)
+    monkeypatch.setattr("bksdm.optimize.quantizing.write_sums", fail)
     with pytest.raises(KeyboardInterrupt):
         quantize_bundle(EMOJI, tmp_path / "new", PROMPTS[:1], steps=1)
     assert list(tmp_path.iterdir()) == []

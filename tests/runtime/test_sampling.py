@@ -6,7 +6,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bksdm.engines.errors import RequestError
 from bksdm.engines.protocol import TensorSpec, validate_feeds
@@ -14,7 +13,6 @@ from bksdm.engines.registry import open_engine
 from bksdm.engines.variants import DEEP, SHALLOW
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.job import DenoisingJob
@@ -25,6 +23,7 @@ from bksdm.runtime.samplers import step_table
 from bksdm.runtime.samplers.stable_diffusion import SCHEDULE
 from bksdm.runtime.sampling import Cancelled, Watch
 from bksdm.runtime.vae_encoder import VaeEncoder
+from tests.any_request import any_request
 
 SAMPLERS = ("pndm", "euler-a", "dpm++2m-karras", "heun", "ddim", "lcm", "ddpm")
 
@@ -59,30 +58,10 @@ def model():
 
 
 def request(bundle, generator):
-    """Return any request: steps, sampler, guidance, image, mask, images and reuse by chance."""
-    pick = lambda *values: values[generator.integers(len(values))]  # noqa: E731
-    side = int(pick(64, 64, 64, 72))
-    image, mask = None, None
-    if generator.random() < 0.5:
-        pixels = generator.integers(0, 256, (4, 4, 3), np.uint8)
-        image = Image.fromarray(pixels).resize((side, side))
-        if generator.random() < 0.5:
-            mask = Image.fromarray(np.tri(side, dtype=np.uint8) * 255)
-    config = GenerationConfig(
-        "",
-        height=side,
-        width=side,
-        seed=int(generator.integers(1000)),
-        num_inference_steps=int(generator.integers(3, 7)),
-        sampler=str(pick(*SAMPLERS)),
-        guidance_scale=pick(1.0, 3.0, 7.5),
-        guidance_rescale=pick(0.0, 0.5),
-        guidance_interval=pick(None, (0.0, 0.5), (0.4, 1.0)),
-        fast=int(pick(0, 0, 1, 2)),
-        num_images_per_prompt=int(pick(1, 1, 2)),
-        strength=None if image is None else 0.8,
+    """Return any request."""
+    return Request.resolve(
+        bundle, ON_HOST, *any_request(generator, SAMPLERS, steps=(3, 7), fast=(0, 0, 1, 2))
     )
-    return Request.resolve(bundle, ON_HOST, config, image, mask)
 
 
 def start(model, job, number, watch=None):

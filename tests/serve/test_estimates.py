@@ -15,7 +15,7 @@ from bksdm.serve.measure import Wanted, measure
 from bksdm.serve.plan import Plan
 from bksdm.serve.ticket import Ticket
 
-from .test_scheduler import Turns, any_request
+from .test_scheduler import Turns, random_request
 
 
 def test_a_plan_has_the_rows_that_run(model, schedule):
@@ -40,7 +40,7 @@ def test_a_plan_has_the_rows_that_run(model, schedule):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.executor, "predict", Counted())
         for _ in range(8):
-            request = any_request(model, generator)
+            request = random_request(model, generator)
             plan = Plan.of(request)
             rows.clear()
             model.generate(request)

@@ -8,41 +8,26 @@ from collections import deque
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from bksdm import GenerationConfig, NonFiniteError, TextToImage
 from bksdm.serve.errors import EngineFailed, Refused, TooLate, Unavailable, Withdrawn
 from bksdm.serve.observer import Observer
 from bksdm.serve.ticket import Ticket
 from bksdm.serve.waiting import QUANTUM
+from tests.any_request import any_request
 
 SAMPLERS = ("pndm", "euler-a", "dpm++2m-karras", "heun", "ddim", "lcm", "unipc")
 
 
-def any_request(model, generator):
-    """Return any request: steps, sampler, guidance, image, mask, images and reuse by chance."""
-    pick = lambda *values: values[generator.integers(len(values))]  # noqa: E731
-    side = int(pick(64, 64, 64, 72))
-    image, mask = None, None
-    if generator.random() < 0.5:
-        pixels = generator.integers(0, 256, (4, 4, 3), np.uint8)
-        image = Image.fromarray(pixels).resize((side, side))
-        if generator.random() < 0.5:
-            mask = Image.fromarray(np.tri(side, dtype=np.uint8) * 255)
-    config = GenerationConfig(
-        str(pick("a red apple", "a dog", "a blue car")),
-        str(pick("", "green")),
-        height=side,
-        width=side,
-        seed=int(generator.integers(1000)),
-        num_inference_steps=int(generator.integers(4, 14)),
-        sampler=str(pick(*SAMPLERS)),
-        guidance_scale=pick(1.0, 3.0, 7.5),
-        guidance_rescale=pick(0.0, 0.5),
-        guidance_interval=pick(None, (0.0, 0.5), (0.4, 1.0)),
-        fast=int(pick(0, 0, 1, 2, 3)),
-        num_images_per_prompt=int(pick(1, 1, 2)),
-        strength=None if image is None else 0.8,
+def random_request(model, generator):
+    """Return any request."""
+    config, image, mask = any_request(
+        generator,
+        SAMPLERS,
+        steps=(4, 14),
+        fast=(0, 0, 1, 2, 3),
+        prompts=("a red apple", "a dog", "a blue car"),
+        negative_prompts=("", "green"),
     )
     return model.request(config, image=image, mask=mask)
 
@@ -58,7 +43,7 @@ def ticket(model, steps=4, priority=0, timeout=None, previews=frozenset(), **opt
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_pictures_are_bit_equal_to_those_drawn_alone(model, schedule, replicas):
     generator = np.random.default_rng(replicas)
-    requests = [any_request(model, generator) for _ in range(24)]
+    requests = [random_request(model, generator) for _ in range(24)]
     scheduler = schedule(replicas, batch=3)
     tickets = [Ticket(request) for request in requests]
 
