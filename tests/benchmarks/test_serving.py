@@ -8,13 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-import bksdm
 from bksdm.benchmarks import serving
 from bksdm.benchmarks.one_by_one import make_app
 from bksdm.benchmarks.serving import Load, send, table
 from bksdm.runtime.bundle import read_json
 
-ROOT = Path(bksdm.__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = sorted((ROOT / "benchmarks" / "results" / "serving").glob("emoji-*.json"))
 
 
