@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,9 @@ class NoisePredictor:
             "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
         }
         if shared:
-            feeds[SAMPLE_OF_ROW] = _sample_of_row(group)
+            feeds[SAMPLE_OF_ROW] = _sample_of_row(
+                tuple((each.job.images, each.guided) for each in group)
+            )
         # Without guidance only the last rows are run, which are the conditional ones.
         for name in first.conditioning:
             feeds[name] = _joined(
@@ -223,14 +226,17 @@ class _Evaluation:
         require_finite(prediction, f"noise prediction of step {self.index + 1}")
 
 
-def _sample_of_row(group: Sequence[_Evaluation]) -> NDArray[np.int64]:
+@lru_cache(maxsize=64)
+def _sample_of_row(group: tuple[tuple[int, bool], ...]) -> NDArray[np.int64]:
     """Return which of the group's images each row is of: with guidance each is of two."""
-    parts, images = [], 0
-    for each in group:
-        own = np.arange(images, images + each.job.images)
-        parts.append(np.tile(own, each.rows // each.job.images))
-        images += each.job.images
-    return np.concatenate(parts)
+    parts, first = [], 0
+    for images, guided in group:
+        parts.append(np.tile(np.arange(first, first + images), 2 if guided else 1))
+        first += images
+    samples = np.concatenate(parts)
+    # Threads share it.
+    samples.flags.writeable = False
+    return samples
 
 
 def _joined(parts: Sequence[Array]) -> Array:
