@@ -8,8 +8,11 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.storage.precision import BFLOAT16, FLOAT32, INT8, LOWER, PRECISIONS
 
 KNOWN = (*PRECISIONS, *LOWER)
-OTHER_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
-"""Types as torch calls them too."""
+OTHER_NAMES = {
+    **{"half": "float16", "float": "float32", "double": "float64"},
+    **{"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"},
+}
+"""Types as torch calls them too, and as many programs do."""
 
 
 def type_name(value: object) -> str:
@@ -30,8 +33,8 @@ def precision_for(bundle: Bundle, wanted: object, engine: Capabilities) -> str:
         The type is unknown, the bundle has another, or the engine does not compute in it.
     """
     own = bundle.precision
-    precision = own if wanted is None else wanted
-    if not isinstance(precision, str) or precision not in KNOWN:
+    precision = own if wanted is None else type_name(wanted)
+    if precision not in KNOWN:
         raise RequestError(f"unknown precision {wanted!r:.60}; known: {', '.join(KNOWN)}")
     if precision != own and (precision, own) != (BFLOAT16, FLOAT32.name):
         raise RequestError(f"{bundle.path} is {own}, not {precision}; {_make(precision)}")
