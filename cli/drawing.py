@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -32,18 +33,22 @@ def open_inputs(options: argparse.Namespace) -> dict[str, Image.Image | None]:
     }
 
 
+def loading(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say of how the networks are loaded, by the names of ``load``."""
+    return {
+        "engine": options.engine,
+        "threads": options.threads,
+        "engine_cache": options.engine_cache,
+        "safety_checker": not options.no_safety_checker,
+        "device": None if options.device is None else f"cuda:{options.device}",
+        "precision": options.precision,
+    }
+
+
 def load_model(options: argparse.Namespace, bundle: Bundle) -> TextToImage:
     """Load the networks as the flags ask for."""
     with options_named():
-        return TextToImage.load(
-            bundle,
-            options.engine,
-            options.threads,
-            engine_cache=options.engine_cache,
-            safety_checker=not options.no_safety_checker,
-            device=None if options.device is None else f"cuda:{options.device}",
-            precision=options.precision,
-        )
+        return TextToImage.load(bundle, **loading(options))
 
 
 def flags_named(options: argparse.Namespace) -> AbstractContextManager[None]:

@@ -9,23 +9,18 @@ from functools import partial
 from pathlib import Path
 
 from bksdm.cli.arguments import (
-    add_engine_cache_option,
-    add_precision_option,
     add_threads_option,
-    bundle_path,
     input_file,
-    integer,
     named_path,
-    ordinal,
     output_file,
     output_target,
     shard,
 )
 from bksdm.cli.idle_options import refuse_idle, warn_of_idle
+from bksdm.cli.loading_options import add_format_options, add_loading_options, add_model_option
 from bksdm.cli.outputs import check_numbered, check_outputs, print_path, results
-from bksdm.cli.picture_options import add_picture_options, picture_options
+from bksdm.cli.picture_options import add_picture_options, add_prompts, picture_options
 from bksdm.engines.errors import RequestError
-from bksdm.models import EMOJI
 
 EXAMPLES = """examples:
   bksdm generate "a red apple" -o apple.png
@@ -41,14 +36,7 @@ DEFAULT_OUTPUT = "image.png"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
-    parser.add_argument(
-        "--model",
-        type=bundle_path,
-        default=EMOJI,
-        metavar="BUNDLE",
-        help="folder of a bundle, or emoji, the built-in model, which knows three "
-        "dozen objects (default: emoji; a folder of that name comes first)",
-    )
+    add_model_option(parser)
     parser.add_argument(
         "-o",
         "--output",
@@ -58,15 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "on standard output; further images get -2, -3 … before the extension "
         f"(default: {DEFAULT_OUTPUT})",
     )
-    parser.add_argument(
-        "--quality",
-        type=integer,
-        metavar="N",
-        help="of a JPEG or WebP, 1 to 100 (default: Pillow's, 75 and 80)",
-    )
-    parser.add_argument(
-        "--lossless", action="store_true", help="write a WebP that keeps every pixel"
-    )
+    add_format_options(parser)
+    add_prompts(parser)
     add_picture_options(parser)
     parser.add_argument(
         "--prompts",
@@ -104,30 +85,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="decode the steps of --preview, --save-steps and --animate with the "
         "VAE: exact, but slow (default: a quick approximation)",
     )
-    parser.add_argument(
-        "--no-safety-checker", action="store_true", help="do not load the model's safety checker"
-    )
-    parser.add_argument(
-        "--force",
-        action="store_true",
-        help="start even if the picture seems to need more memory than is free",
-    )
-    parser.add_argument(
-        "--engine",
-        default="onnxruntime",
-        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after "
-        "`bksdm build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the "
-        "fastest by `bksdm build --tune` (default: onnxruntime)",
-    )
-    parser.add_argument(
-        "--device",
-        type=ordinal,
-        metavar="N",
-        help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
-    )
-    add_engine_cache_option(parser)
+    add_loading_options(parser)
     add_threads_option(parser)
-    add_precision_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:

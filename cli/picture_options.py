@@ -41,9 +41,8 @@ def flags(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, (option.flag, *option.also, own))))
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """Add the prompt, a flag for every option of a picture, and the pictures it starts from."""
-    hints = get_type_hints(GenerationConfig)
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+    """Add the prompt, as an argument and as a flag."""
     positional = parser.add_argument(
         "prompt", nargs="+", default=[], metavar="PROMPT", help=OPTIONS["prompt"].help
     )
@@ -57,6 +56,11 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="the same as a flag, for a prompt that begins with a dash; may be repeated",
     )
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every option of a picture but the prompt, and for what it starts from."""
+    hints = get_type_hints(GenerationConfig)
     for name, option in OPTIONS.items():
         if not option.flag:
             continue
@@ -88,7 +92,7 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:
-    """Return the parsed options of :func:`add_picture_options`.
+    """Return the parsed prompts of :func:`add_prompts` and options of :func:`add_picture_options`.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def picture_options(options: argparse.Namespace) -> GenerationConfig:
 
 
 def shared_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Return all parsed options of :func:`add_picture_options` but the prompts, by name.
+    """Return the parsed options of :func:`add_picture_options` by name.
 
     Raises
     ------

@@ -7,59 +7,27 @@ import hashlib
 import io
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bksdm.cli.drawing import flags_named, input_paths, load_model, open_inputs, warn_of_unknown
-from bksdm.cli.idle_options import warn_of_idle
+from bksdm.cli.checked_prompts import CheckedPrompts, Job
+from bksdm.cli.drawing import load_model, warn_of_unknown
 from bksdm.cli.manifest import Entry, Manifest
 from bksdm.cli.output_pattern import OutputPattern
 from bksdm.cli.outputs import check_folder, check_outputs, numbered, print_path
-from bksdm.cli.picture_options import shared_options
 from bksdm.cli.progress import Progress, counted, progress
-from bksdm.cli.prompt_file import LineErrors, PromptLine, read_prompts
-from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
+from bksdm.cli.written_pictures import chosen_format, write_pictures
 from bksdm.engines.errors import RequestError
-from bksdm.engines.registry import capabilities
-from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.engine_choice import engine_for
-from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import UNREADABLE
-from bksdm.runtime.memory import require_memory
 from bksdm.runtime.picture_record import record_of
-from bksdm.runtime.recorded import DRAWN, Recorder
-from bksdm.runtime.request import Request
-from bksdm.runtime.user_files import STDIN
+from bksdm.runtime.recorded import DRAWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from bksdm.runtime.pipeline import TextToImage
-
-
-@dataclass(frozen=True)
-class Job:
-    """A line, as it will be carried out.
-
-    Attributes
-    ----------
-    line : int
-        Its number.
-    config : GenerationConfig
-        With every default filled in.
-    path : Path
-        Of its first picture.
-    steps : int
-        Evaluations of the UNet.
-    """
-
-    line: int
-    config: GenerationConfig
-    path: Path
-    steps: int
 
 
 class PromptRun:
@@ -82,46 +50,26 @@ class PromptRun:
         self.manifest = Manifest(self.pattern.folder)
         self.chosen = chosen_format(self.pattern.path(1), options.quality, options.lossless)
         check_folder(self.pattern.folder)
-        errors = LineErrors(options.prompts)
-        with flags_named(options):
-            lines = read_prompts(options.prompts, shared_options(options), errors)
-            self.inputs = open_inputs(options)
-        self.bundle = Bundle.open(options.model)
-        options.engine = engine_for(self.bundle, options.engine)
-        self.recorder = Recorder(self.bundle, input_paths(options), self.inputs, self.chosen)
-        jobs: list[Job] = []
-        for line in lines:
-            with errors.of(line.number):
-                jobs.append(self._job(line))
-        errors.refuse()
+        checked = CheckedPrompts(options, self.chosen, self._check_files)
+        self.bundle, self.recorder, self.request = checked.bundle, checked.recorder, checked.request
         self.manifest.entries()
-        for line in lines:
-            warn_of_idle(line.config, self.bundle)
-        self.images = {job.line: job.config.images for job in jobs}
+        self.images = {job.line: job.config.images for job in checked.jobs}
         part, parts = options.shard or (1, 1)
-        self.jobs = jobs[part - 1 :: parts]
+        self.jobs = checked.jobs[part - 1 :: parts]
 
-    def request(self, config: GenerationConfig) -> Request:
-        """Return the request of a line."""
-        engine = capabilities(self.options.engine)
-        return Request.resolve(self.bundle, engine, config, **self.inputs)
-
-    def _job(self, line: PromptLine) -> Job:
-        request = self.request(line.config)
-        if not (self.options.force or capabilities(self.options.engine).on_device):
-            guided = request.guidance is not None
-            require_memory(self.bundle, request.shape, guided, self.options.engine)
-        config, path = request.config, self.pattern.path(line.number)
-        check_record(self.recorder, config, self.chosen)
+    def _check_files(self, job: Job) -> None:
         if self.pattern.folder.is_dir():
-            check_outputs([numbered(path, config.images - 1)])
-        return Job(line.number, config, path, len(request.table))
+            check_outputs([self.file(job, job.config.images - 1)])
+
+    def file(self, job: Job, index: int) -> Path:
+        """Return the path of a picture of a line."""
+        return numbered(self.pattern.path(job.line), index)
 
     def entry(self, job: Job, index: int, content: bytes) -> Entry:
         """Return how a picture of a line is listed."""
         own = self.recorder.record(job.config, index).own
         return Entry(
-            numbered(job.path, index).name,
+            self.file(job, index).name,
             hashlib.sha256(content).hexdigest(),
             job.line,
             index,
@@ -134,7 +82,7 @@ class PromptRun:
         """Return the pictures of a line if all of them are there, whole and with equal options."""
         entries = []
         for index in range(job.config.images):
-            file = numbered(job.path, index)
+            file = self.file(job, index)
             content = file.read_bytes() if file.is_file() else b""
             wanted = self.recorder.record(job.config, index).own
             entry = self.entry(job, index, content)
@@ -147,8 +95,8 @@ class PromptRun:
     def draw(self, job: Job, model: TextToImage, bar: Progress) -> list[Path]:
         """Draw a line, and return the pictures that are written."""
         result = model.generate(self.request(job.config), progress=counted(bar))
-        files = list(write_pictures(result, self.recorder, job.path, self.chosen))
-        places = {numbered(job.path, index): index for index in range(job.config.images)}
+        files = list(write_pictures(result, self.recorder, self.file(job, 0), self.chosen))
+        places = {self.file(job, index): index for index in range(job.config.images)}
         self.manifest.add(self.entry(job, places[file], file.read_bytes()) for file in files)
         return files
 
@@ -206,8 +154,6 @@ def _refuse_both(options: argparse.Namespace) -> None:
         raise RequestError("prompts come from the command or from --prompts, not from both")
     if options.output is None:
         raise RequestError("--prompts needs -o FOLDER, or a pattern as -o pictures/{line}.jpg")
-    if options.prompts == STDIN and STDIN in input_paths(options).values():
-        raise RequestError("standard input cannot be both --prompts and a picture")
 
 
 def _carries(content: bytes, wanted: Mapping[str, str]) -> bool:

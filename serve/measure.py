@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 
 from bksdm.engines.backend import Capabilities
 from bksdm.runtime.generation_config import GenerationConfig
-from bksdm.runtime.memory import CONTROL_GROUP
 from bksdm.runtime.pipeline import TextToImage
+from bksdm.runtime.processors import usable_processors
 from bksdm.runtime.sampling import Watch
 from bksdm.serve.costs import Costs
 from bksdm.serve.drawing import host_executor
@@ -49,17 +48,6 @@ class Wanted:
             # Each replica would hold weights of its own.
             return [(1, processors)]
         return [(processors, 1), (1, processors)]
-
-
-def usable_processors() -> int:
-    """Return how many processors this process may use, its container's quota included."""
-    known = hasattr(os, "sched_getaffinity")
-    found = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
-    try:
-        quota, period = (CONTROL_GROUP / "cpu.max").read_text().split()
-        return found if quota == "max" else max(1, min(found, int(quota) // int(period)))
-    except (OSError, ValueError):  # no container, or an older kind of control group
-        return found
 
 
 def measure(

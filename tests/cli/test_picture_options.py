@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bksdm.cli.picture_options import add_picture_options, options_page, picture_options
+from bksdm.cli.picture_options import (
+    add_picture_options,
+    add_prompts,
+    options_page,
+    picture_options,
+)
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
 from bksdm.runtime.diffusers_names import CALL
@@ -46,6 +51,7 @@ OTHERS = {
 
 def parsed(*words):
     parser = argparse.ArgumentParser()
+    add_prompts(parser)
     add_picture_options(parser)
     return picture_options(parser.parse_args(["a dog", *words]))
 

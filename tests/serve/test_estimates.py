@@ -109,12 +109,3 @@ def test_the_layout_with_the_shortest_time_is_taken(model, monkeypatch):
         )
         assert (chosen.replicas, chosen.threads, chosen.batch) == layout
         assert costs.row(100) == pytest.approx(found[0] * 0.8 / 2)
-
-
-def test_a_container_has_the_processors_of_its_quota(monkeypatch, tmp_path):
-    monkeypatch.setattr(measuring, "CONTROL_GROUP", tmp_path)
-    everything = measuring.usable_processors()
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert measuring.usable_processors() == everything
-    (tmp_path / "cpu.max").write_text("100000 100000\n")
-    assert measuring.usable_processors() == 1

@@ -1,0 +1,111 @@
+"""Lines of a file of prompts, checked before the first is drawn."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bksdm.cli.drawing import flags_named, input_paths, open_inputs
+from bksdm.cli.idle_options import warn_of_idle
+from bksdm.cli.picture_options import shared_options
+from bksdm.cli.prompt_file import LineErrors, PromptLine, read_prompts
+from bksdm.cli.written_pictures import check_record
+from bksdm.engines.errors import RequestError
+from bksdm.engines.registry import capabilities
+from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.engine_choice import engine_for
+from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.memory import require_memory
+from bksdm.runtime.picture_formats import PictureFormat
+from bksdm.runtime.recorded import Recorder
+from bksdm.runtime.request import Request
+from bksdm.runtime.user_files import STDIN
+
+
+@dataclass(frozen=True)
+class Job:
+    """A line, as it will be carried out.
+
+    Attributes
+    ----------
+    line : int
+        Its number.
+    config : GenerationConfig
+        With every default filled in.
+    steps : int
+        Evaluations of the UNet.
+    """
+
+    line: int
+    config: GenerationConfig
+    steps: int
+
+
+class CheckedPrompts:
+    """Lines of ``--prompts`` that can be drawn, and what they are drawn with.
+
+    Parameters
+    ----------
+    options : Namespace
+        Of the command; ``engine`` becomes the one that ``auto`` stands for.
+    chosen : PictureFormat
+        Of the pictures.
+    check : callable
+        Checks a job further.
+
+    Attributes
+    ----------
+    bundle : Bundle
+        The model.
+    inputs : dict
+        The pictures that all lines start from.
+    recorder : Recorder
+        Says what pictures carry.
+    jobs : list of Job
+        In the order of the lines.
+
+    Raises
+    ------
+    RequestError, SamplerError, BundleError, EngineError
+        Something is refused; bad lines all at once.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        chosen: PictureFormat,
+        check: Callable[[Job], None] = lambda job: None,
+    ) -> None:
+        if options.prompts == STDIN and STDIN in input_paths(options).values():
+            raise RequestError("standard input cannot be both --prompts and a picture")
+        self._options = options
+        errors = LineErrors(options.prompts)
+        with flags_named(options):
+            lines = read_prompts(options.prompts, shared_options(options), errors)
+            self.inputs = open_inputs(options)
+        self.bundle = Bundle.open(options.model)
+        options.engine = engine_for(self.bundle, options.engine)
+        self.recorder = Recorder(self.bundle, input_paths(options), self.inputs, chosen)
+        self.jobs: list[Job] = []
+        for line in lines:
+            with errors.of(line.number):
+                job = self._job(line)
+                check_record(self.recorder, job.config, chosen)
+                check(job)
+                self.jobs.append(job)
+        errors.refuse()
+        for line in lines:
+            warn_of_idle(line.config, self.bundle)
+
+    def request(self, config: GenerationConfig) -> Request:
+        """Return the request of a line."""
+        engine = capabilities(self._options.engine)
+        return Request.resolve(self.bundle, engine, config, **self.inputs)
+
+    def _job(self, line: PromptLine) -> Job:
+        request = self.request(line.config)
+        if not (self._options.force or capabilities(self._options.engine).on_device):
+            guided = request.guidance is not None
+            require_memory(self.bundle, request.shape, guided, self._options.engine)
+        return Job(line.number, request.config, len(request.table))
