@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from bksdm.batch.job import Job
 from bksdm.cli.drawing import flags_named, input_paths, open_inputs
 from bksdm.cli.idle_options import warn_of_idle
 from bksdm.cli.picture_options import shared_options
@@ -21,25 +21,6 @@ from bksdm.runtime.picture_formats import PictureFormat
 from bksdm.runtime.recorded import Recorder
 from bksdm.runtime.request import Request
 from bksdm.runtime.user_files import STDIN
-
-
-@dataclass(frozen=True)
-class Job:
-    """A line, as it will be carried out.
-
-    Attributes
-    ----------
-    line : int
-        Its number.
-    config : GenerationConfig
-        With every default filled in.
-    steps : int
-        Evaluations of the UNet.
-    """
-
-    line: int
-    config: GenerationConfig
-    steps: int
 
 
 class CheckedPrompts:
@@ -108,4 +89,4 @@ class CheckedPrompts:
         if not (self._options.force or capabilities(self._options.engine).on_device):
             guided = request.guidance is not None
             require_memory(self.bundle, request.shape, guided, self._options.engine)
-        return Job(line.number, request.config, len(request.table))
+        return Job(line.number, request.config, request.shape, len(request.table))

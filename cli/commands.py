@@ -20,6 +20,7 @@ from bksdm.engines.errors import BksdmError, RequestError
 
 COMMANDS = {
     "generate": "make pictures from prompts",
+    "batch": "draw a file of prompts with several processes, or with a Ray cluster",
     "export": "turn a diffusers checkpoint into a bundle",
     "serve": "draw pictures for others over HTTP, with a web page",
     "build": "compile a bundle for a GPU, or tune it to this CPU",

@@ -43,6 +43,13 @@ class Entry:
     model_digest: str
 
 
+def listing(entries: Iterable[Entry]) -> str:
+    """Return the list as it is written, in the order of lines."""
+    ordered = sorted(entries, key=lambda e: (e.line, e.index, e.file))
+    rows = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in ordered)
+    return "".join(rows)
+
+
 class Manifest:
     """A folder's list, which several processes may add to at the same time."""
 
@@ -84,6 +91,4 @@ class Manifest:
             found = {**listed, **{entry.file: entry for entry in entries}}
             if found == listed:
                 return
-            ordered = sorted(found.values(), key=lambda e: (e.line, e.index, e.file))
-            rows = (json.dumps(asdict(entry), ensure_ascii=False) + "\n" for entry in ordered)
-            write_text(self.path, "".join(rows))
+            write_text(self.path, listing(found.values()))

@@ -1,16 +1,18 @@
-"""Files of prompts: one in each line, as plain text or as a JSON object of options."""
+"""Files of prompts: lines of text, or of JSON with options, or rows of Parquet."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bksdm.cli.arguments import nearest
+from bksdm.cli.extras import require
 from bksdm.cli.picture_options import flags, parse_size
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
@@ -18,6 +20,7 @@ from bksdm.runtime.user_files import read_input
 from bksdm.runtime.validation import shown
 
 JSON_LINES = (".jsonl", ".ndjson")
+PARQUET = ".parquet"
 KEYS = {
     spelling.lstrip("-").replace("-", "_"): name
     for name in OPTIONS
@@ -27,6 +30,8 @@ KEYS = {
 """Options by every key that a line may call them by."""
 MOST_ERRORS = 5
 """That are told in full."""
+Rows = dict[int, Callable[[], dict[str, Any]]]
+"""By its number, what returns the options of a line by their names, or raises what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> l
     ----------
     path : Path
         In UTF-8. Lines are JSON objects if the name ends in one of :data:`JSON_LINES` or the first
-        line is one.
+        line is one. If it ends in :data:`PARQUET`, its rows are the lines, its columns options.
     shared : mapping
         The command's options by name.
     errors : LineErrors
@@ -88,10 +93,25 @@ def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> l
     ------
     RequestError
         The file cannot be read or has no prompts, or the command's seed is not one number.
+    BksdmError
+        Parquet needs a package that is missing; names the extra that installs it.
     """
     first_seed = 0 if shared.get("seed") is None else shared["seed"]
     if not isinstance(first_seed, int):
         raise RequestError("--seed takes one number with --prompts; lists can be in the file")
+    rows = _parquet_rows(path) if path.suffix.lower() == PARQUET else _text_rows(path)
+    lines = []
+    for number, read in rows.items():
+        with errors.of(number):
+            said = read()
+            if said.get("seed") is None:
+                said["seed"] = first_seed + number - 1
+            config = GenerationConfig.from_dict({**shared, **said})
+            lines.append(PromptLine(number, config))
+    return lines
+
+
+def _text_rows(path: Path) -> Rows:
     rows = {
         number: row.strip()
         for number, row in enumerate(re.split("\r\n?|\n", _text(path)), 1)
@@ -99,20 +119,33 @@ def read_prompts(path: Path, shared: Mapping[str, Any], errors: LineErrors) -> l
     }
     if not rows:
         raise RequestError(f"{path}: holds no prompts")
-    as_json = path.suffix.lower() in JSON_LINES or _is_object(next(iter(rows.values())))
-    lines = []
-    for number, row in rows.items():
-        with errors.of(number):
-            if not as_json and _is_object(row):
-                raise RequestError(
-                    "is a JSON object, but the first line is plain text; write all in one form"
-                )
-            said: dict[str, Any] = _options(row) if as_json else {"prompt": row}
-            if said.get("seed") is None:
-                said["seed"] = first_seed + number - 1
-            config = GenerationConfig.from_dict({**shared, **said})
-            lines.append(PromptLine(number, config))
-    return lines
+    if path.suffix.lower() in JSON_LINES or _is_object(next(iter(rows.values()))):
+        return {number: partial(_json_options, row) for number, row in rows.items()}
+    return {number: partial(_plain, row) for number, row in rows.items()}
+
+
+def _parquet_rows(path: Path) -> Rows:
+    require("pyarrow", "parquet")
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(pyarrow.BufferReader(read_input(path))).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise RequestError(f"{path}: not Parquet ({str(error).splitlines()[0]})") from error
+    if not rows:
+        raise RequestError(f"{path}: holds no prompts")
+    # A column has a value in every row; null stands for none.
+    said = [{key: value for key, value in row.items() if value is not None} for row in rows]
+    return {number: partial(_options, row) for number, row in enumerate(said, 1)}
+
+
+def _plain(row: str) -> dict[str, Any]:
+    if _is_object(row):
+        raise RequestError(
+            "is a JSON object, but the first line is plain text; write all in one form"
+        )
+    return {"prompt": row}
 
 
 def _is_object(row: str) -> bool:
@@ -137,7 +170,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _options(row: str) -> dict[str, Any]:
+def _json_options(row: str) -> dict[str, Any]:
     """Return the options of a line of JSON by their names."""
     try:
         found = json.loads(row, object_pairs_hook=_distinct)
@@ -147,6 +180,11 @@ def _options(row: str) -> dict[str, Any]:
         raise RequestError(f"not valid JSON ({error})") from error
     if not isinstance(found, dict):
         raise RequestError('must be a JSON object, as {"prompt": "a cat", "seed": 3}')
+    return _options(found)
+
+
+def _options(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options by their names, which may have been given by their flags'."""
     options: dict[str, Any] = {}
     for key, value in found.items():
         if key == "size":

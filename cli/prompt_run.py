@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from bksdm.cli.checked_prompts import CheckedPrompts, Job
+from bksdm.batch.job import Job
+from bksdm.cli.checked_prompts import CheckedPrompts
 from bksdm.cli.drawing import load_model, warn_of_unknown
 from bksdm.cli.manifest import Entry, Manifest
 from bksdm.cli.output_pattern import OutputPattern

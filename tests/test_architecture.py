@@ -18,9 +18,13 @@ ROOMS = {
     "optimize": {"engines", "storage", "runtime"},
     "runtime": {"engines", "storage", "optimize", "models"},
     "export": {"runtime", "optimize", "engines", "storage"},
+    "batch": {"runtime", "engines", "storage", "models"},
     "serve": {"runtime", "engines", "models"},
     "benchmarks": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "cli"},
-    "cli": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
+    "cli": {
+        *("batch", "serve", "benchmarks", "export"),
+        *("runtime", "optimize", "engines", "storage", "models"),
+    },
 }
 SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
 # What engines and runtime may know of optimize/: its values, and what they ask it to do.
