@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_engine_cache_option,
@@ -144,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.serve.callers import Keys
     from bksdm.serve.logs import json_logs
     from bksdm.serve.measure import Wanted
+    from bksdm.serve.models import named
     from bksdm.serve.server import Server, listen, run_server
     from bksdm.serve.service import Service
     from bksdm.serve.settings import Limits, Settings
@@ -178,20 +178,3 @@ def run(options: argparse.Namespace) -> int:
             )
         )
     return 0
-
-
-def named(paths: list[Path]) -> dict[str, Path]:
-    """Return the folders by their last names.
-
-    Raises
-    ------
-    RequestError
-        Two have the same.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        name = path.resolve().name
-        if name in found:
-            raise RequestError(f"two bundles are called {name}; rename one of the folders")
-        found[name] = path
-    return found

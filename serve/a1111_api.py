@@ -132,9 +132,9 @@ async def _draw(request: Request, service: Service, under_way: _UnderWay, images
     under_way.add(request.state.caller, draft)
     try:
         if not await ended_or_gone(draft.ticket, request.receive):
-            draft.cancel()
             raise Withdrawn("the client is gone")
     finally:
+        draft.cancel()
         under_way.remove(draft)
     draft.ticket.wait(0)
     files = await draft.files()

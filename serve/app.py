@@ -33,16 +33,16 @@ def make_app(service: Service) -> ASGIApp:
     async def openapi(request: Request) -> Response:
         return JSONResponse(described)
 
-    routes: list[BaseRoute] = [
-        *openai_api.routes(service),
-        *jobs_api.routes(service, Jobs(service)),
-        *a1111_api.routes(service),
-        *health.routes(service),
-        Route("/", page),
-        Route("/openapi.json", openapi),
-        Mount("/static", StaticFiles(directory=STATIC)),
-    ]
     settings = service.settings
+    routes: list[BaseRoute] = [*openai_api.routes(service), *health.routes(service)]
+    if not settings.one_of_several:
+        routes += [
+            *jobs_api.routes(service, Jobs(service)),
+            *a1111_api.routes(service),
+            Route("/", page),
+            Route("/openapi.json", openapi),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ]
     middleware = [
         Middleware(Logged, metrics=service.metrics),
         Middleware(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.registry import capabilities
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.engine_choice import engine_for
@@ -24,6 +24,23 @@ from bksdm.serve.settings import Settings
 PART_OF_MEMORY = 0.8
 ASSUMED_BATCH = 4
 """Pictures at a time that memory is reckoned with before a model is measured."""
+
+
+def named(paths: Iterable[Path]) -> dict[str, Path]:
+    """Return the folders by their last names, which clients ask for them by.
+
+    Raises
+    ------
+    RequestError
+        Two have the same.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.resolve().name
+        if name in found:
+            raise RequestError(f"two bundles are called {name}; rename one of the folders")
+        found[name] = path
+    return found
 
 
 class Served:

@@ -70,9 +70,12 @@ async def _answer(
         path = request.url.path
         # Starlette asks for nothing but that it can be called.
         return EventStream(_events(draft, kind, path), draft.cancel)  # type: ignore[return-value]
-    if not await ended_or_gone(draft.ticket, request.receive):
+    try:
+        if not await ended_or_gone(draft.ticket, request.receive):
+            raise Withdrawn("the client is gone")
+    finally:
+        # Some servers cancel what a client has left.
         draft.cancel()
-        raise Withdrawn("the client is gone")
     draft.ticket.wait(0)
     files = await draft.files()
     if fields.get("response_format") == "url":

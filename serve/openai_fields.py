@@ -100,6 +100,9 @@ def order_of(fields: Mapping[str, Any], service: Service) -> Order:
         raise FieldError("partial_images", "partial_images needs stream")
     if stream and fields.get("response_format") == "url":
         raise FieldError("response_format", "response_format is b64_json where stream is set")
+    if service.settings.one_of_several and fields.get("response_format") == "url":
+        told = "response_format is b64_json here: the link might lead to another server"
+        raise FieldError("response_format", told)
     return Order(
         config_of(options, service.settings.limits),
         model or None,

@@ -67,6 +67,9 @@ class Settings:
         Whether prompts are logged.
     cors : tuple of str
         Origins of web pages that may call the server.
+    one_of_several : bool
+        Whether others answer at the same address, which know nothing of the jobs, links and
+        choices of this one: then there is only OpenAI's API, whose requests stand for themselves.
     """
 
     engine: str = "onnxruntime"
@@ -81,3 +84,4 @@ class Settings:
     kept_bytes: int = 256 * 2**20
     log_prompts: bool = False
     cors: tuple[str, ...] = ()
+    one_of_several: bool = False

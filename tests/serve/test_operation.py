@@ -19,13 +19,16 @@ from collections import Counter
 import httpx
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
 
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
+from bksdm.serve.app import make_app
 from bksdm.serve.callers import Keys
 from bksdm.serve.errors import Refused, Unauthorized, Unavailable
 from bksdm.serve.logs import JsonLines
 from bksdm.serve.models import Models
+from bksdm.serve.service import Service
 from bksdm.serve.settings import Limits, Settings
 
 from .app import WANTED, Running
@@ -326,3 +329,15 @@ def test_a_thousand_clients_that_leave_at_random_leave_nothing_behind():
     server.stop()
     # The frame of the request that was answered last may still be there.
     assert of_requests() <= before + 3
+
+
+def test_one_of_several_servers_offers_what_needs_no_memory():
+    settings = Settings(one_of_several=True)
+    client = TestClient(make_app(Service({"emoji": EMOJI}, settings)))
+    assert client.get("/v1/models").status_code == 200
+    for path in ("/v1/jobs", "/sdapi/v1/txt2img"):
+        assert client.post(path, json=SMALL).status_code == 404
+    sent = {"prompt": "a dog", "response_format": "url"}
+    answer = client.post("/v1/images/generations", json=sent)
+    assert answer.status_code == 400
+    assert "the link might lead to another server" in answer.json()["error"]["message"]
