@@ -23,6 +23,7 @@ COMMANDS = {
     "batch": "draw a file of prompts with several processes, or with a Ray cluster",
     "export": "turn a diffusers checkpoint into a bundle",
     "serve": "draw pictures for others over HTTP, with a web page",
+    "triton": "write a model repository of Triton Inference Server",
     "build": "compile a bundle for a GPU, or tune it to this CPU",
     "info": "describe a bundle, or how a picture was made",
     "verify": "compare a bundle with diffusers, or with its checksums",

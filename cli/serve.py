@@ -12,9 +12,9 @@ from bksdm.cli.arguments import (
     integer,
     named_path,
     real,
-    threads,
 )
 from bksdm.cli.extras import require
+from bksdm.cli.layout_options import add_layout_options
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
 
@@ -49,31 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="port to listen on; 0 takes a free one (default: 8000)",
     )
-    parser.add_argument(
-        "--replicas",
-        type=threads,
-        metavar="N",
-        help="engine threads of a model, which draw beside each other (default: measured)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=threads,
-        metavar="N",
-        help="CPU threads of each replica (default: measured)",
-    )
-    parser.add_argument(
-        "--max-batch",
-        type=threads,
-        metavar="N",
-        help="most pictures that a replica draws together (default: measured)",
-    )
-    parser.add_argument(
-        "--queue",
-        type=real,
-        default=300.0,
-        metavar="SECONDS",
-        help="most work that waits for a model; what is beyond is refused with 429 (default: 300)",
-    )
+    add_layout_options(parser)
     parser.add_argument(
         "--memory",
         type=real,
@@ -124,11 +100,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--log-prompts", action="store_true", help="log prompts, which are left out otherwise"
-    )
-    parser.add_argument(
-        "--engine",
-        default="onnxruntime",
-        help="onnxruntime, openvino, or auto (default: onnxruntime)",
     )
     parser.add_argument(
         "--no-safety-checker", action="store_true", help="do not load the models' safety checkers"

@@ -8,18 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bksdm.engines.errors import EngineError, RequestError
-from bksdm.engines.registry import capabilities
+from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.engine_choice import engine_for
 from bksdm.runtime.memory import needed_bytes, total_bytes
-from bksdm.runtime.pipeline import TextToImage
-from bksdm.serve.drawing import ON_HOST
 from bksdm.serve.errors import NotFound, Unavailable
-from bksdm.serve.measure import measure
 from bksdm.serve.observer import Observer
 from bksdm.serve.scheduler import STOPPING, Scheduler
 from bksdm.serve.settings import Settings
+from bksdm.serve.starting import start_scheduler
 
 PART_OF_MEMORY = 0.8
 ASSUMED_BATCH = 4
@@ -149,7 +145,9 @@ class Models:
         shape = (batch, bundle.latent_channels, height, width)
         needed = needed_bytes(bundle, shape, guided=True)
         await self._make_room(name, needed)
-        scheduler = await asyncio.to_thread(self._scheduler, name, bundle)
+        scheduler = await asyncio.to_thread(
+            start_scheduler, bundle, self._settings, self._observe(name)
+        )
         digest = await asyncio.to_thread(bundle.digest)
         return Served(bundle, digest, scheduler, needed)
 
@@ -172,27 +170,6 @@ class Models:
             oldest = min(idle, key=lambda other: idle[other].used)
             gone = self._loaded.pop(oldest)
             await asyncio.to_thread(gone.scheduler.close)
-
-    def _scheduler(self, name: str, bundle: Bundle) -> Scheduler:
-        settings = self._settings
-        engine = engine_for(bundle, settings.engine)
-        if capabilities(engine).on_device:
-            raise EngineError(f"{ON_HOST}, not {engine}")
-
-        def load(threads: int) -> TextToImage:
-            return TextToImage.load(
-                bundle, engine, threads, settings.engine_cache, settings.safety_checker
-            )
-
-        model, layout, costs = measure(load, capabilities(engine), settings.wanted)
-        return Scheduler(
-            lambda: load(layout.threads),
-            layout,
-            costs,
-            settings.queue_seconds,
-            self._observe(name),
-            model,
-        )
 
     async def stop(self, seconds: float) -> bool:
         """Take no more requests, and return whether those that were there ended in time."""

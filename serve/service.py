@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bksdm.engines.errors import BundleError, RequestError, SamplerError
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.picture_formats import encode_picture
 from bksdm.runtime.picture_record import PictureRecord
 from bksdm.runtime.recorded import Recorder
-from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
+from bksdm.serve.admission import ticket_of
 from bksdm.serve.callers import Caller, Keys
-from bksdm.serve.errors import FieldError, ServeError
+from bksdm.serve.errors import ServeError
 from bksdm.serve.kept import KeptPictures
 from bksdm.serve.metrics import Metrics
 from bksdm.serve.models import Models, Served
-from bksdm.serve.order import Order, check_size, field_error
+from bksdm.serve.order import Order
 from bksdm.serve.settings import Settings
 from bksdm.serve.ticket import Ticket
 
@@ -156,14 +155,8 @@ class Service:
         """
         name = order.model or self.models.default
         served = await self.models.get(name)
-        limits = self.settings.limits
-        if order.image is not None:
-            config, (width, height) = order.config, order.image.size
-            check_size(config.width or width, config.height or height, limits)
-        request = await asyncio.to_thread(_resolved, served, order)
-        check_size(request.config.width, request.config.height, limits)
-        shown = _shown_after(served, len(request.table), order.previews)
-        ticket = Ticket(request, caller.priority, order.timeout, shown)
+        limits, priority = self.settings.limits, caller.priority
+        ticket = await asyncio.to_thread(ticket_of, served.scheduler, order, limits, priority)
         if self.models.loaded.get(name) is not served:
             # Let go of meanwhile, for another model.
             served = await self.models.get(name)
@@ -179,22 +172,3 @@ class Service:
         """Take no more orders, and return whether those that were there ended in time."""
         self.stopping = True
         return await self.models.stop(self.settings.grace_seconds)
-
-
-def _resolved(served: Served, order: Order) -> Request:
-    try:
-        return served.scheduler.model.request(order.config, image=order.image, mask=order.mask)
-    except (RequestError, SamplerError) as error:
-        raise field_error(error) from error
-
-
-def _shown_after(served: Served, evaluations: int, previews: int) -> frozenset[int]:
-    """Return after which evaluations it is shown how the pictures look: evenly, before the end."""
-    if not previews:
-        return frozenset()
-    try:
-        _ = served.scheduler.model.preview
-    except BundleError as error:
-        raise FieldError("previews", "previews: this model has none; see preview.json") from error
-    spaced = (evaluations * (k + 1) // (previews + 1) for k in range(previews))
-    return frozenset(step for step in spaced if 0 < step < evaluations)

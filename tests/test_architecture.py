@@ -19,7 +19,7 @@ ROOMS = {
     "runtime": {"engines", "storage", "optimize", "models"},
     "export": {"runtime", "optimize", "engines", "storage"},
     "batch": {"runtime", "engines", "storage", "models"},
-    "serve": {"runtime", "engines", "models"},
+    "serve": {"runtime", "engines", "models", "storage"},
     "benchmarks": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "cli"},
     "cli": {
         *("batch", "serve", "benchmarks", "export"),
