@@ -36,6 +36,7 @@ REASONS = {
     "needs a processor with bfloat16",
     "serves until it is stopped",
     "needs a server",
+    "needs a cluster",
     "needs a C++ compiler",
     "takes minutes and a quiet machine",
 }
@@ -46,6 +47,8 @@ STAND_INS = {
 # By tests/parity/test_porting.py, line by line beside diffusers.
 TESTED_ELSEWHERE = {"docs/porting.md"}
 SLOW_SCRIPTS = {"image_to_image.py", "start.py"}
+NEEDED = {"ray_data.py": "ray"}
+"""What a script needs that not everybody has who runs the tests."""
 PAGES = [
     path
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -124,6 +127,8 @@ def test_every_stand_in_is_known():
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_a_script(script, folder):
+    if script.name in NEEDED:
+        pytest.importorskip(NEEDED[script.name], reason="needs the extra ray")
     done = subprocess.run(
         [sys.executable, script],
         cwd=folder,
