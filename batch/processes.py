@@ -127,7 +127,8 @@ def _refuse_twice(worker: Worker, line: int, died: set[int]) -> None:
 def _work(setup: Setup, connection: Connection) -> None:
     """Draw what is asked for, until nobody asks any more."""
     drawer = Drawer(setup, f"process {os.getpid()}")
-    with contextlib.suppress(EOFError):
+    # Of the connection: who asked is gone.
+    with contextlib.suppress(EOFError, OSError):
         while True:
             job = connection.recv()
             try:

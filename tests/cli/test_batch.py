@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -206,14 +207,15 @@ def alive_after(group, seconds):
     return True
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
-def test_an_interrupt_ends_all_processes(tiny_bundle, tmp_path):
-    rows = [{"prompt": "a dog", "seed": seed, "steps": 200} for seed in range(60)]
+@pytest.fixture
+def under_way(tiny_bundle, tmp_path):
+    """Start ``bksdm batch`` with two processes; return it, its folder, and the command."""
+    rows = [{"prompt": "a dog", "seed": seed, "steps": 100} for seed in range(40)]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    folder = tmp_path / "out"
-    words = ["batch", "x.jsonl", "--model", str(tiny_bundle), "--processes", "2", "-o", str(folder)]
+    words = ["batch", "x.jsonl", "--model", str(tiny_bundle), "--processes", "2", "-o", "out"]
+    command = [sys.executable, "-m", "bksdm.cli", *words]
     with subprocess.Popen(
-        [sys.executable, "-m", "bksdm.cli", *words],
+        command,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,14 +225,54 @@ def test_an_interrupt_ends_all_processes(tiny_bundle, tmp_path):
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
-        # As a terminal does: to every process.
-        os.killpg(process.pid, signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        yield process, tmp_path / "out", command
+
+
+unix = pytest.mark.skipif(sys.platform == "win32", reason="signals of Unix")
+
+
+@unix
+def test_an_interrupt_ends_all_processes(under_way):
+    process, folder, _ = under_way
+    # As a terminal does: to every process.
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (130, "bksdm: interrupted\n")
     assert not alive_after(process.pid, 5)
     drawn = list(folder.iterdir())
-    assert 1 <= len(drawn) < 60
+    assert 1 <= len(drawn) < 40
     for path in drawn:
         with Image.open(path) as picture:
             assert np.asarray(picture).shape == (64, 64, 3)
         assert read_parameters(path)["prompt"] == "a dog"
+
+
+@unix
+def test_a_run_that_is_killed_leaves_no_processes_and_goes_on(under_way):
+    process, folder, command = under_way
+    process.kill()
+    assert process.wait(10) == -signal.SIGKILL
+    assert not alive_after(process.pid, 10)
+    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=True)
+    told = done.stderr.splitlines()[-1]
+    assert " 0 already there" not in told
+    assert sum(map(int, re.findall(r"\d+", told))) == 40
+    assert len(list(folder.glob("[0-9a-f]*.png"))) == 40
+    assert not list(folder.glob(f"{PARTIAL}*"))
+
+
+def test_as_many_processes_start_as_there_is_memory_for(batch, lines, tmp_path, monkeypatch):
+    found = []
+
+    def draw(setup, jobs, count):
+        found.append((count, setup.loading["threads"]))
+        yield from ()
+
+    monkeypatch.setattr("bksdm.cli.batch_run.draw_with_processes", draw)
+    monkeypatch.setattr("bksdm.cli.batch_run.usable_processors", lambda: 8)
+    monkeypatch.setattr("bksdm.cli.batch_run.needed_bytes", lambda *words: 10)
+    for free, words in ((None, []), (25, []), (5, []), (None, ["--threads", 3])):
+        monkeypatch.setattr("bksdm.cli.batch_run.free_bytes", lambda free=free: free)
+        batch(lines, tmp_path / "out", "--force", *words)
+    # There are four lines.
+    assert found == [(4, 2), (2, 4), (1, 8), (2, 3)]
