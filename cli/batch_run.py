@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bksdm.batch.drawer import Outcome, Setup
-from bksdm.batch.places import Folder, Place, open_place
+from bksdm.batch.places import Bucket, Folder, Place, open_place
 from bksdm.batch.processes import draw_with_processes
 from bksdm.batch.throughput import throughput
 from bksdm.cli.arguments import options_named
@@ -38,10 +38,15 @@ def draw_batch(options: argparse.Namespace) -> int:
         check_folder(Path(options.output))
     with options_named(quality="--quality", lossless="--lossless"):
         chosen = PictureFormat(options.format.upper(), options.quality, options.lossless)
+    target = options.output
+    if options.ray is not None:
+        # Workers may have another working directory.
+        options.model = options.model.absolute()
+        target = target if isinstance(place, Bucket) else str(Path(target).absolute())
     checked = CheckedPrompts(options, chosen)
     warn_of_unknown(checked.bundle, [text for job in checked.jobs for text in job.config.prompts])
     setup = Setup(
-        options.output, checked.bundle, checked.recorder, chosen, loading(options), checked.inputs
+        target, checked.bundle, checked.recorder, chosen, loading(options), checked.inputs
     )
     draw = _with_processes if options.ray is None else _with_ray
     start = time.perf_counter()

@@ -18,7 +18,7 @@ from bksdm.serve import a1111_api, health, jobs_api, openai_api
 from bksdm.serve.jobs import Jobs
 from bksdm.serve.middleware import Answered, Identified, Limited, Logged
 from bksdm.serve.openapi import document
-from bksdm.serve.service import Service
+from bksdm.serve.service import Service, traced
 
 STATIC = Path(__file__).parent / "static"
 
@@ -56,6 +56,10 @@ def make_app(service: Service) -> ASGIApp:
         Middleware(Limited, limits=settings.limits),
         Middleware(Identified, keys=service.keys),
     ]
+    if traced():
+        from bksdm.serve.traces import Traced
+
+        middleware.insert(0, Middleware(Traced))
     app = Starlette(routes=routes, middleware=middleware)
     # Starlette would answer these in a form of its own.
     app.add_exception_handler(HTTPException, _raise)

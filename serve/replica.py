@@ -101,6 +101,7 @@ class Replica(threading.Thread):
 
     def _begin(self, ticket: Ticket) -> None:
         if ticket.drawing is None:
+            ticket.encode()
             try:
                 ticket.drawing = Drawing(ticket, self.model)
             except EngineError:

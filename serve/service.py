@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from bksdm.runtime.images import to_pil
@@ -160,6 +161,10 @@ class Service:
         if self.models.loaded.get(name) is not served:
             # Let go of meanwhile, for another model.
             served = await self.models.get(name)
+        if traced():
+            from bksdm.serve.traces import follow
+
+            follow(ticket, name)
         served.scheduler.submit(ticket)
         return Draft(ticket, name, served, order)
 
@@ -172,3 +177,9 @@ class Service:
         """Take no more orders, and return whether those that were there ended in time."""
         self.stopping = True
         return await self.models.stop(self.settings.grace_seconds)
+
+
+@cache
+def traced() -> bool:
+    """Return whether OpenTelemetry is there, which knows whether anybody wants spans."""
+    return find_spec("opentelemetry") is not None and find_spec("opentelemetry.trace") is not None

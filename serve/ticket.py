@@ -84,7 +84,9 @@ class Ticket:
         self.interrupted = False
         self.drawing: Drawing | None = None
         self.order = (-priority, next(_numbers))
+        self._encoded: float | None = None
         self._begun: float | None = None
+        self._stepped: float | None = None
         self._ended: float | None = None
         self._listeners: list[Callable[[], object]] = []
         self._finished = threading.Event()
@@ -99,6 +101,21 @@ class Ticket:
         """Seconds that it waited for its first evaluation."""
         until = self._begun or self._ended or time.monotonic()
         return until - self.arrived
+
+    @property
+    def stages(self) -> list[tuple[str, float, float]]:
+        """Each stage that it has been in, and by ``time.monotonic()`` its begin and end.
+
+        They are what a client waits for: others may have been drawn meanwhile.
+        """
+        now = self._ended or time.monotonic()
+        moments = (self.arrived, self._encoded, self._begun, self._stepped, now)
+        begun = [moment for moment in moments[:4] if moment is not None]
+        names = ("queue", "encode", "denoise", "decode")
+        if self._stepped is not None and self.step < self.plan.evaluations and not self.interrupted:
+            # It ended on the way.
+            begun.pop()
+        return list(zip(names, begun, [*begun[1:], now], strict=False))
 
     @property
     def seconds(self) -> float:
@@ -141,6 +158,10 @@ class Ticket:
             raise self.error
         return self.result
 
+    def encode(self) -> None:
+        """Take note that its prompts, and the picture to start from, are being encoded."""
+        self._encoded = time.monotonic()
+
     def begin(self) -> None:
         """Take note that it has a place."""
         self.state = "running"
@@ -154,7 +175,7 @@ class Ticket:
 
     def stepped(self, step: int, pixels: NDArray[np.uint8] | None) -> None:
         """Take note of an evaluation, and of how the pictures look."""
-        self.step = step
+        self.step, self._stepped = step, time.monotonic()
         if pixels is not None:
             self.previews.append(StepPicture(step, pixels))
         self._tell()

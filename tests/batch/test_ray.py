@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -76,3 +78,20 @@ def test_an_error_of_a_worker_is_its_own(cluster, tmp_path):
     with pytest.raises(RequestError, match="line 3: needs a seed"):
         list(draw_with_ray(Setup.of(tmp_path, threads=1), [job(3, seed=None)], 1, 1))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_draws_with_a_cluster_that_it_starts(tmp_path):
+    rows = [{"prompt": "a dog", "size": "64x64", "steps": 2}] * 3
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["batch", "x.jsonl", "--ray", "local", "-o", "out"]
+    command = [sys.executable, "-m", "bksdm.cli", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "3 pictures in" in done.stderr
+    assert done.stderr.endswith("3 drawn, 0 already there\n")
+    rows = (tmp_path / "out/x.manifest.jsonl").read_text().splitlines()
+    listed = [json.loads(row) for row in rows]
+    assert [entry["options"]["seed"] for entry in listed] == [0, 1, 2]
+    files = {entry["file"] for entry in listed}
+    assert files == {name.removeprefix("out/") for name in done.stdout.split()}
+    assert files == {path.name for path in (tmp_path / "out").glob("*.png")}
