@@ -145,6 +145,17 @@ def test_bad_lines_and_places_are_refused_before_the_work(batch, lines, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("package", "words", "extra"), [("ray", ["--ray", "auto"], "ray"), ("pyarrow", [], "parquet")]
+)
+def test_a_missing_package_is_named(batch, tmp_path, monkeypatch, package, words, extra):
+    (tmp_path / "x.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = batch(tmp_path / "x.parquet", tmp_path / "out", *words)
+    told = f"needs {package}; run: pip install 'bksdm-runtime[{extra}]'"
+    assert (code, err) == (2, f"bksdm: error: this command {told}\n")
+
+
 def jobs(count, steps=1):
     config = GenerationConfig("a dog", num_inference_steps=steps)
     found = []

@@ -10,7 +10,7 @@ import pytest
 from .examples_of_pages import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-CODE = ("cli", "engines", "export", "optimize", "runtime", "serve", "storage")
+CODE = ("batch", "cli", "engines", "export", "optimize", "runtime", "serve", "storage")
 MESSAGES = [
     row.split("|")[1].strip().strip("`")
     for table in re.findall(r"\| message .+\n\|---.+\n((?:\|.+\n)+)", PAGE)
