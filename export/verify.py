@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.kinds import kinds_of
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import (
@@ -18,7 +19,6 @@ from bksdm.export.networks import (
     Network,
     SafetyChecker,
     TinyVaeDecoder,
-    kinds_of,
     load_network,
 )
 from bksdm.export.parity import CASES, Reference, compare, format_table, references

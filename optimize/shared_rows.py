@@ -11,9 +11,9 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from bksdm.engines.variants import SAMPLE_OF_ROW
+from bksdm.engines.variants import HINT_FEATURES, SAMPLE_OF_ROW
 
-PER_SAMPLE = ("sample", "timestep")
+PER_SAMPLE = ("sample", "timestep", HINT_FEATURES)
 ROWS = "rows"
 _OF_ROWS = ":rows"
 
