@@ -13,6 +13,7 @@ from onnx import helper
 from bksdm.engines.errors import EngineError
 from bksdm.engines.variants import CONTROL_IMAGE, DOWN_RESIDUAL, HINT_FEATURES, MID_RESIDUAL
 from bksdm.optimize.feature_reuse import joins
+from bksdm.optimize.graph import attributes
 from bksdm.optimize.needed import keep_needed
 
 
@@ -84,6 +85,10 @@ def take_hint(model: onnx.ModelProto) -> None:
     node, hint = _where_it_joins(graph)
     node.input[list(node.input).index(hint)] = HINT_FEATURES
     sample = graph.input[0]
+    for other in graph.node:
+        # The tracer takes the batch from either.
+        if other.op_type == "Shape" and attributes(other).get("end") == 1:
+            other.input[:] = [sample.name if name == CONTROL_IMAGE else name for name in other.input]
     graph.input.append(_features(sample, _batch_of(sample)))
     keep_needed(graph)
 
