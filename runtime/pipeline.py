@@ -310,6 +310,12 @@ class TextToImage(DiffusersNames):
         mask_image: Image | Sequence[Image] | None = None,
         masked_image_latents: None = None,
         padding_mask_crop: None = None,
+        control_image: Image | Sequence[Any] | None = None,
+        controlnet: str | Sequence[str] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] | None = None,
+        guess_mode: bool = False,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         strength: float | None = None,
         seed: int | Sequence[int] | None = None,
         noise: str = CPU,
@@ -347,6 +353,9 @@ class TextToImage(DiffusersNames):
             Pictures to start from; they repeat until there is one for each of the batch.
         mask, mask_image : PIL image or sequence of such, optional
             White is made anew, black stays. Two names of one argument.
+        control_image : PIL image or sequence of such, optional
+            What ControlNets are shown: one picture, one per ControlNet, or one per prompt; for
+            several of both a list for each prompt, of a picture for each ControlNet.
         on_step : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False cancels.
 
@@ -399,8 +408,8 @@ class TextToImage(DiffusersNames):
         config : GenerationConfig
             The options.
         inputs
-            ``image``, ``mask``, ``latents``, ``generator``, ``prompt_embeds`` and
-            ``negative_prompt_embeds``; these two beside a prompt of as many empty texts.
+            ``image``, ``mask``, ``control_image``, ``latents``, ``generator``, ``prompt_embeds``
+            and ``negative_prompt_embeds``; these two beside a prompt of as many empty texts.
 
         Raises
         ------
