@@ -221,6 +221,14 @@ def input_file(text: str) -> Path:
     return STDIN if text == "-" else named_path(text)
 
 
+def control_image(text: str) -> tuple[str, Path]:
+    """Return name and file of ``NAME=FILE``; an empty name where there is only a file."""
+    name, equals, file = text.partition("=")
+    if equals and CONTROLNET_NAME.fullmatch(name) and not os.path.lexists(text):
+        return name, input_file(file)
+    return "", input_file(text)
+
+
 def output_file(text: str) -> Path:
     """Return a file's path; ``-`` is standard output."""
     if text.endswith(("/", "/.", "/..")):

@@ -206,7 +206,8 @@ def _refuse_both(options: argparse.Namespace) -> None:
         raise RequestError("prompts come from the command or from --prompts, not from both")
     if options.output is None:
         raise RequestError("--prompts needs -o FOLDER, or a pattern as -o pictures/{line}.jpg")
-    if options.prompts == STDIN and STDIN in input_paths(options).values():
+    pictures = [options.image, options.mask, *(path for _, path in options.control_image)]
+    if options.prompts == STDIN and STDIN in pictures:
         raise RequestError("standard input cannot be both --prompts and a picture")
 
 

@@ -21,10 +21,10 @@ CLIP_SKIP = "clip-skip-"
 CONTROLLED = "controlled"
 """A UNet that takes what ControlNets add to it; shares rows, if it can."""
 DOWN_RESIDUAL = "down_block_res_sample_"
-"""Begins the names of what is added to the features that the UNet's last half takes from its first.
+"""Begins the names of what is added to features that the UNet's last half takes from its first.
 
-With the number of the feature, in the order in which they are made. They are outputs of a ControlNet
-and inputs of a UNet that is :data:`CONTROLLED`, [rows, channels, height, width].
+The number of the feature follows, in the order in which they are made. A ControlNet outputs these,
+and a UNet that is :data:`CONTROLLED` takes them: [rows, channels, height, width].
 """
 MID_RESIDUAL = "mid_block_res_sample"
 """The same, added to what the UNet's mid block makes."""

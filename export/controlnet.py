@@ -106,9 +106,7 @@ def controlnet_kind(component: str) -> type[ControlNet]:
     return type(f"ControlNet_{component.removeprefix(CONTROLNET)}", (ControlNet,), fields)
 
 
-def resolve_controlnet(
-    name: str, source: str, token: str | None, report: Any
-) -> Path:
+def resolve_controlnet(name: str, source: str, token: str | None, report: Any) -> Path:
     """Return the folder of a ControlNet in diffusers' format, downloading it if need be.
 
     Parameters
@@ -216,8 +214,8 @@ def require_fit(checkpoint: Path, components: Sequence[str]) -> None:
         if picture_scale(found) != scale:
             raise ExportError(
                 f"{file}: conditioning_embedding_out_channels has "
-                f"{len(found['conditioning_embedding_out_channels'])} entries, which makes pictures "
-                f"smaller by {picture_scale(found)}; the VAE makes them smaller by {scale}"
+                f"{len(found['conditioning_embedding_out_channels'])} entries, which divides sides "
+                f"by {picture_scale(found)}; the VAE divides them by {scale}"
             )
         files_of(checkpoint, component)
 

@@ -14,10 +14,10 @@ from bksdm.engines.onnxruntime_package import load_onnxruntime
 from bksdm.export.controlnet import require_fit
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
+from bksdm.export.kinds import kinds_of
 from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.kinds import kinds_of
 from bksdm.export.networks import Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared

@@ -70,9 +70,7 @@ def fetch(
     where = f"{hub_id}@{revision}" if revision else hub_id
     try:
         folder = Path(
-            snapshot_download(
-                hub_id, revision=revision, token=token, allow_patterns=list(small)
-            )
+            snapshot_download(hub_id, revision=revision, token=token, allow_patterns=list(small))
         )
         # Of the same commit, even if there is a newer one by now.
         info = HfApi(token=token).model_info(hub_id, revision=folder.name)

@@ -13,8 +13,8 @@ import torch
 
 from bksdm.engines.errors import BundleError, ExportError, SamplerError
 from bksdm.engines.protocol import TensorSpec
-from bksdm.export.library_errors import library_errors
 from bksdm.export.kinds import kinds_of
+from bksdm.export.library_errors import library_errors
 from bksdm.export.networks import Case, Network, weightless
 from bksdm.export.pretrained import build
 from bksdm.export.quiet import quiet

@@ -81,7 +81,9 @@ def build(subfolder: str, checkpoint: Path) -> Any:
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
     if subfolder.startswith(CONTROLNET):
-        made_by[subfolder] = lambda: ControlNetModel.from_config(ControlNetModel.load_config(folder))
+        made_by[subfolder] = lambda: ControlNetModel.from_config(
+            ControlNetModel.load_config(folder)
+        )
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):
         return made_by[subfolder]()
 

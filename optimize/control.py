@@ -88,13 +88,15 @@ def take_hint(model: onnx.ModelProto) -> None:
     for other in graph.node:
         # The tracer takes the batch from either.
         if other.op_type == "Shape" and attributes(other).get("end") == 1:
-            other.input[:] = [sample.name if name == CONTROL_IMAGE else name for name in other.input]
+            other.input[:] = [
+                sample.name if name == CONTROL_IMAGE else name for name in other.input
+            ]
     graph.input.append(_features(sample, _batch_of(sample)))
     keep_needed(graph)
 
 
 def _where_it_joins(graph: onnx.GraphProto) -> tuple[onnx.NodeProto, str]:
-    """Return the first node that takes from the picture and from the latents, and which is which."""
+    """Return the first node that takes from picture and latents, and what it takes of the one."""
     seen = {CONTROL_IMAGE}
     latents = {graph.input[0].name}
     for node in graph.node:

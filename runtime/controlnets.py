@@ -1,4 +1,4 @@
-"""Run ControlNets, and put together what they add to a UNet (Zhang et al. 2023, arXiv 2302.05543)."""
+"""Run ControlNets, and put together what they add to a UNet (Zhang et al., arXiv 2302.05543)."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class ControlNets:
         By name.
     """
 
-    def __init__(
-        self, load_unet: Callable[[], Engine], nets: Mapping[str, ControlNetwork]
-    ) -> None:
+    def __init__(self, load_unet: Callable[[], Engine], nets: Mapping[str, ControlNetwork]) -> None:
         self.unet = once(load_unet)
         self._nets = {
             name: ControlNetwork(once(net.load_hint), once(net.load), net.pools)
@@ -99,10 +97,10 @@ class ControlNets:
         # One by one, for these are the largest features; images of one prompt are often alike.
         seen: list[Array] = []
         for index in range(len(cast)):
-            same = index and np.array_equal(cast[index], cast[index - 1])
-            seen.append(
-                seen[-1] if same else network({CONTROL_IMAGE: cast[index : index + 1]})[HINT_FEATURES]
-            )
+            if index and np.array_equal(cast[index], cast[index - 1]):
+                seen.append(seen[-1])
+            else:
+                seen.append(network({CONTROL_IMAGE: cast[index : index + 1]})[HINT_FEATURES])
         return np.concatenate(seen)
 
     def residuals(
@@ -142,7 +140,9 @@ class ControlNets:
             ]
         feeds[HINT_FEATURES] = np.concatenate(hints)
         made = network({name: feeds[name] for name in network.inputs})
-        counts = [each.job.images * (2 if twice else 1) for each, twice in zip(group, both, strict=True)]
+        counts = [
+            each.job.images * (2 if twice else 1) for each, twice in zip(group, both, strict=True)
+        ]
         rows = _rows_of(group, counts)
         # In guess mode what is added to fine features counts least.
         levels = np.logspace(-1, 0, len(made), dtype=np.float32)
@@ -176,7 +176,7 @@ def _times(array: Array, factors: NDArray[np.float32]) -> Array:
 
 
 def _placed(array: Array, rows: NDArray[np.bool_], pools: bool) -> Array:
-    """Return an array with a row for each of the UNet's, those of zeros that it does not run for."""
+    """Return an array with a row for each of the UNet's: zeros where it does not run."""
     if pools:
         mean = array.mean((2, 3), keepdims=True, dtype=np.float32).astype(array.dtype)
         array = np.broadcast_to(mean, array.shape)

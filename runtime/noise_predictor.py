@@ -241,9 +241,7 @@ class _Evaluation:
         require_finite(prediction, f"noise prediction of step {self.index + 1}")
 
 
-def _feeds(
-    group: Sequence[_Evaluation], network: Engine, both: Sequence[bool]
-) -> dict[str, Array]:
+def _feeds(group: Sequence[_Evaluation], network: Engine, both: Sequence[bool]) -> dict[str, Array]:
     """Return what a network takes of latents, timesteps and text, row after row.
 
     Parameters
