@@ -110,7 +110,8 @@ class PromptRun:
         request = self.request(line.config)
         if not (self.options.force or capabilities(self.options.engine).on_device):
             guided = request.guidance is not None
-            require_memory(self.bundle, request.shape, guided, self.options.engine)
+            engine, controls = self.options.engine, request.controls
+            require_memory(self.bundle, request.shape, guided, engine, controls)
         config, path = request.config, self.pattern.path(line.number)
         check_record(self.recorder, config, self.chosen)
         if self.pattern.folder.is_dir():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bksdm.engines.errors import BundleError, RequestError, SamplerError
 from bksdm.runtime.images import to_pil
@@ -85,8 +86,11 @@ class Draft:
 
     @cached_property
     def _recorder(self) -> Recorder:
-        sent = {"image": self.order.image, "mask": self.order.mask}
-        paths = {name: None if p is None else Path(name) for name, p in sent.items()}
+        order = self.order
+        sent: dict[str, Any] = {"image": order.image, "mask": order.mask}
+        paths: dict[str, Any] = {n: None if p is None else Path(n) for n, p in sent.items()}
+        sent["control_image"] = order.control_images
+        paths["control_image"] = [Path("control_image")] * len(order.control_images)
         return Recorder(self.served.bundle, paths, sent, self.order.output, self.served.digest)
 
     async def files(self) -> list[File]:
@@ -157,8 +161,9 @@ class Service:
         name = order.model or self.models.default
         served = await self.models.get(name)
         limits = self.settings.limits
-        if order.image is not None:
-            config, (width, height) = order.config, order.image.size
+        first = next((each for each in (order.image, *order.control_images) if each), None)
+        if first is not None:
+            config, (width, height) = order.config, first.size
             check_size(config.width or width, config.height or height, limits)
         request = await asyncio.to_thread(_resolved, served, order)
         check_size(request.config.width, request.config.height, limits)
@@ -183,7 +188,12 @@ class Service:
 
 def _resolved(served: Served, order: Order) -> Request:
     try:
-        return served.scheduler.model.request(order.config, image=order.image, mask=order.mask)
+        return served.scheduler.model.request(
+            order.config,
+            image=order.image,
+            mask=order.mask,
+            control_image=order.control_images or None,
+        )
     except (RequestError, SamplerError) as error:
         raise field_error(error) from error
 
