@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -319,7 +320,10 @@ def _scheduler(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _write_controlnet(unet: Any, folder: Path, nano: bool) -> None:
-    """Write what `ControlNetModel.from_unet` makes, which would change nothing, with an effect."""
+    """Write what `ControlNetModel.from_unet` makes, its convolutions of zeros made random.
+
+    As they are it would add nothing; so it adds half of what its features deviate by.
+    """
     import torch
     from diffusers import ControlNetModel
 
@@ -327,6 +331,10 @@ def _write_controlnet(unet: Any, folder: Path, nano: bool) -> None:
     # The other networks are the same with it and without.
     with torch.random.fork_rng(devices=[]):
         made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        with torch.no_grad():
+            for weight in made.parameters():
+                if weight.ndim == 4 and not weight.any():
+                    weight.normal_(std=0.5 / math.sqrt(weight[0].numel()))
         _stir(made).save_pretrained(folder)
 
 

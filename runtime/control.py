@@ -149,7 +149,10 @@ def resolved_control(
             "control_guidance_end": config.control_guidance_end != 1,
         }
         if idle := next((name for name, is_given in given.items() if is_given), None):
-            raise RequestError(f"{idle} needs a control_image, which the ControlNet is shown")
+            raise RequestError(
+                f"{idle} needs a control_image, which the ControlNet is shown; diffusers' "
+                "StableDiffusionControlNetPipeline calls it image"
+            )
         return {}
     known = bundle.controlnets
     if not known:
@@ -163,7 +166,7 @@ def resolved_control(
         )
     if config.fast:
         raise RequestError(
-            "fast does not go with a control_image: features of a step without it would be reused"
+            "fast does not go with a control_image: what a ControlNet adds changes in every step"
         )
     if config.controlnet is None and len(known) > 1:
         raise RequestError(
@@ -183,9 +186,7 @@ def resolved_control(
     ):
         value = getattr(config, option)
         if isinstance(value, tuple) and len(value) != len(names):
-            raise RequestError(
-                f"{option} has {len(value)} entries, but there are {len(names)} ControlNets"
-            )
+            raise RequestError(f"{option} has {len(value)} entries, but {_counted(len(names))}")
     usual = {"image": SCALE_WITH_IMAGE, "masked image": SCALE_WITH_MASK}.get(start, SCALE)
     scale = config.controlnet_conditioning_scale
     return {
@@ -256,8 +257,8 @@ class ControlPictures:
         for pictures in by_net:
             if len(pictures) not in (1, prompts):
                 raise RequestError(
-                    f"control_image has {len(pictures)} entries for a ControlNet; it may be one, "
-                    f"or one for each of the {prompts} prompts"
+                    f"control_image has {len(pictures)} entries for a ControlNet; give one, or as "
+                    f"many as there are prompts ({prompts})"
                 )
             pixels = np.stack([resized("control_image", p, size, "RGB") for p in pictures])
             sample = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
@@ -290,10 +291,12 @@ class ControlPictures:
                 )
             return [list(pictures) for pictures in zip(*self.given, strict=True)]
         if len(self.given) != nets:
-            raise RequestError(
-                f"control_image has {len(self.given)} entries, but there are {nets} ControlNets"
-            )
+            raise RequestError(f"control_image has {len(self.given)} entries, but {_counted(nets)}")
         return [list(each) if isinstance(each, Sequence) else [each] for each in self.given]
+
+
+def _counted(nets: int) -> str:
+    return f"there are {nets} ControlNets" if nets > 1 else "there is 1 ControlNet"
 
 
 def _each(value: Value | tuple[Value, ...], count: int) -> tuple[Value, ...]:
