@@ -154,13 +154,14 @@ def compare(
 
 def format_table(rows: Sequence[ComponentParity]) -> str:
     """Return a table of plain text, one line per component, without a final newline."""
+    width = max([18, *(len(row.component) + 2 for row in rows)])
     lines = [
-        f"{'component':<18}{'dtype':<9}{'cases':>5}{'max abs':>11}{'rel L2':>11}{'PSNR dB':>9}"
+        f"{'component':<{width}}{'dtype':<9}{'cases':>5}{'max abs':>11}{'rel L2':>11}{'PSNR dB':>9}"
     ]
     for row in rows:
         verdict = "" if row.passed else f"  missed: rel L2 above {row.tolerance:g}"
         lines.append(
-            f"{row.component:<18}{row.dtype:<9}{row.cases:>5}{row.max_abs:>11.2e}"
+            f"{row.component:<{width}}{row.dtype:<9}{row.cases:>5}{row.max_abs:>11.2e}"
             f"{row.relative_l2:>11.2e}{row.psnr:>9.1f}{verdict}"
         )
     return "\n".join(lines)

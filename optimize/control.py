@@ -26,16 +26,13 @@ def take_residuals(model: onnx.ModelProto) -> None:
     Raises
     ------
     EngineError
-        The graph joins no features, or has no mid block.
+        The graph joins no features, has no mid block, or does not say how many channels there are.
     """
     graph = model.graph
     found = joins(graph)
     if not found or found[0].input[0] == found[0].input[1]:
         raise EngineError("unet: has no mid block, to which a ControlNet adds")
-    shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in graph.value_info
-    }
+    known = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     sample = graph.input[0].type.tensor_type
     batch = sample.shape.dim[0].dim_param
     # The features are taken in the reverse of the order in which they are made.
@@ -44,10 +41,11 @@ def take_residuals(model: onnx.ModelProto) -> None:
     added: dict[str, list[onnx.NodeProto]] = {}
     for node, position, name in wanted:
         feature, summed = node.input[position], f"{name}:sum"
-        known = shapes.get(feature, [batch, *(f"{name}_{axis}" for axis in range(1, 4))])
-        graph.input.append(
-            helper.make_tensor_value_info(name, sample.elem_type, [batch, *known[1:]])
-        )
+        if feature not in known or not known[feature][1].dim_value:
+            raise EngineError("unet: does not say its features' channels; export it anew")
+        # Height and width may also be 1, for zeros.
+        shape = [batch, known[feature][1].dim_value, f"{name}_height", f"{name}_width"]
+        graph.input.append(helper.make_tensor_value_info(name, sample.elem_type, shape))
         add = helper.make_node("Add", [feature, name], [summed], f"{name}:add")
         added.setdefault(node.output[0], []).append(add)
         node.input[position] = summed

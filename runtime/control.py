@@ -45,11 +45,6 @@ class Control:
     start: float = 0.0
     end: float = 1.0
 
-    @property
-    def limited(self) -> bool:
-        """Whether there may be evaluations in which it does not act."""
-        return self.scale == 0 or self.start > 0 or self.end < 1
-
     def at(self, index: int, total: int) -> bool:
         """Return whether it acts in evaluation ``index`` of ``total``, as in diffusers."""
         outside = index / total < self.start or (index + 1) / total > self.end

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.variants import CONTROL_IMAGE, HINT_FEATURES, SAMPLE_OF_ROW
+from bksdm.engines.variants import CONTROL_IMAGE, HINT_FEATURES, SAMPLE_OF_ROW, is_residual
 from bksdm.runtime.job import DenoisingJob
 
 Feed = Callable[[Engine, Sequence[bool]], dict[str, Array]]
@@ -108,6 +108,8 @@ class ControlNets:
     ) -> dict[str, Array]:
         """Return what is added to the UNet's features in one call, by the names of its inputs.
 
+        Zeros where none of them acts.
+
         Parameters
         ----------
         group : sequence of Controlled
@@ -117,6 +119,8 @@ class ControlNets:
         seconds : dict
             Where the wall time of ``controlnet`` is added.
         """
+        if not group[0].acting:
+            return self._nothing(sum(each.rows for each in group))
         start = time.perf_counter()
         total: dict[str, Array] = {}
         for place in range(len(group[0].acting)):
@@ -124,6 +128,17 @@ class ControlNets:
             total = {name: total[name] + made[name] for name in total} if total else made
         seconds["controlnet"] = seconds.get("controlnet", 0.0) + time.perf_counter() - start
         return total
+
+    def _nothing(self, rows: int) -> dict[str, Array]:
+        """Return zeros, one per row and channel.
+
+        So that a job takes one UNet in all of its steps, for each is gigabytes to an engine.
+        """
+        return {
+            name: np.zeros((rows, int(spec.shape[1]), 1, 1), spec.dtype)
+            for name, spec in self.unet().inputs.items()
+            if is_residual(name)
+        }
 
     def _scaled(self, group: Sequence[Controlled], place: int, feed: Feed) -> dict[str, Array]:
         """Return what one ControlNet makes, times its scale, [rows of the UNet, …]."""

@@ -54,8 +54,8 @@ def needed_bytes(
     controlnets : collection of str
         Those that are run.
     alone : bool
-        Whether there are evaluations in which none of them acts: then the UNet runs as it is, which
-        is another network to an engine than one to which something is added.
+        Whether pictures are drawn without them too: the UNet as it is is another network to an
+        engine than one to which something is added.
     """
     unet, decoder = (bundle.widths(name) for name in ("unet", "vae_decoder"))
     images, _, height, width = shape
@@ -132,10 +132,10 @@ def require_memory(
         States both.
     """
     free = free_bytes()
-    names, alone = {each.name for each in controls}, all(each.limited for each in controls)
-    if free is None or needed_bytes(bundle, shape, guided, False, names, alone) <= free:
+    names = {each.name for each in controls}
+    if free is None or needed_bytes(bundle, shape, guided, False, names, alone=False) <= free:
         return
-    needed = needed_bytes(bundle, shape, guided, _tiles_rows(bundle, engine), names, alone)
+    needed = needed_bytes(bundle, shape, guided, _tiles_rows(bundle, engine), names, alone=False)
     if needed > free:
         height, width = (side * bundle.vae_scale for side in shape[2:])
         raise RequestError(

@@ -92,7 +92,6 @@ class NoisePredictor:
         """
         network = self._unet
         if job.controls:
-            # Where they always act, the other UNet is not loaded.
             assert self._controlnets is not None
             network = self._controlnets.unet()
         inputs = {n: spec for n, spec in network.inputs.items() if not is_residual(n)}
@@ -167,7 +166,7 @@ class NoisePredictor:
     ) -> NDArray[np.float32]:
         """Return the outputs of one call, [rows, channels, height, width], job after job."""
         network, added = self._unet, dict[str, Array]()
-        if group[0].acting:
+        if group[0].job.controls:
             assert self._controlnets is not None
             network = self._controlnets.unet()
             added = self._controlnets.residuals(group, partial(_feeds, group), seconds)
