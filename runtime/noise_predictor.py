@@ -219,8 +219,11 @@ class _Evaluation:
         trajectory, known = self.trajectory, self.trajectory.deep_features
         whole = known is None or len(known) < self.rows or self.index % self.job.cache_interval == 0
         told = None if trajectory.timestep_per_row else self.timestep
-        acting = tuple(self.job.controls[place].name for place in self.acting)
-        return whole, told, trajectory.shapes, acting
+        # A job without ControlNets never takes the UNet of those with: it would round otherwise.
+        added = None
+        if self.job.controls:
+            added = tuple(self.job.controls[place].name for place in self.acting)
+        return whole, told, trajectory.shapes, added
 
     def deep_features(self) -> Array:
         assert self.trajectory.deep_features is not None
