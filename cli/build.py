@@ -91,7 +91,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Build, list or remove."""
     from bksdm.cli.extras import require
-    from bksdm.engines.registry import backend
+    from bksdm.engines.registry import AUTO, backend
     from bksdm.runtime.bundle import Bundle
     from bksdm.storage.places import ENGINES, engines_folder
     from bksdm.storage.plans import list_built, remove_built
@@ -119,6 +119,11 @@ def run(options: argparse.Namespace) -> int:
             raise EngineError(f"{options.remove!r} is not built; built: {names}")
         remove_built(built[options.remove], [options.remove])
         return 0
+    if options.engine == AUTO:
+        raise EngineError(
+            "auto is chosen among engines that were measured; name one to build for, or leave "
+            "--engine out with --tune to measure all"
+        )
     require("onnx", "optimize")
     if options.save:
         refuse_beside(options, "--save", ("tune", "target", "device", "batch", "size", "threads"))

@@ -95,7 +95,21 @@ def _end(error: BaseException) -> int:
     return code
 
 
+def _interrupt_behind(error: BaseException) -> BaseException:
+    """Return the interrupt that an error comes of, or the error.
+
+    A package whose import is interrupted raises an ImportError of its own, as if it were broken.
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, (KeyboardInterrupt, Stopped)):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    return error
+
+
 def _reason(error: BaseException) -> tuple[str, int]:
+    error = _interrupt_behind(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 128 + signal.SIGINT
     if isinstance(error, Stopped):

@@ -1,4 +1,4 @@
-"""``bksdm quantize``: make a bundle in int8 of one in float32."""
+"""``bksdm quantize``: make a bundle in int8 or fp8."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from bksdm.cli.arguments import (
     options_named,
 )
 from bksdm.cli.outputs import print_path
+from bksdm.storage.precision import FLOAT32, INT8, QUANTIZED
 
 if TYPE_CHECKING:
     from bksdm.runtime.bundle import Bundle
 
+OPENVINO = "openvino"
 EXAMPLES = """examples:
   bksdm quantize small/ -o small-int8/
   bksdm quantize small/ -o small-int8/ --prompts captions.txt --steps 25
+  bksdm quantize small-fp16/ -o small-fp8/ --to fp8
+  bksdm build small-fp8/ --engine tensorrt-rtx --target sm89,sm120
   bksdm generate "a lighthouse" --model small-int8/ --engine openvino -o lighthouse.png
 """
 
@@ -30,7 +34,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.epilog = EXAMPLES
     parser.add_argument(
-        "bundle", type=bundle_path, metavar="BUNDLE", help="folder of a float32 bundle, or emoji"
+        "bundle",
+        type=bundle_path,
+        metavar="BUNDLE",
+        help="folder of a bundle, or emoji: float32 for engines on the CPU, float16 for TensorRT",
+    )
+    parser.add_argument(
+        "--to",
+        choices=QUANTIZED,
+        default=INT8,
+        help="int8, or for TensorRT fp8, on GPUs from sm89 on (default: int8)",
     )
     add_new_folder_option(parser, "DIR")
     parser.add_argument(
@@ -48,9 +61,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--engine",
-        default="openvino",
         help="draws the pictures that are compared in the end: openvino or onnxruntime "
-        "(default: openvino)",
+        "(default: openvino for a float32 bundle, else onnxruntime)",
     )
 
 
@@ -60,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     require("onnx", "optimize")
     from bksdm.cli.progress import progress
+    from bksdm.engines.registry import DEFAULT
     from bksdm.optimize.quantizing import quantize_bundle
     from bksdm.runtime.bundle import Bundle
 
@@ -76,17 +89,18 @@ def run(options: argparse.Namespace) -> int:
             options.output,
             _prompts(options.prompts, bundle),
             options.steps,
-            options.engine,
+            options.engine or (OPENVINO if bundle.precision == FLOAT32.name else DEFAULT),
+            options.to,
             told,
         )
     before, after = (size / 1e6 for size in made.unet_bytes)
     print(
-        f"unet: {made.products} products in int8, {made.kept} kept; "
+        f"unet: {made.products} products in {options.to}, {made.kept} kept; "
         f"{before:.0f} MB -> {after:.0f} MB",
         file=sys.stderr,
     )
     told_apart = ", ".join(f"{value:.1f}" for value in made.pictures)
-    print(f"pictures against float32, PSNR in dB: {told_apart}", file=sys.stderr)
+    print(f"pictures against {bundle.precision}, PSNR in dB: {told_apart}", file=sys.stderr)
     print_path(options.output, sys.stdout)
     return 0
 

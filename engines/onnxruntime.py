@@ -21,7 +21,7 @@ from bksdm.engines.onnxruntime_session import open_network, open_session, reason
 from bksdm.engines.preparing import Preparation
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import LEAST_ROWS, USUAL, CostModel, MadeFor, Rules
-from bksdm.storage.precision import INT8, PRECISIONS
+from bksdm.storage.precision import PRECISIONS, QUANTIZED
 from bksdm.storage.stored_graph import DATA, Prepared
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ BACKENDS = (
             feature_reuse=True,
             control=True,
             concurrent=True,
-            precisions=(*PRECISIONS, INT8),
+            precisions=(*PRECISIONS, *QUANTIZED),
         ),
         PACKAGES,
         "cpu",

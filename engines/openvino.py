@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,7 @@ from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import PLAIN, USUAL, CostModel, MadeFor, Rules
 from bksdm.storage.graph_file import GraphFile
-from bksdm.storage.mapped_weights import map_file, tensor_at
+from bksdm.storage.mapped_weights import drop_pages, map_file, tensor_at
 from bksdm.storage.precision import BFLOAT16, FLOAT32, INT8, LOWER, PRECISIONS
 from bksdm.storage.processor import computes_bfloat16
 from bksdm.storage.stored_graph import Prepared
@@ -93,6 +94,7 @@ class OpenVinoEngine:
             self._options["INFERENCE_NUM_THREADS"] = str(threads)
         self._requests: OrderedDict[_Shapes, Any] = OrderedDict()
         self._running = threading.Lock()
+        self._copied = False
         preparation = Preparation(
             backend="openvino",
             model=model,
@@ -114,7 +116,7 @@ class OpenVinoEngine:
 
     def _read(self, graph: Prepared) -> tuple[Any, _Specs, _Specs, int]:
         """Return the network, its inputs and outputs, and the bytes of graph and weights."""
-        weights = _read_weights(graph)
+        weights, self._files = _read_weights(graph)
         described = GraphFile.parse(graph.content)
         inputs = {name: spec for name, spec in described.inputs.items() if name not in weights}
         network = self._core.read_model(graph.content)
@@ -129,6 +131,10 @@ class OpenVinoEngine:
             with self._running:
                 request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})
                 results = request.infer(dict(feeds), share_inputs=True)
+                if not self._copied:
+                    # Some are copied in the first run only.
+                    self._drop_weights()
+                    self._copied = True
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise EngineError(f"{self._name}: failed to run ({_reason(error)})") from error
         return {name: results[name] for name in self.outputs}
@@ -166,7 +172,15 @@ class OpenVinoEngine:
         return self._requests[key]
 
     def _compile(self) -> Any:
-        return self._core.compile_model(self._network, "CPU", self._options).create_infer_request()
+        compiled = self._core.compile_model(self._network, "CPU", self._options)
+        self._drop_weights()
+        self._copied = False
+        return compiled.create_infer_request()
+
+    def _drop_weights(self) -> None:
+        """Let go of the weights: OpenVINO has copies of nearly all, in its kernels' order."""
+        for file in self._files:
+            drop_pages(file)
 
 
 @functools.cache
@@ -178,20 +192,21 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def _read_weights(graph: Prepared) -> dict[str, Array]:
-    """Return the weights that are inputs by name, mapped to memory.
+def _read_weights(graph: Prepared) -> tuple[dict[str, Array], Sequence[mmap.mmap]]:
+    """Return the weights that are inputs by name, and the files that they are mapped from.
 
     Raises
     ------
     OSError, ValueError
         A file is missing or too short.
     """
-    weights, files = {}, {}
+    weights: dict[str, Array] = {}
+    files: dict[str, mmap.mmap] = {}
     for name, (dtype, shape, file, offset) in (graph.inputs or {}).items():
         if file not in files:
             files[file] = map_file(graph.root / file)
         weights[name] = tensor_at(files[file], dtype, shape, offset)
-    return weights
+    return weights, tuple(files.values())
 
 
 def _give_weights(network: Any, weights: Mapping[str, Array]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import EngineError
 from bksdm.optimize.rules import Rules
+from bksdm.storage.precision import PRECISIONS, QUANTIZED
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 BUILD_FLAGS = {"tensorrt": (), "tensorrt-rtx": ("REQUIRE_USER_ALLOCATION",)}
@@ -45,7 +46,17 @@ def has_attention_kernel(head_width: int) -> bool:
 
 
 BACKENDS = tuple(
-    Backend(Capabilities(flavour, attention_mask=False, on_device=True), packages, flavour, Rules())
+    Backend(
+        Capabilities(
+            flavour,
+            attention_mask=False,
+            on_device=True,
+            precisions=(*PRECISIONS, *QUANTIZED),
+        ),
+        packages,
+        flavour,
+        Rules(),
+    )
     for flavour, packages in (
         ("tensorrt", ("tensorrt",)),
         ("tensorrt-rtx", ("tensorrt-rtx-cu13", "tensorrt_rtx_cu13")),

@@ -23,7 +23,7 @@ _OTHER_AXES = {"Conv": (0, 2, 3), "MatMul": (0, 1), "Gemm": (0,)}
 
 
 class WatchedEngine:
-    """A float32 network on the CPU that notes the extremes of what its products take.
+    """A network on the CPU that notes the extremes of what its products take.
 
     Parameters
     ----------
@@ -76,11 +76,12 @@ def _watch(graph: onnx.GraphProto, kinds: Mapping[str, str]) -> None:
         graph.initializer.append(numpy_helper.from_array(np.array(axes), f"{_EXTREMES}:{kind}"))
     graph.initializer.append(numpy_helper.from_array(np.array([1, -1]), f"{_EXTREMES}:row"))
     for name, kind in kinds.items():
-        rows = []
+        rows, wide = [], f"{name}:float32"
+        graph.node.append(helper.make_node("Cast", [name], [wide], to=TensorProto.FLOAT))
         for reduce in ("ReduceMin", "ReduceMax"):
             found, row = f"{name}:{reduce}", f"{name}:{reduce}:row"
             graph.node.append(
-                helper.make_node(reduce, [name, f"{_EXTREMES}:{kind}"], [found], keepdims=0)
+                helper.make_node(reduce, [wide, f"{_EXTREMES}:{kind}"], [found], keepdims=0)
             )
             graph.node.append(helper.make_node("Reshape", [found, f"{_EXTREMES}:row"], [row]))
             rows.append(row)

@@ -18,8 +18,10 @@ from bksdm.runtime.cuda.gpu import Gpu
 from bksdm.storage.digest import model_digest
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.plans import Recipe, staged, validate_plans, write_plan, write_record
-from bksdm.storage.precision import FLOAT16
+from bksdm.storage.precision import FLOAT16, FP8
 
+LEAST_FP8 = 89
+"""The oldest compute capability with products in fp8 ("Working with Quantized Types")."""
 DEFAULT_ENGINE = "tensorrt-rtx"
 
 
@@ -86,9 +88,14 @@ def build_bundle(
     if not backend(engine).runs_plans:
         raise EngineError(f"{engine} needs no building; tuning makes it faster")
     models = {name: bundle.model(name) for name in bundle.components}
+    precision = bundle.precision
     # The weights may be float16 where the graph computes in float32.
-    precision = str(GraphFile.read(models["unet"]).inputs["sample"].dtype)
-    if precision != FLOAT16.name:
+    numbers = str(GraphFile.read(models["unet"]).inputs["sample"].dtype)
+    if numbers != FLOAT16.name:
+        if precision != numbers:
+            raise EngineError(
+                f"{bundle.path} is {precision}; quantize one that was exported with --dtype float16"
+            )
         raise EngineError(f"{bundle.path} is {precision}; export it with --dtype float16 first")
     version = str(load_module(engine).__version__)
     engines, timings = bundle.path / "engines", None
@@ -101,6 +108,8 @@ def build_bundle(
         if device is not None:
             raise EngineError("--device is for tensorrt; tensorrt-rtx builds for --target")
         validate_targets(targets)
+    if precision == FP8:
+        _refuse_older(targets)
     height, width = bundle.default_size
     profile = Profile.parse(batch, size or f"{width}x{height}")
     recipe = Recipe(engine, version, tuple(targets), precision, profile, BUILD_FLAGS[engine])
@@ -131,3 +140,13 @@ def build_bundle(
         write_record(beside, recipe, plans)
     validate_plans(engines / recipe.name, recipe, models)
     return engines / recipe.name
+
+
+def _refuse_older(targets: Sequence[str]) -> None:
+    """Refuse GPUs that have no products in fp8."""
+    for target in targets:
+        if int(target.removeprefix("sm")) < LEAST_FP8:
+            raise EngineError(
+                f"{target} has no products in fp8, which take sm{LEAST_FP8} (Ada) or newer; "
+                "quantize the bundle to int8"
+            )

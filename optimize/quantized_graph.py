@@ -1,4 +1,4 @@
-"""Write a network's products in int8, as QuantizeLinear and DequantizeLinear around them.
+"""Write a network's products in eight bits, as QuantizeLinear and DequantizeLinear around them.
 
 That form (ONNX's "QDQ") says where numbers are rounded and leaves the kernels to the engine:
 OpenVINO, ONNX Runtime and TensorRT all read it. Weights are rounded per output channel, symmetric,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,18 +20,13 @@ from onnx import helper, numpy_helper
 from bksdm.engines.protocol import Array
 from bksdm.optimize.graph import attributes, producers_of
 from bksdm.optimize.needed import keep_needed
+from bksdm.optimize.rounding import LEAST, Rounding
 
-LEVELS = 127
-"""The largest weight in int8; −128 is not used, so that zero stays zero."""
-RAW = 255
-"""The largest of what flows in, in uint8."""
 MIGRATED = 0.75
 """SmoothQuant's α: how much of a channel's size its weights take over. Of 0, 0.5, 0.75 and 1 it
 gave the best pictures of the built-in model."""
 LEAST_GAIN = 4
 """By how much less the square of an error has to be for a division that takes time itself."""
-LEAST = 1e-12
-"""Sizes are at least that, so that none divides by zero."""
 # The axis of output channels in a weight, and what transposes it.
 _CHANNELS = {"Conv": 0, "MatMul": 1, "Gemm": 1}
 
@@ -49,12 +45,15 @@ class Product:
         Casts and transpositions between the stored weight and the node.
     axis : int
         Of the output channels, after these.
+    dtype : dtype
+        Of the numbers that it multiplies.
     """
 
     node: onnx.NodeProto
     stored: str
     moves: tuple[onnx.NodeProto, ...]
     axis: int
+    dtype: np.dtype[Any]
 
     @property
     def taken(self) -> str:
@@ -92,7 +91,10 @@ def products(graph: onnx.GraphProto) -> Iterator[Product]:
         axis = _CHANNELS[node.op_type]
         if node.op_type == "Gemm" and attributes(node).get("transB"):
             axis = 0
-        yield Product(node, name, tuple(moves), axis)
+        kind = stored[name].data_type
+        for move in moves:
+            kind = attributes(move).get("to", kind)
+        yield Product(node, name, tuple(moves), axis, helper.tensor_dtype_to_np_dtype(kind))
 
 
 def quantize_graph(
@@ -100,8 +102,9 @@ def quantize_graph(
     extremes: Mapping[str, NDArray[np.float32]],
     weight_of: Callable[[str], Array],
     keep: Callable[[str], bool],
+    rounding: Rounding,
 ) -> int:
-    """Rewrite products to int8, in place; their weights go into the graph.
+    """Rewrite products to eight bits, in place; their weights go into the graph.
 
     Channels that are much larger than others are divided, and the weight's rows multiplied, before
     either is rounded (Xiao et al. 2023, "SmoothQuant", arXiv 2211.10438).
@@ -109,13 +112,15 @@ def quantize_graph(
     Parameters
     ----------
     model : ModelProto
-        A graph of float32.
+        A graph of float32 or float16.
     extremes : mapping
         Smallest and largest number of each channel of what products take, [2, channels], by tensor.
     weight_of : callable
         Returns a stored weight by its name.
     keep : callable
         Whether the product of a stored weight stays as it is, by the weight's name.
+    rounding : Rounding
+        The form of the others.
 
     Returns
     -------
@@ -123,7 +128,11 @@ def quantize_graph(
         The number of products that were rewritten.
     """
     graph = model.graph
-    chosen = {id(each.node): each for each in products(graph) if not keep(each.stored)}
+    chosen = {
+        id(each.node): each
+        for each in products(graph)
+        if each.node.op_type in rounding.operators and not keep(each.stored)
+    }
     together: dict[str, list[Product]] = {}
     for product in chosen.values():
         together.setdefault(product.taken, []).append(product)
@@ -134,12 +143,16 @@ def quantize_graph(
         if found is not None:
             taken = found.taken
             if taken not in divisors:
-                divisors[taken] = _divisors(extremes[taken], together[taken], weight_of)
-                nodes += _round(graph, found, extremes[taken], divisors[taken])
+                divisors[taken] = None
+                if rounding.divides:
+                    divisors[taken] = _divisors(
+                        extremes[taken], together[taken], weight_of, rounding
+                    )
+                nodes += _round(graph, found, extremes[taken], divisors[taken], rounding)
             weight, divisor = found.weight(weight_of(found.stored)), divisors[taken]
             if divisor is not None:
                 weight = weight * _along(divisor, found.taken_axis, weight.ndim)
-            nodes.append(_store(graph, found, weight))
+            nodes.append(_store(graph, found, weight, rounding))
             node.input[0], node.input[1] = f"{taken}:q", nodes[-1].output[0]
         nodes.append(node)
     del graph.node[:]
@@ -149,7 +162,10 @@ def quantize_graph(
 
 
 def _divisors(
-    extremes: NDArray[np.float32], together: list[Product], weight_of: Callable[[str], Array]
+    extremes: NDArray[np.float32],
+    together: list[Product],
+    weight_of: Callable[[str], Array],
+    rounding: Rounding,
 ) -> NDArray[np.float32] | None:
     """Return what each channel is divided by: its size to α over that of its weights to 1 − α.
 
@@ -165,13 +181,9 @@ def _divisors(
         squares += np.square(weight, dtype=np.float64).sum(axis=others)
     size = np.maximum(np.abs(extremes).max(axis=0), LEAST)
     divisors: NDArray[np.float32] = size**MIGRATED / np.maximum(weights, LEAST) ** (1 - MIGRATED)
-    before = _width(extremes) ** 2 * squares.sum()
-    after = _width(extremes / divisors) ** 2 * (divisors.astype(np.float64) ** 2 @ squares)
+    before = rounding.width(extremes) ** 2 * squares.sum()
+    after = rounding.width(extremes / divisors) ** 2 * (divisors.astype(np.float64) ** 2 @ squares)
     return divisors if before > LEAST_GAIN * after else None
-
-
-def _width(extremes: NDArray[np.float32]) -> float:
-    return float(max(extremes[1].max(), 0) - min(extremes[0].min(), 0))
 
 
 def _round(
@@ -179,38 +191,41 @@ def _round(
     product: Product,
     extremes: NDArray[np.float32],
     divisor: NDArray[np.float32] | None,
+    rounding: Rounding,
 ) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that round what flows in to 256 levels, of which one is zero."""
+    """Yield the nodes that round what flows in to levels, of which one is zero."""
     name = rounded = product.taken
     if divisor is not None:
         ndim = {"Conv": 4, "MatMul": 3, "Gemm": 2}[product.node.op_type]
         factors = _along(np.float32(1) / divisor, 1 if ndim == 4 else ndim - 1, ndim)
+        factors = factors.astype(product.dtype)
         graph.initializer.append(numpy_helper.from_array(factors, f"{name}:factors"))
         rounded = f"{name}:even"
         yield helper.make_node("Mul", [name, f"{name}:factors"], [rounded])
         extremes = extremes / divisor
-    scale = np.float32(max(_width(extremes), LEAST) / RAW)
-    zero = np.uint8(np.clip(np.round(-min(extremes[0].min(), 0) / scale), 0, RAW))
-    graph.initializer.append(numpy_helper.from_array(np.array(scale), f"{name}:scale"))
-    graph.initializer.append(numpy_helper.from_array(np.array(zero), f"{name}:zero"))
-    constants = [f"{name}:scale", f"{name}:zero"]
-    yield helper.make_node("QuantizeLinear", [rounded, *constants], [f"{name}:uint8"])
-    yield helper.make_node("DequantizeLinear", [f"{name}:uint8", *constants], [f"{name}:q"])
+    scale, zero = rounding.of_taken(extremes, product.dtype)
+    constants = [f"{name}:scale"]
+    graph.initializer.append(numpy_helper.from_array(scale, constants[0]))
+    if zero is not None:
+        constants.append(f"{name}:zero")
+        graph.initializer.append(numpy_helper.from_array(zero, constants[1]))
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(rounding.taken))
+    levels = f"{name}:levels"
+    yield helper.make_node("QuantizeLinear", [rounded, *constants], [levels], output_dtype=kind)
+    yield helper.make_node("DequantizeLinear", [levels, *constants], [f"{name}:q"])
 
 
-def _store(graph: onnx.GraphProto, product: Product, value: NDArray[np.float32]) -> onnx.NodeProto:
-    """Add a weight in int8, and return the node that reads it."""
-    others = tuple(axis for axis in range(value.ndim) if axis != product.axis)
-    largest = np.abs(value).max(axis=others, keepdims=True)
-    scale = np.maximum(largest, np.float32(LEAST)) / np.float32(LEVELS)
-    name = f"{product.stored}:int8:{product.node.output[0]}"
-    levels = np.round(value / scale).astype(np.int8)
-    graph.initializer.append(numpy_helper.from_array(levels, name))
-    graph.initializer.append(numpy_helper.from_array(scale.reshape(-1), f"{name}:scale"))
-    zeros = np.zeros(scale.size, np.int8)
-    graph.initializer.append(numpy_helper.from_array(zeros, f"{name}:zero"))
-    inputs = [name, f"{name}:scale", f"{name}:zero"]
-    return helper.make_node("DequantizeLinear", inputs, [f"{name}:q"], axis=product.axis)
+def _store(
+    graph: onnx.GraphProto, product: Product, value: NDArray[np.float32], rounding: Rounding
+) -> onnx.NodeProto:
+    """Add a weight in eight bits, and return the node that reads it."""
+    numbers, scale = rounding.of_weight(value, product.axis, product.dtype)
+    name = f"{product.stored}:{rounding.precision}:{product.node.output[0]}"
+    graph.initializer.append(numpy_helper.from_array(numbers, name))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}:scale"))
+    return helper.make_node(
+        "DequantizeLinear", [name, f"{name}:scale"], [f"{name}:q"], axis=product.axis
+    )
 
 
 def _along(values: NDArray[np.float32], axis: int, ndim: int) -> NDArray[np.float32]:

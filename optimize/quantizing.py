@@ -1,4 +1,4 @@
-"""Make a bundle in int8 of one in float32.
+"""Make a bundle in int8 or fp8 of one in float32 or float16.
 
 The UNet's products are rounded by what they take while pictures are drawn: over prompts, steps and
 both halves of guidance, for that changes from step to step (Shang et al. 2023, "PTQ4DM", arXiv
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.protocol import Array
-from bksdm.engines.registry import DEFAULT, open_engine
+from bksdm.engines.registry import DEFAULT, capabilities, open_engine
 from bksdm.optimize.activation_ranges import WatchedEngine
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.preparing import Composed
 from bksdm.optimize.quantized_graph import products, quantize_graph
+from bksdm.optimize.rounding import FORMS, Rounding
 from bksdm.optimize.weights import read_weights
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.host import HostExecutor
@@ -39,7 +40,7 @@ from bksdm.runtime.result import Result
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.storage.files import write_file
 from bksdm.storage.places import ENGINES
-from bksdm.storage.precision import FLOAT32, INT8
+from bksdm.storage.precision import INT8, QUANTIZED
 from bksdm.storage.publishing import publishing, refuse_existing
 
 PROMPTS = (
@@ -71,7 +72,7 @@ class Quantized:
     Attributes
     ----------
     products, kept : int
-        Of the UNet: those in int8, and those that stay as they were.
+        Of the UNet: those in eight bits, and those that stay as they were.
     unet_bytes : (int, int)
         Of the UNet's files, before and after.
     pictures : tuple of float
@@ -90,16 +91,18 @@ def quantize_bundle(
     prompts: Sequence[str] = PROMPTS,
     steps: int = 10,
     engine: str = "onnxruntime",
+    to: str = INT8,
     progress: Progress = lambda work, done, total: None,
 ) -> Quantized:
-    """Write a bundle whose UNet computes its products in int8.
+    """Write a bundle whose UNet computes its products in eight bits.
 
-    The same arguments give the same bundle.
+    What is made of a bundle in float32 is for engines on the CPU, what is made of one in float16
+    for TensorRT, see :mod:`bksdm.optimize.rounding`. The same arguments give the same bundle.
 
     Parameters
     ----------
     path : str, Path or Bundle
-        A bundle in float32.
+        A bundle in float32 or float16.
     target : Path
         Folder to write, which must not exist yet.
     prompts : sequence of str
@@ -108,39 +111,42 @@ def quantize_bundle(
         Denoising steps of each picture.
     engine : str
         Draws the pictures that are compared.
+    to : str
+        ``int8`` or ``fp8``.
     progress : callable
         Told of every step.
 
     Raises
     ------
     BundleError, EngineError
-        The bundle is damaged or not in float32, or a network cannot be loaded.
+        The bundle is damaged, of another type than ``to`` is made of, or a network cannot be
+        loaded.
     RequestError
-        There are no prompts.
+        There are no prompts, or the engine does not compute in ``to``.
     ExportError
         The target exists, or cannot be written.
     """
     bundle = Bundle.of(path)
     if not prompts:
         raise RequestError("give at least one prompt to draw")
-    if bundle.precision != FLOAT32.name:
-        raise EngineError(
-            f"{bundle.path} is {bundle.precision}; int8 is made of a bundle that was exported with "
-            f"--dtype {FLOAT32.name}"
-        )
+    rounding = _rounding(bundle, to)
+    if to not in capabilities(engine).precisions:
+        raise RequestError(f"the engine {engine} draws no pictures in {to}; take {DEFAULT}")
     refuse_existing(target)
     model = bundle.model("unet")
     # First, for an engine that is not there must not be missed after the long work.
-    exact = _pictures(bundle, prompts, steps, engine, partial(progress, "drawing in float32"))
+    exact = _pictures(
+        bundle, prompts, steps, engine, partial(progress, f"drawing in {bundle.precision}")
+    )
     extremes = _watch(bundle, prompts, steps, partial(progress, "calibrating"))
     with publishing(target) as folder:
         _copy(bundle.path, folder)
-        count, kept = _quantize(model, extremes, folder / "unet" / model.name)
+        count, kept = _quantize(model, extremes, folder / "unet" / model.name, rounding)
         index = read_json(folder / "model_index.json")
-        index["_quantized"] = {"precision": INT8, "prompts": list(prompts), "steps": steps}
+        index["_quantized"] = {"precision": to, "prompts": list(prompts), "steps": steps}
         write_file(folder / "model_index.json", json.dumps(index, indent=2).encode())
         write_sums(folder)
-        told = partial(progress, "drawing in int8")
+        told = partial(progress, f"drawing in {to}")
         drawn = _pictures(Bundle.open(folder), prompts, steps, engine, told)
         if (folder / ENGINES).exists():
             shutil.rmtree(folder / ENGINES)
@@ -148,14 +154,29 @@ def quantize_bundle(
     return Quantized(count, kept, sizes, tuple(map(psnr, drawn, exact)))
 
 
+def _rounding(bundle: Bundle, to: str) -> Rounding:
+    forms = FORMS.get(bundle.precision, {})
+    if to in forms:
+        return forms[to]
+    if to not in QUANTIZED:
+        raise RequestError(f"unknown precision {to!r:.60}; known: {', '.join(QUANTIZED)}")
+    able = " or ".join(name for name, found in FORMS.items() if to in found)
+    raise EngineError(
+        f"{bundle.path} is {bundle.precision}; {to} is made of a bundle that was exported with "
+        f"--dtype {able}"
+    )
+
+
 def _quantize(
-    model: Path, extremes: Mapping[str, NDArray[np.float32]], target: Path
+    model: Path, extremes: Mapping[str, NDArray[np.float32]], target: Path, rounding: Rounding
 ) -> tuple[int, int]:
-    """Write a graph in int8; return how many products are, and how many are not."""
+    """Write a graph in eight bits; return how many products are, and how many are not."""
     proto = load_graph(model)
     weights = read_weights(proto, Composed.of(proto, model).files, model.parent.name)
     total = sum(1 for _ in products(proto.graph))
-    count = quantize_graph(proto, extremes, lambda name: _stored(proto, weights, name), _keeps)
+    count = quantize_graph(
+        proto, extremes, lambda name: _stored(proto, weights, name), _keeps, rounding
+    )
     _narrow(proto, weights)
     _write(proto, weights, target)
     return count, total - count

@@ -7,6 +7,7 @@ in the cache of a model hub.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -161,7 +162,7 @@ def _read(main: onnx.GraphProto, tensor: TensorProto, name: str) -> onnx.NodePro
     return helper.make_node("Identity", [weight.name], [name])
 
 
-def _map(file: Path, network: str) -> Array:
+def _map(file: Path, network: str) -> mmap.mmap:
     try:
         return map_file(file)
     except (OSError, ValueError) as error:

@@ -20,7 +20,6 @@ from bksdm.storage.digest import DIGESTS, file_digests, joined_digest
 from bksdm.storage.files import read_regular
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
-from bksdm.storage.precision import INT8
 
 PIPELINES = (
     "StableDiffusionPipeline",
@@ -169,7 +168,7 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """What its UNet computes in: ``float32``, ``float16`` or ``int8``.
+        """What its UNet computes in: ``float32``, ``float16``, ``int8`` or ``fp8``.
 
         Raises
         ------
@@ -177,7 +176,7 @@ class Bundle:
             The UNet's graph is damaged.
         """
         graph = GraphFile.read(self.model("unet"))
-        return INT8 if graph.dtype == INT8 else str(graph.inputs["sample"].dtype)
+        return graph.quantized or str(graph.inputs["sample"].dtype)
 
     @property
     def components(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ def gpu_index(device: Any, engine: Capabilities) -> int:
         raise RequestError(f"device must be cuda or cuda:N, such as cuda:1, not {shown(device)}")
     if not engine.on_device:
         raise RequestError(
-            f"device chooses a GPU for a loop on it; the engine {engine.name} has no choice"
+            f"device chooses a GPU for a loop on it; the engine {engine.name} has no choice, "
+            "unlike onnxruntime-cuda and TensorRT's"
         )
     return int(found[1] or FIRST)

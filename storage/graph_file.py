@@ -19,9 +19,10 @@ import numpy as np
 from bksdm.engines.errors import BundleError
 from bksdm.engines.protocol import TensorSpec
 from bksdm.storage.files import read_regular
+from bksdm.storage.precision import FP8, INT8, QUANTIZED
 
-WEIGHTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: "int8"}
-"""onnx.TensorProto's data types of weights."""
+WEIGHTS = {1: "float32", 10: "float16", 16: "bfloat16", 3: INT8, 17: FP8}
+"""onnx.TensorProto's data types of weights; 17 is FLOAT8E4M3FN."""
 DTYPES = {
     **{1: "float32", 10: "float16", 11: "float64"},
     **{2: "uint8", 3: "int8", 6: "int32", 7: "int64", 9: "bool"},
@@ -127,6 +128,11 @@ class GraphFile:
         """The type of most of them."""
         counts = self._by_dtype()
         return max(counts, key=counts.__getitem__) if counts else "none"
+
+    @property
+    def quantized(self) -> str | None:
+        """What some of its products are rounded to: ``int8``, ``fp8`` or None."""
+        return next((name for name in QUANTIZED if self._by_dtype()[name]), None)
 
     def describe(self) -> dict[str, Any]:
         """Return parameters, dtype, opset and node count."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 
-def map_file(file: Path) -> NDArray[np.uint8]:
+def map_file(file: Path) -> mmap.mmap:
     """Map a file's bytes to memory that may be written, without an effect on the file.
 
     Raises
@@ -19,11 +20,21 @@ def map_file(file: Path) -> NDArray[np.uint8]:
     OSError, ValueError
         It is missing, cannot be read or is empty.
     """
-    return np.memmap(file, np.uint8, "c")
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def drop_pages(mapped: mmap.mmap) -> None:
+    """Take what was read of a file out of the process's memory; what is asked for is read again.
+
+    It must not have been written to. Nothing happens where the system has no such call.
+    """
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def tensor_at(
-    mapped: NDArray[np.uint8], dtype: DTypeLike, shape: Sequence[int], offset: int
+    mapped: mmap.mmap, dtype: DTypeLike, shape: Sequence[int], offset: int
 ) -> NDArray[Any]:
     """Return the tensor that lies at an offset in a mapped file.
 

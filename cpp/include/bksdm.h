@@ -92,7 +92,7 @@ typedef struct bksdm_model_options {
                               from which graphs name weights, NULL is each one's own; tensorrt: the
                               plans */
     const char* device;    /* openvino: "CPU" */
-    const char* precision; /* openvino: "f32" */
+    const char* precision; /* openvino: "f32", "bf16", or NULL for what fits the bundle */
     int32_t threads;       /* 0 is one for each physical core */
 } bksdm_model_options;
 

@@ -226,7 +226,6 @@ void bksdm_model_options_init(bksdm_model_options* options, size_t size) {
     bksdm_model_options defaults{};
     defaults.engine = "openvino";
     defaults.device = "CPU";
-    defaults.precision = "f32";
     fill(options, defaults, size);
 }
 

@@ -18,7 +18,6 @@ from bksdm.runtime.cuda.networks import Loaded
 from bksdm.runtime.cuda.picture_encoder import NAME as ENCODER
 from bksdm.storage.files import in_use
 from bksdm.storage.plans import Recipe, list_plans, read_plan, read_record, validate_plans
-from bksdm.storage.precision import FLOAT16
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def _find(bundle: Bundle, flavour: str, target: str) -> list[_Built]:
             continue
         profile = Profile.read(record["profile"])
         targets = tuple(record["targets"])
-        recipe = Recipe(flavour, version, targets, FLOAT16.name, profile, BUILD_FLAGS[flavour])
+        recipe = Recipe(flavour, version, targets, bundle.precision, profile, BUILD_FLAGS[flavour])
         validate_plans(engines / name, recipe, models)
         found.append(_Built(engines / name, profile))
     if not found:

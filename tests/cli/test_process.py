@@ -13,7 +13,8 @@ import pytest
 
 from bksdm.cli import main, samplers
 from bksdm.cli.commands import COMMANDS
-from bksdm.engines.errors import RequestError
+from bksdm.cli.process import Stopped
+from bksdm.engines.errors import EngineError, RequestError
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="signals and shells of Unix")
 
@@ -47,6 +48,23 @@ def test_every_error_is_one_line(run, monkeypatch, error, code, named):
     assert named in err
     assert err.count("\n") == 1
     assert ("report" in err) == ("--debug" in err) == (code == 70)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "code", "named"),
+    [(Stopped(15), 143, "ended by SIGTERM"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_an_import_that_is_interrupted_is_no_broken_package(
+    run, monkeypatch, interrupt, code, named
+):
+    try:
+        raise ImportError("initialization failed") from interrupt
+    except ImportError as raised:
+        try:
+            raise EngineError("the package cannot be imported") from raised
+        except EngineError as error:
+            fault(monkeypatch, error)
+    assert run("samplers") == (code, "", f"bksdm: {named}\n")
 
 
 @pytest.mark.parametrize("command", [["--debug", "samplers"], ["samplers", "--debug"]])

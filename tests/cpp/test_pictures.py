@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import threading
 
@@ -12,12 +13,15 @@ from PIL import Image
 
 import bksdm
 from bksdm import TextToImage
+from bksdm.models import EMOJI
+from bksdm.optimize.quantizing import quantize_bundle
 from bksdm.optimize.saving import save_openvino
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.bundle_tables import WantedTable, write_tables
 from bksdm.runtime.images import open_picture
 from bksdm.runtime.picture_record import record_of
 from bksdm.runtime.samplers.names import NAMED
+from bksdm.storage.processor import computes_bfloat16
 
 from .library import BUNDLE, CANCELLED, ENGINE, REQUEST, Failed, Library
 
@@ -218,3 +222,53 @@ def test_a_float16_bundle(library, nano_bundle_fp16, tmp_path):
     given = {"steps": 4, "sampler": "euler-a", "image": np.asarray(image)}
     alike(model.generate("a dog", (1,), **given)[0], again)
     model.close()
+
+
+def drawn(library, folder, **options):
+    """Pixels, and what the file says that the UNet computed in."""
+    model = library.open(folder, threads=1, **options)
+    pixels, (content,) = model.generate("a dog", (3,), steps=STEPS)
+    model.close()
+    with Image.open(io.BytesIO(content)) as image:
+        return pixels, image.text["bksdm:precision"]
+
+
+def close(found, wanted, decibels):
+    error = np.square(found.astype(float) - wanted).mean()
+    assert error < 255**2 / 10 ** (decibels / 10)
+
+
+def test_a_quantised_bundle_is_drawn_and_recorded_as_in_python(library, tmp_path):
+    folder = tmp_path / "int8"
+    quantize_bundle(EMOJI, folder, ["a dog"], steps=1)
+    opened = Bundle.open(folder)
+    save_openvino(opened, folder / "engines")
+    write_tables(opened, WantedTable.read(f"default:{STEPS}"))
+    asked = {"num_inference_steps": STEPS, "seed": 3}
+    python = TextToImage.load(folder, engine="openvino", threads=1)("a dog", **asked)
+    found, precision = drawn(library, folder)
+    assert precision == python.precision == "int8"
+    # Sums in another order fall to another of the 256 levels here and there.
+    close(found, python.pixels, 40)
+    exact = TextToImage.load(EMOJI, engine="openvino", threads=1)("a dog", **asked)
+    assert (found != exact.pixels).any()
+
+
+@pytest.mark.skipif(not computes_bfloat16(), reason="the processor does not compute bfloat16")
+def test_bfloat16_is_recorded_as_in_python(library, tabled):
+    found, precision = drawn(library, tabled, precision="bf16")
+    asked = {"num_inference_steps": STEPS, "seed": 3}
+    exact = TextToImage.load(tabled, engine="openvino", threads=1)("a dog", **asked)
+    assert precision == "bfloat16"
+    assert (found != exact.pixels).any()
+    close(found, exact.pixels, 34)
+
+
+def test_a_precision_of_no_meaning_is_refused(library, tmp_path):
+    folder = tmp_path / "emoji"
+    shutil.copytree(EMOJI, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_quantized": 8}))
+    with pytest.raises(Failed, match="_quantized is no object") as failed:
+        library.open(folder)
+    assert failed.value.code == BUNDLE

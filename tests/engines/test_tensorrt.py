@@ -184,6 +184,7 @@ def test_after_a_killed_build_the_next_succeeds(built, tmp_path):
         (["--target", "sm89", "--batch", "0"], "--batch"),
         (["--target", "sm89", "--device", "0"], "--device is for tensorrt;"),
         (["--engine", "abacus"], "unknown engine"),
+        (["--engine", "auto"], "name one to build for"),
         (["--remove", "nothing"], "is not built"),
     ],
 )

@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from bksdm.optimize.quantized_graph import LEVELS, RAW, products, quantize_graph
+from bksdm.optimize.quantized_graph import products, quantize_graph
+from bksdm.optimize.rounding import LEVELS, ON_CPU, ON_GPU, ON_GPU_FP8, RAW
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -19,10 +20,11 @@ WEIGHTS = {
 SHAPES = {"Conv": (2, 4, 5, 7), "MatMul": (2, 9, 4), "Gemm": (3, 4)}
 
 
-def network(kind):
+def network(kind, dtype=np.float32):
     """One product, of a weight that is stored in float16 and transposed where a checkpoint's is."""
+    number = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     name = {"Conv": "a.conv.weight", "MatMul": "a.linear.weight", "Gemm": "a.gemm.weight"}[kind]
-    nodes = [helper.make_node("Cast", [name], ["wide"], to=TensorProto.FLOAT)]
+    nodes = [helper.make_node("Cast", [name], ["wide"], to=number)]
     attributes = {"pads": [1, 1, 1, 1]} if kind == "Conv" else {}
     weight = "wide"
     if kind == "MatMul":
@@ -34,8 +36,8 @@ def network(kind):
     graph = helper.make_graph(
         nodes,
         "one",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPES[kind])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list("nchw")[: len(SHAPES[kind])])],
+        [helper.make_tensor_value_info("x", number, SHAPES[kind])],
+        [helper.make_tensor_value_info("y", number, list("nchw")[: len(SHAPES[kind])])],
         [numpy_helper.from_array(WEIGHTS[name].astype(np.float16), name)],
     )
     return helper.make_model(
@@ -58,9 +60,9 @@ def extremes_of(x):
     return np.stack([x.min(axis=other), x.max(axis=other)])
 
 
-def quantized(model, x, keep=lambda name: False):
+def quantized(model, x, keep=lambda name: False, rounding=ON_CPU):
     weight_of = stored_in(model)
-    count = quantize_graph(model, {"x": extremes_of(x)}, weight_of, keep)
+    count = quantize_graph(model, {"x": extremes_of(x)}, weight_of, keep, rounding)
     onnx.checker.check_model(model, full_check=True)
     return count
 
@@ -85,6 +87,54 @@ def test_a_product_is_as_near_as_its_roundings(kind):
     channels = 1 if kind == "Conv" else error.ndim - 1
     worst = error.max(axis=tuple(a for a in range(error.ndim) if a != channels))
     assert (worst <= bound * (1 + 1e-5)).all()
+    assert (worst > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["MatMul", "Gemm"])
+def test_a_product_in_fp8_is_as_near_as_its_three_bits(kind):
+    """E4M3 keeps four digits, so that each number is off by a sixteenth of itself at most."""
+    model, name = network(kind, np.float16)
+    # Within what is not lost below the smallest number, 2⁻⁹ of 448.
+    x = RNG.uniform(0.5, 2, SHAPES[kind]) * RNG.choice([-1, 1], SHAPES[kind])
+    x = x.astype(np.float16)
+    weight = RNG.uniform(0.5, 2, WEIGHTS[name].shape).astype(np.float16)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, name))
+    expected = run(model, x)
+    assert quantized(model, x, rounding=ON_GPU_FP8) == 1
+    # |Σ (x+δ)(w+γ) − Σ x w| ≤ Σ |x||w| (2·2⁻⁴ + 2⁻⁸), and a rounding of the result to float16
+    bound = (np.abs(x).astype(float) @ np.abs(weight.T).astype(float)) * (2 / 16 + 1 / 256) * 1.01
+    error = np.abs(run(model, x) - expected)
+    assert (error <= bound).all()
+    assert error.max() > 0
+
+
+def test_a_convolution_stays_as_it_is_in_fp8():
+    model, _ = network("Conv", np.float16)
+    x = RNG.standard_normal(SHAPES["Conv"]).astype(np.float16)
+    assert quantized(model, x, rounding=ON_GPU_FP8) == 0
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_zero_is_the_middle_for_a_gpu(kind):
+    """Half a step of what flows in is then of its largest magnitude's, whatever its sign."""
+    model, name = network(kind, np.float16)
+    x = RNG.uniform(-1, 3, SHAPES[kind]).astype(np.float16)
+    expected = run(model, x)
+    assert quantized(model, x, rounding=ON_GPU) == 1
+    weight = WEIGHTS[name].astype(np.float16).astype(np.float64)
+    flat = weight.reshape(6, -1)
+    x_step = np.abs(x).max() / LEVELS
+    weight_step = np.abs(flat).max(axis=1) / LEVELS
+    terms = flat.shape[1]
+    bound = terms * 3 * weight_step / 2 + x_step / 2 * (
+        np.abs(flat).sum(axis=1) + terms * weight_step / 2
+    )
+    error = np.abs(run(model, x) - expected)
+    channels = 1 if kind == "Conv" else error.ndim - 1
+    worst = error.max(axis=tuple(a for a in range(error.ndim) if a != channels))
+    # Scales and results are float16.
+    rounding = np.abs(expected).max() * 2**-9 * terms**0.5
+    assert (worst <= bound * 1.01 + rounding).all()
     assert (worst > 0).all()
 
 

@@ -80,10 +80,14 @@ def test_the_same_arguments_give_the_same_bundle(quantized, tmp_path):
 
 
 def test_what_cannot_be_quantised_is_refused(quantized, nano_bundle_fp16, tmp_path):
-    with pytest.raises(EngineError, match=r"is float16; int8 is made of a bundle .* float32"):
-        quantize_bundle(nano_bundle_fp16, tmp_path / "new", PROMPTS)
-    with pytest.raises(EngineError, match="is int8; int8 is made of"):
+    with pytest.raises(EngineError, match=r"is float32; fp8 is made of a bundle .* float16"):
+        quantize_bundle(EMOJI, tmp_path / "new", PROMPTS, to="fp8")
+    with pytest.raises(EngineError, match=r"is int8; int8 is made of .* float32 or float16"):
         quantize_bundle(quantized, tmp_path / "new", PROMPTS)
+    with pytest.raises(RequestError, match="unknown precision 'int4'; known: int8, fp8"):
+        quantize_bundle(EMOJI, tmp_path / "new", PROMPTS, to="int4")
+    with pytest.raises(RequestError, match="openvino draws no pictures in fp8"):
+        quantize_bundle(nano_bundle_fp16, tmp_path / "new", PROMPTS, engine="openvino", to="fp8")
     with pytest.raises(RequestError, match="at least one prompt"):
         quantize_bundle(EMOJI, tmp_path / "new", [])
     (tmp_path / "there").mkdir()

@@ -29,6 +29,7 @@ def test_the_default_is_the_bundles_own(nano_bundle, nano_bundle_fp16):
     assert choose(nano_bundle, None, "onnxruntime") == "float32"
     assert choose(nano_bundle_fp16, None, "auto") == "float16"
     assert choose(nano_bundle, "bfloat16", "openvino") == "bfloat16"
+    assert choose(nano_bundle, "bf16", "openvino") == "bfloat16"
     assert choose(nano_bundle, "bfloat16", "auto") == "bfloat16"
 
 
@@ -38,8 +39,11 @@ def test_the_default_is_the_bundles_own(nano_bundle, nano_bundle_fp16):
         ("bfloat16", "onnxruntime", "precision bfloat16 is not for the engine onnxruntime"),
         ("bfloat16", "tensorrt", "precision bfloat16 is not for the engine tensorrt"),
         ("float16", "openvino", "is float32, not float16; export the model with --dtype float16"),
+        ("fp16", "openvino", "is float32, not float16; export the model with --dtype float16"),
+        (np.float16, "openvino", "is float32, not float16"),
         ("int8", "openvino", "is float32, not int8; .*bksdm quantize"),
-        ("fp8", "openvino", "unknown precision 'fp8'; known: float32, float16, bfloat16, int8"),
+        ("int4", "openvino", "unknown precision 'int4'; known: .*float16, bfloat16, int8, fp8"),
+        ("fp8", "onnxruntime", "is float32, not fp8; .*bksdm quantize BUNDLE --to fp8"),
         (8, "openvino", "unknown precision 8"),
     ],
 )

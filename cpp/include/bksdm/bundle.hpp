@@ -22,6 +22,7 @@ struct Bundle {
     std::int64_t text_embeddings = 49408;   // tokens that the text encoder knows
     bool masks_padding = false;             // the text encoder is told which tokens are padding
     bool has_safety_checker = false;
+    std::string quantized;  // "int8" or "fp8" of what `bksdm quantize` made, else empty
 
     static Bundle open(const std::filesystem::path& path);
 };
@@ -92,6 +93,14 @@ inline Bundle Bundle::open(const std::filesystem::path& path) {
             static_cast<std::int64_t>(bundle_count(text_file, text, "vocab_size", 2147483648.0));
     const Json* masked = text.find("use_attention_mask");
     bundle.masks_padding = masked != nullptr && masked->boolean();
+    const auto index_file = path / "model_index.json";
+    const Json index = bundle_json(index_file);
+    if (const Json* made = index.find("_quantized")) {
+        const Json* precision = made->is(Json::Kind::object) ? made->find("precision") : nullptr;
+        if (precision == nullptr || !precision->is(Json::Kind::string))
+            throw Error(ErrorCode::bundle, index_file.string() + ": _quantized is no object");
+        bundle.quantized = precision->string();
+    }
     bundle.has_safety_checker = std::filesystem::exists(path / "safety_checker" / "model.onnx");
     return bundle;
 }

@@ -57,7 +57,8 @@ inline Tensor take(Tensors& outputs, const std::string& name) {
 struct Networks {
     Engine text_encoder, unet, vae_decoder;
     std::function<Engine()> vae_encoder;
-    std::string name;  // of the engine, for a picture's record
+    std::string name;       // of the engine, for a picture's record
+    std::string precision;  // that the UNet computes in; empty: as the bundle and its input say
 };
 
 }  // namespace bksdm

@@ -130,14 +130,21 @@ class Model {
         Result result;
         result.images = decode(run.denoising_.latents(), shape, &run.request_);
         result.cut_tokens = run.cut_;
-        const bool half = networks_.unet.input("sample").type == ElementType::float16;
         for (std::size_t i = 0; i < result.images.size(); ++i)
             result.records.push_back(picture_record(
                 run.request_, bundle_, run.tables_->description(), networks_.name,
-                half ? "float16" : "float32", shape.height * bundle_.vae_scale, shape.width * bundle_.vae_scale, i));
+                precision(), shape.height * bundle_.vae_scale, shape.width * bundle_.vae_scale, i));
         result.seconds =
             std::chrono::duration<double>(std::chrono::steady_clock::now() - run.began_).count();
         return result;
+    }
+
+    // What the UNet computes in, as a picture's record has it.
+    std::string precision() const {
+        if (!networks_.precision.empty()) return networks_.precision;
+        if (!bundle_.quantized.empty()) return bundle_.quantized;
+        const bool half = networks_.unet.input("sample").type == ElementType::float16;
+        return half ? "float16" : "float32";
     }
 
     // Pictures of latents [images, channels, height, width], which may be those of any step.

@@ -1,6 +1,7 @@
 // Networks in OpenVINO.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -22,8 +23,10 @@ namespace bksdm::openvino {
 
 struct Options {
     std::string device = "CPU";
-    int threads = 0;                // 0 is one for each physical core
-    std::string precision = "f32";  // OpenVINO's own choice may be bfloat16: other pictures
+    int threads = 0;  // 0 is one for each physical core
+    // "f32" or "bf16", which the text encoder does not take. Empty is "f32", and of what
+    // `bksdm quantize` made "bf16" around the products in int8, where the processor computes it.
+    std::string precision;
 };
 
 namespace detail {
@@ -65,10 +68,10 @@ class Network {
             const Options& options)
         : core_(std::move(core)), model_(std::move(model)), device_(options.device) {
         properties_ = {{"PERFORMANCE_HINT", "LATENCY"},
-                       {"INFERENCE_PRECISION_HINT", options.precision}};
+                       {"INFERENCE_PRECISION_HINT", exact(options) ? "f32" : options.precision}};
         if (options.threads > 0) properties_["INFERENCE_NUM_THREADS"] = options.threads;
         for (const auto& output : model_->outputs()) outputs_.push_back(output.get_any_name());
-        if (bytes > large) whole_ = compile();
+        if (bytes > large && exact(options)) whole_ = compile();
     }
 
     Tensors run(const Feeds& feeds) {
@@ -94,11 +97,15 @@ class Network {
     }
 
   private:
-    // Above so many bytes a network that is compiled for one shape is hardly faster.
+    // Above so many bytes a network that is compiled for one shape is hardly faster in float32.
     static constexpr std::size_t large = std::size_t{128} << 20;
     static constexpr std::size_t kept = 4;
 
     using Key = std::vector<std::pair<std::string, Shape>>;
+
+    static bool exact(const Options& options) {
+        return options.precision.empty() || options.precision == "f32";
+    }
 
     ov::InferRequest compile() {
         return core_.compile_model(model_, device_, properties_).create_infer_request();
@@ -132,6 +139,15 @@ class Network {
     ov::InferRequest whole_;
     std::list<std::pair<Key, ov::InferRequest>> requests_;
 };
+
+}  // namespace detail
+
+namespace detail {
+
+inline bool computes_bfloat16(const ov::Core& core, const std::string& device) {
+    const auto able = core.get_property(device, ov::device::capabilities);
+    return std::find(able.begin(), able.end(), "BF16") != able.end();
+}
 
 }  // namespace detail
 
@@ -170,20 +186,28 @@ inline Engine open(const ov::Core& core, const std::filesystem::path& file,
 // into a folder: that of the bundle's own unless it is given.
 inline Networks open_networks(const std::filesystem::path& bundle, const Options& options = {},
                               std::filesystem::path folder = {}) {
-    Bundle::open(bundle);
+    const std::string quantized = Bundle::open(bundle).quantized;
     if (folder.empty()) folder = bundle / "engines" / "openvino";
     const auto graph = [bundle, folder](const std::string& name) {
         const auto saved = folder / (name + ".xml");
         return std::filesystem::exists(saved) ? saved : bundle / name / "model.onnx";
     };
     const ov::Core core;
+    Options exact = options, chosen = options;
+    // Its errors would be in every step, and it takes a hundredth of the time.
+    exact.precision = "f32";
+    if (chosen.precision.empty())
+        chosen.precision = !quantized.empty() && detail::computes_bfloat16(core, options.device)
+                               ? "bf16"
+                               : "f32";
     Networks networks;
     networks.name = "openvino";
-    networks.text_encoder = open(core, graph("text_encoder"), options);
-    networks.unet = open(core, graph("unet"), options);
-    networks.vae_decoder = open(core, graph("vae_decoder"), options);
+    if (quantized.empty() && chosen.precision == "bf16") networks.precision = "bfloat16";
+    networks.text_encoder = open(core, graph("text_encoder"), exact);
+    networks.unet = open(core, graph("unet"), chosen);
+    networks.vae_decoder = open(core, graph("vae_decoder"), chosen);
     if (const auto file = graph("vae_encoder"); std::filesystem::exists(file))
-        networks.vae_encoder = [core, file, options] { return open(core, file, options); };
+        networks.vae_encoder = [core, file, chosen] { return open(core, file, chosen); };
     return networks;
 }
 
