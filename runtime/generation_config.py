@@ -14,7 +14,7 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import DECODERS, FULL, Bundle
-from bksdm.runtime.control import (
+from bksdm.runtime.control_options import (
     one_or_several_names,
     one_or_several_numbers,
     one_or_several_parts,

@@ -190,19 +190,23 @@ def open_controlnets(open_part: Callable[..., Engine], bundle: Bundle) -> Contro
     BundleError
         One of them is damaged.
     """
-    nets = {}
-    for name in bundle.controlnets:
-        model = bundle.model(f"{CONTROLNET}{name}")
+    pixels, unet = bundle.sample_size * bundle.vae_scale, bundle.model("unet")
+    models = {name: bundle.model(f"{CONTROLNET}{name}") for name in bundle.controlnets}
+    if not models:
+        return None
+    # That a graph is damaged is told now, not with the first picture.
+    for model in (unet, *models.values()):
         graph = GraphFile.read(model)
         require_names(model, graph.inputs, graph.outputs)
-        pixels = bundle.sample_size * bundle.vae_scale
-        nets[name] = ControlNetwork(
+    nets = {
+        name: ControlNetwork(
             partial(open_part, model, variant=HINT, side=pixels),
             partial(open_part, model, variant=HINTED),
             bundle.pools_control(name),
         )
-    unet = partial(_open_network, open_part, bundle.model("unet"), CONTROLLED)
-    return ControlNets(unet, nets) if nets else None
+        for name, model in models.items()
+    }
+    return ControlNets(partial(_open_network, open_part, unet, CONTROLLED), nets)
 
 
 def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:
