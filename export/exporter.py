@@ -11,7 +11,7 @@ from typing import Any
 
 from bksdm.engines.errors import BundleError, ExportError
 from bksdm.engines.onnxruntime_package import load_onnxruntime
-from bksdm.export.controlnet import require_fit
+from bksdm.export.controlnet_source import require_fit
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.kinds import kinds_of

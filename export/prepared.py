@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bksdm.engines.errors import ExportError
-from bksdm.export.controlnet import resolve_controlnet
+from bksdm.export.controlnet_source import resolve_controlnet
 from bksdm.export.embedding import add_embeddings, read_embedding
 from bksdm.export.json_files import read_json
 from bksdm.export.single_file import read_single_file, unpack, write_vae

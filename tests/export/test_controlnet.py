@@ -9,7 +9,8 @@ import shutil
 import pytest
 
 from bksdm.cli import main
-from bksdm.export import controlnet, dummy, exporter
+from bksdm.export import controlnet_source, dummy, exporter
+from bksdm.export.controlnet import residual_channels
 from bksdm.export.dummy import create_dummy
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.integrity import find_damage
@@ -154,8 +155,10 @@ def test_a_hub_id_is_fetched_by_its_small_files_first(controlled, monkeypatch):
         check(controlled[1]["canny"])
         return controlled[1]["canny"]
 
-    monkeypatch.setattr(controlnet, "fetch", fetch)
-    found = controlnet.resolve_controlnet("canny", "lllyasviel/sd-controlnet-canny", "t", print)
+    monkeypatch.setattr(controlnet_source, "fetch", fetch)
+    found = controlnet_source.resolve_controlnet(
+        "canny", "lllyasviel/sd-controlnet-canny", "t", print
+    )
     assert found == controlled[1]["canny"]
     hub_id, *_, token, small, weights = asked[0]
     assert (hub_id, token, small) == ("lllyasviel/sd-controlnet-canny", "t", ("config.json",))
@@ -190,4 +193,4 @@ def test_residuals_are_counted_as_diffusers_makes_them(name):
     for block in unet.down_blocks:
         channels += [resnet.out_channels for resnet in block.resnets]
         channels += [sampler.out_channels for sampler in block.downsamplers or ()]
-    assert controlnet.residual_channels(config) == [*channels, config["block_out_channels"][-1]]
+    assert residual_channels(config) == [*channels, config["block_out_channels"][-1]]
