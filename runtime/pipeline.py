@@ -349,13 +349,11 @@ class TextToImage(DiffusersNames):
         callback_on_step_end : callable, optional
             ``function(run, index, timestep, tensors)`` is called after every step; what it returns
             of ``latents`` and ``prompt_embeds`` is gone on with.
-        image : PIL image or sequence of such, optional
-            Pictures to start from; they repeat until there is one for each of the batch.
+        image, control_image : PIL image or sequence of such, optional
+            Pictures to start from, which repeat until there is one for each of the batch; and what
+            ControlNets are shown, one each, or one per prompt (docs/controlnet.md).
         mask, mask_image : PIL image or sequence of such, optional
             White is made anew, black stays. Two names of one argument.
-        control_image : PIL image or sequence of such, optional
-            What ControlNets are shown: one picture, one per ControlNet, or one per prompt; for
-            several of both a list for each prompt, of a picture for each ControlNet.
         on_step : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False cancels.
 
