@@ -177,6 +177,15 @@ def real(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, not {shown(text)}") from error
 
 
+def duration(text: str) -> float:
+    """Return a time in seconds, of ``90``, ``90s``, ``1.5m`` or ``2h``."""
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    seconds = 0.0 if found is None else float(found[1]) * {"m": 60, "h": 3600}.get(found[2], 1)
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"must be a time such as 60s or 5m, not {shown(text)}")
+    return seconds
+
+
 def named_path(text: str) -> Path:
     """Return the path of a file or folder."""
     return Path(checkpoint(text))

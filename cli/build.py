@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from bksdm.cli.arguments import (
     add_threads_option,
     bundle_path,
+    duration,
     options_named,
     ordinal,
     refuse_beside,
@@ -27,7 +28,7 @@ EXAMPLES = """examples:
   bksdm build bundle-fp16/ --engine tensorrt --batch 1:1:4 --size 384x384:512x512:768x768
   bksdm build bundle/ --engine onnxruntime
   bksdm build bundle/ --engine openvino --save
-  bksdm build bundle/ --tune
+  bksdm build bundle/ --tune --budget 60s
   bksdm build bundle/ --engine onnxruntime --tune
   bksdm build bundle-fp16/ --list
 """
@@ -79,6 +80,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_threads_option(parser, "with --tune: ")
     parser.add_argument(
+        "--budget",
+        type=duration,
+        metavar="TIME",
+        help="with --tune: about how long it may take, as 60s or 5m; the rest is left to the cost "
+        "model (default: as long as it takes)",
+    )
+    parser.add_argument(
         "--save",
         action="store_true",
         help="with openvino: write the rewritten networks in OpenVINO's own format, for C++ and "
@@ -100,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         if given:
             others = (
                 *("list", "remove", "tune", "engine", "target"),
-                *("device", "batch", "size", "threads", "save"),
+                *("device", "batch", "size", "threads", "budget", "save"),
             )
             refuse_beside(options, flag, (name for name in others if f"--{name}" != flag))
     bundle = Bundle.open(options.bundle)
@@ -126,7 +134,9 @@ def run(options: argparse.Namespace) -> int:
         )
     require("onnx", "optimize")
     if options.save:
-        refuse_beside(options, "--save", ("tune", "target", "device", "batch", "size", "threads"))
+        refuse_beside(
+            options, "--save", ("tune", "target", "device", "batch", "size", "threads", "budget")
+        )
         if options.engine != "openvino":
             raise EngineError("--save is for --engine openvino")
         return _save(bundle)
@@ -135,9 +145,10 @@ def run(options: argparse.Namespace) -> int:
             if getattr(options, name) is not None:
                 raise EngineError(f"--{name} is for GPUs; --tune measures the model's own size")
         with options_named():
-            return _tune(bundle, options.engine, options.threads)
-    if options.threads is not None:
-        raise EngineError("--threads needs --tune")
+            return _tune(bundle, options.engine, options.threads, options.budget)
+    for name in ("threads", "budget"):
+        if getattr(options, name) is not None:
+            raise EngineError(f"--{name} needs --tune")
     if options.engine is not None and not backend(options.engine).runs_plans:
         for name in ("target", "device", "batch", "size"):
             if getattr(options, name) is not None:
@@ -170,7 +181,7 @@ def _save(bundle: Bundle) -> int:
     return 0
 
 
-def _tune(bundle: Bundle, engine: str | None, threads: int | None) -> int:
+def _tune(bundle: Bundle, engine: str | None, threads: int | None, budget: float | None) -> int:
     from tqdm import tqdm
 
     from bksdm.engines.registry import backend
@@ -193,7 +204,7 @@ def _tune(bundle: Bundle, engine: str | None, threads: int | None) -> int:
                 forms = describe_rewrite(bundle.model(network), tuned.made_for, backend(name).rules)
                 print(f"{network:<14}{name:<14}{tuned.seconds:9.4f} s  {forms}")
 
-        stored, _ = tune_bundle(bundle, engine, threads, show, measured)
+        stored, _ = tune_bundle(bundle, engine, threads, show, measured, budget)
     print(stored)
     return 0
 

@@ -24,23 +24,31 @@ Cost = Callable[[Convolution, Tile | None], float]
 USUAL_COST = CostModel()
 
 
+def direct_cost(found: Convolution, tile: Tile | None) -> float:
+    """Return costs by which every convolution stays direct."""
+    return 0.0 if tile is None else math.inf
+
+
 class MeasuredCost:
-    """Cost by measured times; convolutions of sizes that were not measured stay direct.
+    """Cost by measured times.
 
     Parameters
     ----------
     timings : iterable of Timing
         One for each size.
+    others : Cost
+        Of convolutions of sizes that were not measured.
     """
 
-    def __init__(self, timings: Iterable[Timing]) -> None:
+    def __init__(self, timings: Iterable[Timing], others: Cost = direct_cost) -> None:
         self._by_size = {timing.size: timing for timing in timings}
+        self._others = others
 
     def __call__(self, found: Convolution, tile: Tile | None) -> float:
-        """Return seconds."""
+        """Return seconds, or what the cost of others is in."""
         timing = self._by_size.get(found.size)
         if timing is None:
-            return 0.0 if tile is None else math.inf
+            return self._others(found, tile)
         return timing.direct if tile is None else timing.transformed[found.tiles.index(tile)]
 
 

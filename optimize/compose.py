@@ -11,7 +11,7 @@ from bksdm.engines.variants import CONTROLLED, DEEP, HINTED, SHALLOW
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
 from bksdm.optimize.causal import state_causal
-from bksdm.optimize.choice import Choice, Cost, MeasuredCost, choose
+from bksdm.optimize.choice import Choice, Cost, MeasuredCost, choose, direct_cost
 from bksdm.optimize.convolutions import convolutions
 from bksdm.optimize.cuda import WIDEST_HEAD, write_for_cuda
 from bksdm.optimize.feed_forward import split_feed_forward
@@ -80,7 +80,8 @@ def choose_forms(
     if cost is None:
         return [], None
     if made_for.measured is not None:
-        cost = MeasuredCost(made_for.measured)
+        # No measurements at all leave every convolution direct.
+        cost = MeasuredCost(made_for.measured, cost if made_for.measured else direct_cost)
     chosen = choose(proto, made_for.side, cost)
     tail = find_tail(proto, made_for.side, chosen, block_size()) if rules.blocks else None
     return chosen, tail

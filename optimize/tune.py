@@ -17,6 +17,7 @@ import numpy as np
 from bksdm.engines.protocol import Array, Engine
 from bksdm.engines.registry import backend, make_engine
 from bksdm.optimize.blocks import block_size
+from bksdm.optimize.budget import Budget
 from bksdm.optimize.choice import USUAL_COST
 from bksdm.optimize.compose import choose_forms
 from bksdm.optimize.convolution_times import time_convolution
@@ -30,6 +31,9 @@ from bksdm.storage.precision import FLOAT32
 ROUNDS = 5
 # Where the model of costs expects less of the fastest form, no time is spent on measuring.
 LEAST_EXPECTED = 0.8
+# Of an engine's time; the rest is for whole networks.
+CONVOLUTIONS = 0.5
+ENDLESS = Budget()
 
 Clock = Callable[[], float]
 Progress = Callable[[str, int, int], object]
@@ -44,6 +48,7 @@ def tune(
     progress: Progress = lambda phase, done, total: None,
     clock: Clock = time.perf_counter,
     precision: str = FLOAT32.name,
+    budget: Budget = ENDLESS,
 ) -> dict[str, Tuned]:
     """Return the fastest way to run a network on each engine.
 
@@ -65,6 +70,9 @@ def tune(
         Returns seconds.
     precision : str
         What the engines compute in.
+    budget : Budget
+        Where it is spent, the cost model decides what is not measured. Every engine runs the
+        network twice all the same, to compare them.
 
     Raises
     ------
@@ -72,24 +80,35 @@ def tune(
         An engine is not installed, or the network cannot be loaded or run.
     """
     found = {}
-    for name in engines:
+    for position, name in enumerate(engines):
+        # The last share is for comparing the engines.
+        own = budget.share(1 / (len(engines) - position + 1))
         load = partial(make_engine, name, model, threads, None, precision=precision)
         batch = max(len(array) for array in feeds.values())
         candidates = _candidates(
-            model, name, side, threads=threads, batch=batch, progress=progress, clock=clock
+            model,
+            name,
+            side,
+            threads=threads,
+            batch=batch,
+            progress=progress,
+            clock=clock,
+            budget=own.share(CONVOLUTIONS),
         )
         # One at a time against the fastest so far: two networks in memory, not all.
         fastest = candidates[0]
         for number, other in enumerate(candidates[1:], 1):
+            if own.over:
+                break
             shown = partial(progress, f"{name}, network {number} of {len(candidates) - 1}")
-            one, two = race([load(fastest), load(other)], feeds, shown, clock)
+            one, two = race([load(fastest), load(other)], feeds, shown, clock, own)
             fastest = other if two < one else fastest
         found[name] = fastest
     loaded = [
         make_engine(name, model, threads, None, made_for, precision=precision)
         for name, made_for in found.items()
     ]
-    seconds = race(loaded, feeds, partial(progress, " and ".join(found)), clock)
+    seconds = race(loaded, feeds, partial(progress, " and ".join(found)), clock, budget)
     return {
         name: Tuned(taken, made_for)
         for (name, made_for), taken in zip(found.items(), seconds, strict=True)
@@ -101,10 +120,13 @@ def race(
     feeds: Mapping[str, Array],
     progress: Callable[[int, int], object],
     clock: Clock,
+    budget: Budget = ENDLESS,
 ) -> list[float]:
     """Run networks in turns after one untimed run each; return the median times."""
     seconds: list[list[float]] = [[] for _ in engines]
     for number in range(ROUNDS + 1):
+        if number > 1 and budget.over:
+            break
         progress(number, ROUNDS + 1)
         for engine, taken in zip(engines, seconds, strict=True):
             start = clock()
@@ -122,6 +144,7 @@ def _candidates(
     batch: int,
     progress: Progress,
     clock: Clock,
+    budget: Budget,
 ) -> list[MadeFor]:
     """Return the distinct ways to rewrite a graph; the one without tuning comes first."""
     proto, rules = load_graph(model), backend(engine).rules
@@ -134,7 +157,10 @@ def _candidates(
             sizes[found.size] = found
     block = block_size() if rules.blocks else 0
     timings: list[Timing] = []
-    for number, found in enumerate(sizes.values()):
+    largest = sorted(sizes.values(), key=lambda found: -USUAL_COST(found, None))
+    for number, found in enumerate(largest):
+        if budget.over:
+            break
         progress(f"{engine}, convolutions", number, len(sizes))
         row_tiles = tail.count if tail is not None and found.node.output[0] in inside else 1
         load = partial(make_engine, engine, threads=threads, cache=None, made_for=PLAIN)

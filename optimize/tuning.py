@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.engines.registry import AUTO, backends, cpu_engines, version_of
+from bksdm.optimize.budget import Budget
 from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.tune import ROUNDS, tune
 from bksdm.optimize.tuned import Tuned, write_tuned
@@ -19,6 +21,8 @@ from bksdm.runtime.validation import MAX_THREADS, whole
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.places import engines_folder
 
+PARTS = {"unet": 12, "vae_decoder": 6, "vae_encoder": 2}
+"""Of a budget, by what a network is of a picture's time; of others 1."""
 Measured = Mapping[str, Mapping[str, Tuned]]
 """By network and engine."""
 
@@ -29,10 +33,11 @@ def tune_bundle(
     threads: int | None = None,
     progress: Callable[[str, str, int, int], object] = lambda network, phase, done, total: None,
     measured: Callable[[str, Mapping[str, Tuned]], object] = lambda network, found: None,
+    budget: float | None = None,
 ) -> tuple[Path, Measured]:
     """Measure every network of a bundle; engines then run as they were tuned.
 
-    It takes minutes, and nothing else should run.
+    It takes minutes, or about as long as ``budget``, and nothing else should run.
 
     Parameters
     ----------
@@ -46,6 +51,9 @@ def tune_bundle(
         Called with a network, a phase, and how many of its steps are done and there are.
     measured : callable
         Called with a network and its measurements, as soon as it is done.
+    budget : float, optional
+        Seconds to spend: what costs most is measured first, and the cost model decides the rest.
+        Loading every network on every engine and running it twice is the least.
 
     Returns
     -------
@@ -75,9 +83,13 @@ def tune_bundle(
         require_names(models[name], graph.inputs, graph.outputs)
     if inputs["unet"]["sample"].dtype != np.float32:
         raise EngineError(f"{bundle.path} is float16, which is no faster on a CPU; export float32")
+    if budget is not None and not 0 < budget < math.inf:
+        raise RequestError(f"budget must be a positive number of seconds, not {budget}")
+    whole_budget = Budget(budget)
     found: dict[str, Mapping[str, Tuned]] = {}
     sizes: dict[str, dict[str, list[int]]] = {}
-    for network, model in models.items():
+    for position, (network, model) in enumerate(models.items()):
+        to_come = [PARTS.get(name, 1) for name in list(models)[position:]]
         scale = bundle.vae_scale if network == "vae_encoder" else 1
         side = bundle.sample_size * scale
         feeds = network_feeds(inputs[network], (side, side))
@@ -94,8 +106,9 @@ def tune_bundle(
             feeds=feeds,
             progress=told,
             precision=precision_of(network, bundle.precision),
+            budget=whole_budget.share(to_come[0] / sum(to_come)),
         )
         measured(network, found[network])
-    settings = {"threads": threads, "rounds": ROUNDS, "sizes": sizes}
+    settings = {"threads": threads, "rounds": ROUNDS, "budget": budget, "sizes": sizes}
     stored = write_tuned(engines_folder(bundle.path), models, found, settings, version_of)
     return stored, found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -12,16 +13,19 @@ import pytest
 
 from bksdm.cli import main as bksdm
 from bksdm.engines import backend, onnxruntime, registry
-from bksdm.engines.errors import EngineError
+from bksdm.engines.errors import EngineError, RequestError
 from bksdm.optimize import tune, tuned
+from bksdm.optimize.budget import Budget
 from bksdm.optimize.compose import choose_forms
 from bksdm.optimize.feeds import network_feeds
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.rules import MadeFor, Timing
 from bksdm.optimize.tiles import D4, F2, F4
 from bksdm.optimize.tuned import Tuned, read_tuned, tuned_folder, write_tuned
+from bksdm.optimize.tuning import tune_bundle
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
+from tests.optimize.test_rewrite import conv_model
 
 SMALLEST = Timing(32, 32, 4, False, 3.0, (1.0, 2.0))
 
@@ -114,6 +118,78 @@ def test_the_fastest_network_wins(nano_bundle, stopwatch, component):
     assert found["onnxruntime"].seconds == pytest.approx(1 / (1 + len(forms)))
     assert all(0 <= done < total for _, done, total in told)
     assert {phase.partition(",")[0] for phase, _, _ in told} == {"onnxruntime"}
+
+
+class Spent(Budget):
+    """A budget that ends after so many questions, whoever asks."""
+
+    def __init__(self, left):
+        super().__init__()
+        self.left = left
+
+    @property
+    def over(self):
+        self.left[0] -= 1
+        return self.left[0] < 0
+
+    def share(self, part):
+        return self
+
+
+def test_what_a_budget_does_not_cover_is_left_to_the_cost_model(nano_bundle, stopwatch):
+    model = nano_bundle / "unet" / "model.onnx"
+    feeds = network_feeds(GraphFile.read(model).inputs, (8, 8))
+    told = []
+
+    def tuned(questions):
+        del told[:]
+        budget = Spent([questions])
+        found = tune.tune(
+            model,
+            *(["onnxruntime"], 8, 1, feeds, lambda *step: told.append(step), stopwatch),
+            budget=budget,
+        )["onnxruntime"]
+        return found, Counter(phase for phase, _, _ in told)
+
+    found, phases = tuned(0)
+    # No measurement but of the network itself, once after a run that does not count.
+    assert phases == {"onnxruntime": 2}
+    assert found.made_for == MadeFor(8)
+    every, _ = tuned(10**6)
+    found, phases = tuned(1)
+    assert phases == {"onnxruntime, convolutions": 1, "onnxruntime": 2}
+    found, phases = tuned(3)
+    assert phases["onnxruntime, convolutions"] == 3
+    assert len(every.made_for.measured) > 3
+
+
+def test_sizes_that_were_not_measured_are_as_the_cost_model_has_them():
+    proto = conv_model(320, 320)
+    rules = onnxruntime.RULES
+    usual, _ = choose_forms(proto, rules, MadeFor(64))
+    other = Timing(7, 7, 7, False, 1.0, (2.0,) * len(SMALLEST.transformed))
+    found, _ = choose_forms(proto, rules, MadeFor(64, (other,)))
+    assert usual
+    assert [(c.output, c.tile) for c in found] == [(c.output, c.tile) for c in usual]
+    assert choose_forms(proto, rules, MadeFor(64, ()))[0] == []
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 1.0])
+def test_a_share_of_a_budget_is_of_what_is_left(stopwatch, part):
+    budget = Budget(8.0, stopwatch)
+    stopwatch.now += 4
+    share = budget.share(part)
+    assert share.over == (part == 0)
+    stopwatch.now += 4 * part
+    assert share.over
+    assert budget.over == (part == 1)
+    assert not Budget(clock=stopwatch).share(part).over
+
+
+def test_a_budget_that_is_none_is_refused(bundle):
+    for seconds in (0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(RequestError, match="budget must be a positive number of seconds"):
+            tune_bundle(bundle, "onnxruntime", 1, budget=seconds)
 
 
 def test_what_is_stored_is_read_back(bundle):
@@ -210,7 +286,10 @@ def test_auto_takes_the_faster(bundle, opened, faster):
 
 def test_the_command_tunes_lists_and_removes(bundle, capsys):
     command = ["build", str(bundle)]
-    assert bksdm([*command, "--engine", "onnxruntime", "--tune", "--threads", "1"]) == 0
+    assert (
+        bksdm([*command, "--engine", "onnxruntime", "--tune", "--threads", "1", "--budget", "5m"])
+        == 0
+    )
     *lines, folder = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [
         [name, "onnxruntime"] for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -250,6 +329,9 @@ def test_an_interrupted_command_leaves_what_was_there(bundle, monkeypatch):
         (["--tune", "--size", "64x64"], "--size is for GPUs"),
         (["--tune", "--threads", "0"], "--threads: must be a whole number from 1 to 1024"),
         (["--threads", "1"], "--threads needs --tune"),
+        (["--budget", "60s"], "--budget needs --tune"),
+        (["--tune", "--budget", "0"], "--budget: must be a time such as 60s or 5m, not '0'"),
+        (["--tune", "--budget", "soon"], "must be a time such as 60s or 5m, not 'soon'"),
         (["--engine", "openvino", "--batch", "2"], "--batch is for plans"),
     ],
 )

@@ -205,8 +205,9 @@ def test_the_queue_is_bounded_by_work_and_says_when_there_is_room(model, schedul
             break
         except Refused:
             time.sleep(0.002)
-    # On a machine that others use, too: the same to a third of the queue.
-    assert time.monotonic() - start == pytest.approx(after, abs=0.5)
+    # The rate is measured, and on a machine that others use it changes meanwhile; benchmarks/
+    # overload.py says how true it is on a quiet one.
+    assert after / 3 - 0.5 <= time.monotonic() - start <= 3 * after + 0.5
 
 
 def test_previews_are_shown_at_the_steps_that_are_asked_for(model, schedule):
