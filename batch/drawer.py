@@ -11,8 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from bksdm.batch.places import Place, open_place
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import DEFAULT, capabilities
@@ -29,8 +27,6 @@ from bksdm.runtime.request import Request
 from bksdm.runtime.result import Result
 
 ENDINGS = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-NAMED = ("model", "image", "mask", *DRAWN)
-"""Entries of a record that are names; digests beside them say what they stand for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ class Setup:
     loading : mapping
         Arguments of :meth:`~bksdm.runtime.pipeline.TextToImage.load`.
     inputs : mapping
-        By ``image`` and ``mask``, pictures that all start from.
+        By ``image``, ``mask`` and ``control_image``, pictures that are the same for all.
     """
 
     place: str
@@ -58,7 +54,7 @@ class Setup:
     recorder: Recorder
     output: PictureFormat = field(default_factory=PictureFormat)
     loading: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Mapping[str, Image.Image | None] = field(default_factory=dict)
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -174,7 +170,12 @@ class Drawer:
     def _name(self, config: GenerationConfig, index: int) -> str:
         """Return the name of a picture, a digest of what decides which picture it is."""
         own = self._setup.recorder.record(config, index).own
-        told = {name: value for name, value in own.items() if name not in NAMED}
+        # Of files and the model not the name but the digest, which stands beside it.
+        told = {
+            name: value
+            for name, value in own.items()
+            if name not in DRAWN and f"{name}_digest" not in own
+        }
         told["precision"] = self._precision
         content = json.dumps(told, sort_keys=True).encode()
         return hashlib.sha256(content).hexdigest() + ENDINGS[self._setup.output.name]

@@ -21,9 +21,12 @@ class Job:
         Of the latents: images, channels, height, width.
     steps : int
         Evaluations of the UNet.
+    controlnets : tuple of str
+        Names of those that are run.
     """
 
     line: int
     config: GenerationConfig
     shape: tuple[int, int, int, int]
     steps: int
+    controlnets: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = {"height": "--size", "width": "--size"}
 """For :func:`options_named`, in commands that take height and width as ``--size``."""
+CONTROLNET_NAME = re.compile("[a-z0-9][a-z0-9_-]*")
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -213,9 +214,28 @@ def lora_file(text: str) -> str:
     return text
 
 
+def controlnet(text: str) -> tuple[str, str]:
+    """Return name and source of ``NAME=FOLDER``."""
+    name, equals, source = text.partition("=")
+    if not equals or not source or CONTROLNET_NAME.fullmatch(name) is None:
+        raise argparse.ArgumentTypeError(
+            f"must look like canny=FOLDER, with a name of small letters, digits, - and _, not "
+            f"{shown(text)}"
+        )
+    return name, checkpoint(source)
+
+
 def input_file(text: str) -> Path:
     """Return a file's path; ``-`` is standard input."""
     return STDIN if text == "-" else named_path(text)
+
+
+def control_image(text: str) -> tuple[str, Path]:
+    """Return name and file of ``NAME=FILE``; an empty name where there is only a file."""
+    name, equals, file = text.partition("=")
+    if equals and CONTROLNET_NAME.fullmatch(name) and not os.path.lexists(text):
+        return name, input_file(file)
+    return "", input_file(text)
 
 
 def output_file(text: str) -> Path:
@@ -315,6 +335,15 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
         help="textual inversion, and what stands for it in prompts where the file "
         "does not say; may be repeated",
     )
+    parser.add_argument(
+        "--controlnet",
+        type=controlnet,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="ControlNet in diffusers' format, a folder or model id of the hub, and the name that "
+        "pictures ask for it by, as canny=lllyasviel/sd-controlnet-canny; may be repeated",
+    )
     one_file = parser.add_argument_group("for a checkpoint in one file")
     one_file.add_argument(
         "--config",
@@ -346,7 +375,16 @@ def parts_of(options: argparse.Namespace) -> Parts:
         options.vae,
         [split_token(text) for text in options.embedding],
         options.tiny_vae,
+        _by_name(options.controlnet),
     )
+
+
+def _by_name(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return what ``--controlnet`` gives, by name."""
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RequestError(f"--controlnet {twice[0]} is given twice; name them differently")
+    return dict(pairs)
 
 
 @contextmanager

@@ -87,7 +87,12 @@ def _processes(options: argparse.Namespace, checked: CheckedPrompts) -> int:
     bundle, free = checked.bundle, free_bytes()
     if free is not None:
         count = min(
-            count, free // max(needed_bytes(bundle, job.shape, True) for job in checked.jobs)
+            count,
+            free
+            // max(
+                needed_bytes(bundle, job.shape, True, controlnets=job.controlnets, alone=False)
+                for job in checked.jobs
+            ),
         )
     return max(1, min(count, len(checked.jobs)))
 

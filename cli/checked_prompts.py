@@ -58,7 +58,8 @@ class CheckedPrompts:
         chosen: PictureFormat,
         check: Callable[[Job], None] = lambda job: None,
     ) -> None:
-        if options.prompts == STDIN and STDIN in input_paths(options).values():
+        pictures = [options.image, options.mask, *(path for _, path in options.control_image)]
+        if options.prompts == STDIN and STDIN in pictures:
             raise RequestError("standard input cannot be both --prompts and a picture")
         self._options = options
         errors = LineErrors(options.prompts)
@@ -88,5 +89,7 @@ class CheckedPrompts:
         request = self.request(line.config)
         if not (self._options.force or capabilities(self._options.engine).on_device):
             guided = request.guidance is not None
-            require_memory(self.bundle, request.shape, guided, self._options.engine)
-        return Job(line.number, request.config, request.shape, len(request.table))
+            engine, controls = self._options.engine, request.controls
+            require_memory(self.bundle, request.shape, guided, engine, controls)
+        names = tuple(control.name for control in request.controls)
+        return Job(line.number, request.config, request.shape, len(request.table), names)

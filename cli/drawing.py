@@ -9,9 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from bksdm.cli.arguments import SIZE, options_named
+from bksdm.cli.picture_options import CONTROL_IMAGE
 from bksdm.models import EMOJI
 from bksdm.models.objects import known_objects, names_an_object
 from bksdm.runtime.bundle import Bundle
@@ -20,15 +19,26 @@ from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.validation import shown
 
 
-def input_paths(options: argparse.Namespace) -> dict[str, Path | None]:
-    """Return the files of the pictures to start from."""
-    return {"image": options.image, "mask": options.mask}
+def input_paths(options: argparse.Namespace) -> dict[str, Path | list[Path] | None]:
+    """Return the files of the pictures to start from, and of those that ControlNets are shown."""
+    shown_to = [path for _, path in options.control_image]
+    return {"image": options.image, "mask": options.mask, CONTROL_IMAGE: shown_to or None}
 
 
-def open_inputs(options: argparse.Namespace) -> dict[str, Image.Image | None]:
-    """Return the pictures to start from."""
+def open_inputs(options: argparse.Namespace) -> dict[str, Any]:
+    """Return these pictures by the names of the files' options.
+
+    Raises
+    ------
+    RequestError
+        One cannot be read.
+    """
     return {
-        name: None if path is None else open_picture(path)
+        name: [open_picture(each) for each in path]
+        if isinstance(path, list)
+        else None
+        if path is None
+        else open_picture(path)
         for name, path in input_paths(options).items()
     }
 

@@ -10,6 +10,7 @@ from bksdm.cli.outputs import print_path
 
 EXAMPLES = """examples:
   bksdm dummy nano -o nano-checkpoint/
+  bksdm dummy base -o base-checkpoint/ --controlnet
   bksdm dummy small-2m -o small-checkpoint/     (the exact architecture of BK-SDM-Small-2M)
 """
 
@@ -21,7 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         help="architecture: sd-v1-4, base, small, tiny, base-2m, small-2m, tiny-2m, sdxs (one "
-        "step), lcm (guidance is an input), or nano, nano-sdxs and nano-lcm (for tests)",
+        "step), lcm (guidance is an input), or nano, nano-base, nano-sdxs and nano-lcm (for "
+        "tests)",
     )
     add_new_folder_option(parser, "DIR")
     parser.add_argument(
@@ -30,6 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="seed of the random weights (default: 0)",
+    )
+    parser.add_argument(
+        "--controlnet",
+        action="store_true",
+        help="write a ControlNet for the UNet too, into DIR/controlnet",
     )
 
 
@@ -42,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     from bksdm.runtime.noise import validate_seed
 
     with options_named():
-        create_dummy(options.name, options.output, validate_seed(options.seed))
+        seed = validate_seed(options.seed)
+        create_dummy(options.name, options.output, seed, options.controlnet)
     print_path(options.output, sys.stdout)
     return 0

@@ -132,7 +132,8 @@ def _draw(options: argparse.Namespace) -> int:
         inputs = open_inputs(options)
         request = Request.resolve(bundle, engine, config, **inputs)
         if not (options.force or engine.on_device):
-            require_memory(bundle, request.shape, request.guidance is not None, options.engine)
+            guided, controls = request.guidance is not None, request.controls
+            require_memory(bundle, request.shape, guided, options.engine, controls)
     check_numbered([output, options.animate], request.shape[0])
     steps = StepPictures(options.decode_steps, options.preview, options.save_steps, options.animate)
     recorder = Recorder(bundle, input_paths(options), inputs, chosen)

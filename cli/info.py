@@ -130,6 +130,7 @@ def describe_bundle(path: Path) -> dict[str, Any]:
     return {
         "bundle": str(path),
         "components": {name: _component(bundle, name) for name in bundle.components},
+        **({"controlnets": _controlnets(bundle)} if bundle.controlnets else {}),
         "safety_checker": bundle.has_safety_checker,
         "scheduler": str(scheduler.get("_class_name")),
         "prediction_type": str(scheduler.get("prediction_type", "epsilon")),
@@ -138,6 +139,12 @@ def describe_bundle(path: Path) -> dict[str, Any]:
         **({"merged LoRAs": merged} if merged else {}),
         "digest": bundle.digest(),
     }
+
+
+def _controlnets(bundle: Bundle) -> dict[str, Any]:
+    from bksdm.runtime.bundle import CONTROLNET
+
+    return {name: _component(bundle, f"{CONTROLNET}{name}") for name in bundle.controlnets}
 
 
 def _component(bundle: Bundle, name: str) -> dict[str, Any]:

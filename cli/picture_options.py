@@ -7,11 +7,12 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
-from bksdm.cli.arguments import input_file, integer, real
+from bksdm.cli.arguments import control_image, input_file, integer, real
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.validation import shown
 
+CONTROL_IMAGE = "control_image"
 METAVARS = {
     "height": "PIXELS",
     "width": "PIXELS",
@@ -24,9 +25,29 @@ METAVARS = {
     "sampler": "NAME",
     "negative_prompt": "TEXT",
     "guidance_scale": "SCALE",
+    "controlnet": "NAME[,NAME…]",
+    "controlnet_conditioning_scale": "X[,X…]",
+    "control_guidance_start": "X[,X…]",
+    "control_guidance_end": "X[,X…]",
 }
 BY_TYPE: dict[type, Callable[[str], Any]] = {int: integer, float: real, str: str}
+
+
+def one_or_several(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return what reads a value, or several with commas between them."""
+
+    def read(text: str) -> Any:
+        first, *others = map(parse, text.split(","))
+        return (first, *others) if others else first
+
+    return read
+
+
 BY_NAME: dict[str, Callable[[str], Any]] = {
+    "controlnet": one_or_several(str),
+    "controlnet_conditioning_scale": one_or_several(real),
+    "control_guidance_start": one_or_several(real),
+    "control_guidance_end": one_or_several(real),
     "seed": str,
     "guidance_interval": str,
     "timesteps": lambda text: tuple(map(integer, text.split(","))),
@@ -81,7 +102,18 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         )
     parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
     for name, option in INPUTS.items():
-        if option.flag:
+        if name == CONTROL_IMAGE:
+            parser.add_argument(
+                option.flag,
+                dest=name,
+                type=control_image,
+                action="append",
+                default=[],
+                metavar="[NAME=]FILE",
+                help=f"{option.help}; NAME is that of the ControlNet; may be repeated, once per "
+                "ControlNet; - for standard input",
+            )
+        elif option.flag:
             parser.add_argument(
                 option.flag,
                 dest=name,
@@ -124,6 +156,13 @@ def shared_options(options: argparse.Namespace) -> dict[str, Any]:
         given["seed"] = parse_seed(options.seed)
     if options.guidance_interval is not None:
         given["guidance_interval"] = parse_interval(options.guidance_interval)
+    if names := [name for name, _ in options.control_image if name]:
+        if given["controlnet"] is not None or len(names) < len(options.control_image):
+            raise RequestError(
+                "--control-image NAME=FILE names ControlNets: give every one a NAME, or none and "
+                "--controlnet"
+            )
+        given["controlnet"] = names[0] if len(names) == 1 else tuple(names)
     return given
 
 

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 
 from bksdm.cli.outputs import numbered
@@ -17,10 +19,10 @@ from bksdm.models import bundle_folder
 from bksdm.runtime.a1111 import A1111Text
 from bksdm.runtime.a1111_options import options_of
 from bksdm.runtime.bundle import Bundle
-from bksdm.runtime.generation_config import DEFAULTS, FAST_LEVELS, OPTIONS
+from bksdm.runtime.generation_config import DEFAULTS, FAST_LEVELS, INPUTS, OPTIONS
 from bksdm.runtime.images import open_picture
 from bksdm.runtime.picture_formats import FORMATS
-from bksdm.runtime.recorded import pixel_digest, spelled
+from bksdm.runtime.recorded import numbered_key, pixel_digest, spelled
 from bksdm.storage.precision import BFLOAT16
 
 
@@ -59,10 +61,11 @@ def command_for(own: Mapping[str, str], picture: Path) -> Command | None:
     prompts = _batch(own)
     words = [*_drawn(own, prompts), *_named("--model", own.get("model"))]
     notes += _about_model(own)
-    for name in ("image", "mask"):
-        if name in own:
-            path, told = _input(own, name, picture)
-            words += _named(f"--{name}", path)
+    for name in ("image", "mask", "control_image"):
+        flag = INPUTS[name].flag
+        for key in takewhile(own.__contains__, map(partial(numbered_key, name), count())):
+            path, told = _input(own, key, flag, picture)
+            words += _named(flag, path)
             notes += told
     engine = own.get("engine", "onnxruntime")
     if ":" in engine and " " in engine:
@@ -170,18 +173,18 @@ def _about_model(own: Mapping[str, str]) -> list[str]:
     return [] if same else [f"--model: {model} is another bundle than the picture was drawn with"]
 
 
-def _input(own: Mapping[str, str], name: str, picture: Path) -> tuple[str, list[str]]:
+def _input(own: Mapping[str, str], name: str, flag: str, picture: Path) -> tuple[str, list[str]]:
     """Return the path of a picture that was started from, and what is to be said of it."""
     file = own[name]
     found = [path for path in (Path(file), picture.parent / file) if path.is_file()]
     if not found:
-        return file, [f"--{name}: name the file {file}"]
+        return file, [f"{flag}: name the file {file}"]
     digest = own.get(f"{name}_digest")
     for path in found:
         with suppress(BksdmError):
             if digest is None or pixel_digest(open_picture(path)) == digest:
                 return str(path), []
-    return str(found[0]), [f"--{name}: {found[0]} is another picture than it was started from"]
+    return str(found[0]), [f"{flag}: {found[0]} is another picture than it was started from"]
 
 
 def _extension(own: Mapping[str, str], picture: Path) -> str:

@@ -32,6 +32,8 @@ class Capabilities:
         Whether the UNet's deep features can serve several evaluations (``fast``).
     attention_mask : bool
         Whether a text encoder can be told which tokens are padding.
+    control : bool
+        Whether ControlNets can act on the UNet.
     on_device : bool
         Whether the whole loop runs on a GPU.
     precisions : tuple of str
@@ -43,6 +45,7 @@ class Capabilities:
     name: str
     feature_reuse: bool = False
     attention_mask: bool = True
+    control: bool = False
     on_device: bool = False
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     concurrent: bool = False

@@ -225,7 +225,11 @@ def _open_network(
 BACKENDS = (
     Backend(
         Capabilities(
-            "onnxruntime", feature_reuse=True, concurrent=True, precisions=(*PRECISIONS, *QUANTIZED)
+            "onnxruntime",
+            feature_reuse=True,
+            control=True,
+            concurrent=True,
+            precisions=(*PRECISIONS, *QUANTIZED),
         ),
         PACKAGES,
         "cpu",

@@ -235,7 +235,12 @@ def _reason(error: Exception) -> str:
 
 BACKENDS = (
     Backend(
-        Capabilities("openvino", feature_reuse=True, precisions=(*PRECISIONS, BFLOAT16, INT8)),
+        Capabilities(
+            "openvino",
+            feature_reuse=True,
+            control=True,
+            precisions=(*PRECISIONS, BFLOAT16, INT8),
+        ),
         ("openvino",),
         "openvino",
         RULES,

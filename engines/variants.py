@@ -18,6 +18,30 @@ Where a UNet has it, these are given once for all rows that share them.
 """
 CLIP_SKIP = "clip-skip-"
 
+CONTROLLED = "controlled"
+"""A UNet that takes what ControlNets add to it; shares rows, if it can."""
+DOWN_RESIDUAL = "down_block_res_sample_"
+"""Begins the names of what is added to features that the UNet's last half takes from its first.
+
+The number of the feature follows, in the order in which they are made. A ControlNet outputs these,
+and a UNet that is :data:`CONTROLLED` takes them: [rows, channels, height, width].
+"""
+MID_RESIDUAL = "mid_block_res_sample"
+"""The same, added to what the UNet's mid block makes."""
+CONTROL_IMAGE = "controlnet_cond"
+"""Input of a ControlNet: pictures in 0 … 1, [images, 3, height, width]."""
+HINT = "hint"
+"""The layers of a ControlNet that see nothing but the picture: the same in every evaluation."""
+HINT_FEATURES = "hint_features"
+"""What they make, [images, channels, height / 8, width / 8]."""
+HINTED = "hinted"
+"""The layers of a ControlNet after these, whose result they take; shares rows, if it can."""
+
+
+def is_residual(name: str) -> bool:
+    """Return whether a tensor is what a ControlNet adds to a UNet."""
+    return name == MID_RESIDUAL or name.startswith(DOWN_RESIDUAL)
+
 
 def skipping(layers: int) -> str:
     """Return the name of a text encoder without its last layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -52,6 +53,7 @@ _NANO = {
     "attention_head_dim": (1, 2, 2, 2),
     "norm_num_groups": 8,
 }
+_NANO_BASE = {**_NANO, "mid_block_type": "UNetMidBlock2DCrossAttn"}
 _NANO_SDXS = {
     **_NANO,
     **_SDXS_BLOCKS,
@@ -78,6 +80,7 @@ _UNET_CHANGES: dict[str, dict[str, Any]] = {
     # SimianLuo/LCM_Dreamshaper_v7: the guidance scale is an input.
     "lcm": {"time_cond_proj_dim": 256},
     "nano": _NANO,
+    "nano-base": _NANO_BASE,
     "nano-sdxs": _NANO_SDXS,
     "nano-lcm": _NANO_LCM,
 }
@@ -239,7 +242,7 @@ def text_config(name: str) -> Mapping[str, Any]:
     return MappingProxyType(_NANO_TEXT if _is_nano(name) else _SD_TEXT)
 
 
-def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
+def create_dummy(name: str, folder: Path, seed: int = 0, controlnet: bool = False) -> None:
     """Write a diffusers checkpoint of a published architecture with seeded random weights.
 
     The checkpoint (float32, safetensors) appears under its name only when it is complete.
@@ -251,24 +254,32 @@ def create_dummy(name: str, folder: Path, seed: int = 0) -> None:
         (same architecture, other training data); ``sdxs``, a one-step model with an
         ``AutoencoderTiny``; ``lcm``, Stable Diffusion whose UNet takes the guidance scale; or
         ``nano``, which keeps BK-SDM-Small's topology at a few hundred thousand parameters and makes
-        64 px pictures, with ``nano-sdxs`` and ``nano-lcm``.
+        64 px pictures, with ``nano-base``, ``nano-sdxs`` and ``nano-lcm``.
     folder
         Where the checkpoint goes; must not exist.
     seed
         Seed of torch's CPU generator; the same seed gives the same weights.
+    controlnet
+        Whether to write a ControlNet for its UNet too, in the folder ``controlnet``.
 
     Raises
     ------
     ExportError
-        The name is unknown, or the folder exists or cannot be written.
+        The name is unknown, its UNet has no mid block for a ControlNet, or the folder exists or
+        cannot be written.
     """
+    if controlnet and unet_config(name)["mid_block_type"] is None:
+        raise ExportError(
+            f"{name} has no mid block, which a ControlNet needs; base, sd-v1-4, lcm and nano-base "
+            "have one"
+        )
     _known(name)
     refuse_existing(folder)
     with publishing(folder) as staging, library_errors(f"cannot write {folder}"):
-        _write(name, staging, seed)
+        _write(name, staging, seed, controlnet)
 
 
-def _write(name: str, folder: Path, seed: int) -> None:
+def _write(name: str, folder: Path, seed: int, controlnet: bool) -> None:
     """Build, save and free one component after another: the UNet alone can be 3.4 GB."""
     import diffusers
     import torch
@@ -280,7 +291,11 @@ def _write(name: str, folder: Path, seed: int) -> None:
     text = text_config(name)
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        _stir(UNet2DConditionModel(**unet_config(name))).save_pretrained(folder / "unet")
+        unet = _stir(UNet2DConditionModel(**unet_config(name)))
+        unet.save_pretrained(folder / "unet")
+        if controlnet:
+            _write_controlnet(unet, folder / "controlnet", _is_nano(name))
+        del unet
         vae = _stir(getattr(diffusers, vae_class(name))(**vae_config(name)))
         if vae_class(name) == TINY_VAE:
             _liven(vae)
@@ -302,6 +317,25 @@ def _write(name: str, folder: Path, seed: int) -> None:
 def _scheduler(name: str) -> tuple[str, dict[str, Any]]:
     """Return the class and the fields of a dummy model's scheduler."""
     return _SCHEDULERS.get(_kind(name), ("PNDMScheduler", _SCHEDULER))
+
+
+def _write_controlnet(unet: Any, folder: Path, nano: bool) -> None:
+    """Write what `ControlNetModel.from_unet` makes, its convolutions of zeros made random.
+
+    As they are it would add nothing; so it adds half of what its features deviate by.
+    """
+    import torch
+    from diffusers import ControlNetModel
+
+    widths = (8, 8, 16, 16) if nano else (16, 32, 96, 256)
+    # The other networks are the same with it and without.
+    with torch.random.fork_rng(devices=[]):
+        made = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=widths)
+        with torch.no_grad():
+            for weight in made.parameters():
+                if weight.ndim == 4 and not weight.any():
+                    weight.normal_(std=0.5 / math.sqrt(weight[0].numel()))
+        _stir(made).save_pretrained(folder)
 
 
 def _stir(model: Any) -> Any:

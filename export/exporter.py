@@ -11,12 +11,14 @@ from typing import Any
 
 from bksdm.engines.errors import BundleError, ExportError
 from bksdm.engines.onnxruntime_package import load_onnxruntime
+from bksdm.export.controlnet_source import require_fit
 from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
+from bksdm.export.kinds import kinds_of
 from bksdm.export.library_errors import library_errors
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import check, merge
-from bksdm.export.networks import Network, SafetyChecker, kinds_of, load_network
+from bksdm.export.networks import Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.pretrained import vae_class
@@ -24,6 +26,7 @@ from bksdm.export.preview import write_preview
 from bksdm.export.quiet import quiet
 from bksdm.export.source import has_safety_checker, read_json
 from bksdm.export.tokenizer import read_tokenizer, tokenizer_texts
+from bksdm.export.weights import controlnets_in
 from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.loaded_configuration import written_scheduler
@@ -73,7 +76,7 @@ def export(
     Returns
     -------
     list of ComponentParity
-        One per network, in the order of ``bksdm.export.networks.kinds_of``.
+        One per network, in the order of ``bksdm.export.kinds.kinds_of``.
 
     Raises
     ------
@@ -116,6 +119,7 @@ def _export(
     report: Callable[[str], None],
 ) -> list[ComponentParity]:
     checker = safety_checker and has_safety_checker(checkpoint, variant)
+    require_fit(checkpoint, controlnets_in(checkpoint))
     kinds = kinds_of(checkpoint, checker)
     networks = networks_of(checkpoint, checker)
     for lora in loras:

@@ -96,7 +96,7 @@ def _trace(network: Network, arguments: tuple[torch.Tensor, ...]) -> onnx_ir.Mod
             opset_version=OPSET,
             dynamic_shapes=shapes,
             input_names=list(network.inputs),
-            output_names=[network.output],
+            output_names=list(network.outputs),
             verbose=False,
         )
     if program is None:

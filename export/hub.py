@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bksdm.engines.errors import ExportError
@@ -15,6 +15,8 @@ _SMALL_FILES = (
     "tokenizer/*",
     "feature_extractor/*",
 )
+CONTROLNET_FILES = ("config.json",)
+"""Small files of a repository that is one ControlNet."""
 # By the class of the hub's errors, the special before the general.
 _ADVICE = {
     "GatedRepoError": "accept its conditions on its web page, and pass --token",
@@ -30,6 +32,7 @@ def fetch(
     choose: Callable[[Collection[str]], list[str]],
     check: Callable[[Path], None],
     report: Callable[[str], None],
+    small: Sequence[str] = _SMALL_FILES,
 ) -> Path:
     """Download a checkpoint, or take it from the cache if the hub cannot be reached.
 
@@ -47,6 +50,9 @@ def fetch(
         Called with the folder before the weights are fetched, to refuse it.
     report
         Called with a line where the cache has to do.
+    small
+        Patterns of the files that are fetched first; the first is the name of one that every such
+        repository has.
 
     Returns
     -------
@@ -64,16 +70,14 @@ def fetch(
     where = f"{hub_id}@{revision}" if revision else hub_id
     try:
         folder = Path(
-            snapshot_download(
-                hub_id, revision=revision, token=token, allow_patterns=list(_SMALL_FILES)
-            )
+            snapshot_download(hub_id, revision=revision, token=token, allow_patterns=list(small))
         )
         # Of the same commit, even if there is a newer one by now.
         info = HfApi(token=token).model_info(hub_id, revision=folder.name)
     except HFValidationError as error:
         raise ExportError(f"{hub_id}: no such folder, and no id of the hub") from error
     except Exception as error:  # the hub's client has errors of its own, its transport others
-        cached = _cached(hub_id, revision)
+        cached = _cached(hub_id, revision, small[0])
         if cached is None:
             raise ExportError(_cannot_fetch(where, error)) from error
         report(f"{where}: the hub cannot be reached ({reason(error)}); taken from its cache")
@@ -89,10 +93,10 @@ def fetch(
     return folder
 
 
-def _cached(hub_id: str, revision: str | None) -> Path | None:
+def _cached(hub_id: str, revision: str | None, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(hub_id, "model_index.json", revision=revision)
+    index = try_to_load_from_cache(hub_id, name, revision=revision)
     return Path(index).parent if isinstance(index, str) else None
 
 

@@ -13,8 +13,9 @@ import torch
 
 from bksdm.engines.errors import BundleError, ExportError, SamplerError
 from bksdm.engines.protocol import TensorSpec
+from bksdm.export.kinds import kinds_of
 from bksdm.export.library_errors import library_errors
-from bksdm.export.networks import Case, Network, kinds_of, weightless
+from bksdm.export.networks import Case, Network, weightless
 from bksdm.export.pretrained import build
 from bksdm.export.quiet import quiet
 from bksdm.export.weights import files_of, fit, read_tensors
@@ -168,7 +169,8 @@ def _run(networks: Mapping[str, Network], case: Case, checkpoint: Path) -> None:
     for name, network in networks.items():
         config = checkpoint / network.subfolder / "config.json"
         with torch.no_grad(), library_errors(f"{config}: the {name} cannot be run"):
-            outputs[name] = network(*(tensor.to("meta") for tensor in inputs[name])).shape
+            made = network(*(tensor.to("meta") for tensor in inputs[name]))
+        outputs[name] = (made[0] if isinstance(made, tuple) else made).shape
     text = inputs["unet"][2]
     made, taken = outputs["text_encoder"][2], text.shape[2]
     if made != taken:

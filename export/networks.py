@@ -16,7 +16,6 @@ from bksdm.export.library_errors import library_errors
 from bksdm.export.pretrained import build, config_of, load
 from bksdm.export.source import read_json
 from bksdm.export.tokenizer import read_tokenizer
-from bksdm.export.weights import choose, listing
 from bksdm.runtime.bundle import TINY_VAE
 from bksdm.runtime.loaded_configuration import loaded_sample_size
 
@@ -63,8 +62,8 @@ class Network(nn.Module):
         Name of the checkpoint's folder with its weights.
     inputs
         Names of the graph's inputs, in the order of ``forward``.
-    output
-        Name of the graph's only output.
+    outputs
+        Names of the graph's outputs, in the order in which ``forward`` returns them.
     config
         Content of the component's ``config.json``.
     model
@@ -74,7 +73,7 @@ class Network(nn.Module):
     component: str
     subfolder: str
     inputs: tuple[str, ...]
-    output: str
+    outputs: tuple[str, ...]
     config: dict[str, Any]
     model: Any
 
@@ -105,7 +104,7 @@ class TextEncoder(Network):
     """
 
     component = subfolder = "text_encoder"
-    output = "last_hidden_state"
+    outputs = ("last_hidden_state",)
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
@@ -123,7 +122,7 @@ class TextEncoder(Network):
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return random token ids, and texts of random lengths; only the batch matters."""
-        generator, shape = _generator(case), (case.batch, self.tokens)
+        generator, shape = random_stream(case), (case.batch, self.tokens)
         ids = torch.randint(int(self.config["vocab_size"]), shape, generator=generator)
         lengths = torch.randint(1, self.tokens + 1, (case.batch, 1), generator=generator)
         mask = (torch.arange(self.tokens) < lengths).to(torch.int64)
@@ -176,7 +175,7 @@ class Unet(Network):
     """
 
     component = subfolder = "unet"
-    output = "out_sample"
+    outputs = ("out_sample",)
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
@@ -209,7 +208,7 @@ class Unet(Network):
 
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return standard normal latents and embeddings, and timesteps of the whole schedule."""
-        generator = _generator(case)
+        generator = random_stream(case)
         channels, width = int(self.config["in_channels"]), self.config["cross_attention_dim"]
         # diffusers takes a width for every block as well; `source.validate` sees that all are one.
         width = int(width[0] if isinstance(width, list) else width)
@@ -232,8 +231,8 @@ class Unet(Network):
         """Batch everywhere, height and width of the latents, and the text's length."""
         batch = _batch()
         tokens = Dim("tokens", min=2, max=2**14 - 1)
-        sides = _sides((_MIN_TRACED - 1) * self.traced_scale + 1)
-        shapes = ({0: batch, **sides}, {0: batch}, {0: batch, 1: tokens}, {0: batch})
+        latent = sides((_MIN_TRACED - 1) * self.traced_scale + 1)
+        shapes = ({0: batch, **latent}, {0: batch}, {0: batch, 1: tokens}, {0: batch})
         return shapes[: len(self.inputs)]
 
 
@@ -242,7 +241,7 @@ class VaeDecoder(Network):
 
     component, subfolder = "vae_decoder", "vae"
     inputs = ("latent_sample",)
-    output = "sample"
+    outputs = ("sample",)
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
@@ -259,11 +258,11 @@ class VaeDecoder(Network):
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return standard normal latents."""
         shape = (case.batch, int(self.config["latent_channels"]), case.height, case.width)
-        return (torch.randn(shape, generator=_generator(case)),)
+        return (torch.randn(shape, generator=random_stream(case)),)
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Batch, height and width of the latents."""
-        return ({0: _batch(), **_sides()},)
+        return ({0: _batch(), **sides()},)
 
 
 class TinyVaeDecoder(VaeDecoder):
@@ -292,7 +291,7 @@ class VaeEncoder(Network):
         model.decoder = model.post_quant_conv = None
         self.model, self.config = model, config
         self._tiny = config["_class_name"] == TINY_VAE
-        self.output = "latents" if self._tiny else "latent_parameters"
+        self.outputs = ("latents" if self._tiny else "latent_parameters",)
         self.channels = int(config["latent_channels"]) * (1 if self._tiny else 2)
 
     def forward(self, sample: Tensor) -> Tensor:
@@ -304,7 +303,7 @@ class VaeEncoder(Network):
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return uniform pixels in [-1, 1)."""
         shape = (case.batch, int(self.config["in_channels"]), *self._pixels(case))
-        return (torch.rand(shape, generator=_generator(case)) * 2 - 1,)
+        return (torch.rand(shape, generator=random_stream(case)) * 2 - 1,)
 
     def _pixels(self, case: Case) -> tuple[int, int]:
         factor = 2 ** (len(self.config["block_out_channels"]) - 1)
@@ -312,9 +311,9 @@ class VaeEncoder(Network):
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Batch, and height and width in whole latents."""
-        sides = _sides()
+        latent = sides()
         factor = 2 ** (len(self.config["block_out_channels"]) - 1)
-        return ({0: _batch(), 2: factor * sides[2], 3: factor * sides[3]},)
+        return ({0: _batch(), 2: factor * latent[2], 3: factor * latent[3]},)
 
 
 class SafetyChecker(Network):
@@ -327,7 +326,7 @@ class SafetyChecker(Network):
 
     component = subfolder = "safety_checker"
     inputs = ("clip_input",)
-    output = "scores"
+    outputs = ("scores",)
 
     def __init__(self, model: Any, config: dict[str, Any]) -> None:
         super().__init__()
@@ -350,7 +349,7 @@ class SafetyChecker(Network):
     def example(self, case: Case) -> tuple[Tensor, ...]:
         """Return standard normal pixels; sizes other than the batch do not matter."""
         side = int(self.config["vision_config"]["image_size"])
-        return (torch.randn(case.batch, 3, side, side, generator=_generator(case)),)
+        return (torch.randn(case.batch, 3, side, side, generator=random_stream(case)),)
 
     def dynamic_shapes(self) -> tuple[Mapping[int, Any], ...]:
         """Only the batch: pictures are resized to what the network was trained on."""
@@ -361,25 +360,13 @@ NETWORKS: tuple[type[Network], ...] = (TextEncoder, Unet, VaeDecoder, VaeEncoder
 """Networks of every bundle."""
 
 
-def kinds_of(checkpoint: Path, safety_checker: bool) -> tuple[type[Network], ...]:
-    """Return the kinds of networks that are made of a checkpoint, the safety checker if asked.
-
-    A tiny VAE decoder is where its weights are: beside the graph, as in the built-in model, or put
-    there by :mod:`bksdm.export.prepared`.
-    """
-    kinds = NETWORKS
-    if choose(listing(checkpoint), TinyVaeDecoder.subfolder):
-        kinds += (TinyVaeDecoder,)
-    return (*kinds, SafetyChecker) if safety_checker else kinds
-
-
 def load_network(kind: type[Network], checkpoint: Path, variant: str | None = None) -> Network:
     """Load one network of a diffusers checkpoint in float32, ready to run and to trace.
 
     Parameters
     ----------
     kind
-        One of those that `kinds_of` returns.
+        One of those that `bksdm.export.kinds.kinds_of` returns.
     checkpoint
         A folder that `bksdm.export.source.resolve` accepted.
     variant
@@ -446,7 +433,8 @@ def _row_length(checkpoint: Path, positions: int) -> int:
     return length
 
 
-def _generator(case: Case) -> torch.Generator:
+def random_stream(case: Case) -> torch.Generator:
+    """Return torch's stream of a case's seed."""
     return torch.Generator().manual_seed(case.seed)
 
 
@@ -454,7 +442,8 @@ def _batch() -> Any:
     return Dim("batch", min=1, max=2**14 - 1)
 
 
-def _sides(smallest: int = _MIN_TRACED) -> dict[int, Any]:
+def sides(smallest: int = _MIN_TRACED) -> dict[int, Any]:
+    """Return the axes of latents that are dynamic, height and width, from a smallest size on."""
     return {
         2: Dim("height", min=smallest, max=_MAX_LATENT),
         3: Dim("width", min=smallest, max=_MAX_LATENT),

@@ -38,10 +38,10 @@ CASES: tuple[Case, ...] = tuple(
 
 @dataclass(frozen=True)
 class Reference:
-    """Inputs and the float32 output of torch for one case."""
+    """Inputs and the float32 outputs of torch for one case, in the graph's order."""
 
     feeds: dict[str, NDArray[Any]]
-    expected: NDArray[np.float32]
+    expected: tuple[NDArray[np.float32], ...]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def references(
         inputs = cast_inputs(network.example(case), network.inputs, precision)
         full = tuple(x.float() if x.is_floating_point() else x for x in inputs)
         with torch.no_grad():
-            expected = network(*full).numpy().copy()
+            made = network(*full)
+        expected = tuple(x.numpy().copy() for x in (made if isinstance(made, tuple) else (made,)))
         feeds = {name: x.numpy() for name, x in zip(network.inputs, inputs, strict=True)}
         results.append(Reference(feeds, expected))
     return results
@@ -131,10 +132,14 @@ def compare(
     Returns
     -------
     ComponentParity
-        The worst values over all cases; a shape that differs counts as infinitely far.
+        The worst values over all cases and outputs; a shape that differs counts as infinitely far.
     """
     session = _session(graph, precision)
-    errors = [_error(session.run(None, ref.feeds)[0], ref.expected) for ref in truth]
+    errors = [
+        _error(found, expected)
+        for ref in truth
+        for found, expected in zip(session.run(None, ref.feeds), ref.expected, strict=True)
+    ]
     max_abs, relative, psnr = (list(column) for column in zip(*errors, strict=True))
     return ComponentParity(
         component=component,
@@ -149,13 +154,14 @@ def compare(
 
 def format_table(rows: Sequence[ComponentParity]) -> str:
     """Return a table of plain text, one line per component, without a final newline."""
+    width = max([18, *(len(row.component) + 2 for row in rows)])
     lines = [
-        f"{'component':<18}{'dtype':<9}{'cases':>5}{'max abs':>11}{'rel L2':>11}{'PSNR dB':>9}"
+        f"{'component':<{width}}{'dtype':<9}{'cases':>5}{'max abs':>11}{'rel L2':>11}{'PSNR dB':>9}"
     ]
     for row in rows:
         verdict = "" if row.passed else f"  missed: rel L2 above {row.tolerance:g}"
         lines.append(
-            f"{row.component:<18}{row.dtype:<9}{row.cases:>5}{row.max_abs:>11.2e}"
+            f"{row.component:<{width}}{row.dtype:<9}{row.cases:>5}{row.max_abs:>11.2e}"
             f"{row.relative_l2:>11.2e}{row.psnr:>9.1f}{verdict}"
         )
     return "\n".join(lines)

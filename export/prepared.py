@@ -6,16 +6,17 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.controlnet_source import resolve_controlnet
 from bksdm.export.embedding import add_embeddings, read_embedding
 from bksdm.export.json_files import read_json
 from bksdm.export.single_file import read_single_file, unpack, write_vae
 from bksdm.export.source import FILES, resolve, validate
 from bksdm.export.weights import files_of
-from bksdm.runtime.bundle import TINY_VAE
+from bksdm.runtime.bundle import CONTROLNET, TINY_VAE
 from bksdm.storage.files import scratch
 
 
@@ -35,6 +36,8 @@ class Parts:
         Files of textual inversions, and their tokens where the files' own are not wanted.
     tiny_vae : Path, optional
         A diffusers folder of an ``AutoencoderTiny``, whose decoder is exported beside the VAE's.
+    controlnets : mapping
+        Diffusers folders or hub ids of ControlNets, by the names that pictures ask for them by.
     """
 
     config: Path | None = None
@@ -43,6 +46,7 @@ class Parts:
     vae: Path | None = None
     embeddings: Sequence[tuple[Path, str | None]] = ()
     tiny_vae: Path | None = None
+    controlnets: Mapping[str, str] = field(default_factory=dict)
 
 
 NOTHING = Parts()
@@ -83,7 +87,7 @@ def prepared(
             if getattr(parts, name):
                 raise ExportError(f"--{name} is for a checkpoint in one file; {source} is none")
         checkpoint = resolve(source, revision, safety_checker, variant, token, report)
-        if not parts.vae and not parts.embeddings and not parts.tiny_vae:
+        if not (parts.vae or parts.embeddings or parts.tiny_vae or parts.controlnets):
             yield checkpoint
             return
     else:
@@ -92,6 +96,10 @@ def prepared(
             raise ExportError(f"{source} is a local file; a revision ({revision}) is for hub ids")
         if variant is not None:
             raise ExportError(f"{source} is one file; a variant ({variant}) is for folders")
+    controlnets = {
+        f"{CONTROLNET}{name}": resolve_controlnet(name, given, token, report)
+        for name, given in parts.controlnets.items()
+    }
     embeddings = [read_embedding(path, word) for path, word in parts.embeddings]
     room = next(folder for folder in (beside, *beside.absolute().parents) if folder.is_dir())
     with ExitStack() as stack:
@@ -104,6 +112,7 @@ def prepared(
             unpacked: checkpoint,
             whole / "vae_decoder_tiny": parts.tiny_vae or checkpoint,
             whole / "vae": parts.vae or checkpoint,
+            **{whole / name: found for name, found in controlnets.items()},
             whole: checkpoint,
         }
         with _named(shown):
@@ -126,6 +135,8 @@ def prepared(
             if parts.tiny_vae:
                 _place_tiny_vae(parts.tiny_vae, whole / "vae_decoder_tiny")
                 files_of(whole, "vae_decoder_tiny")
+            for name, found in controlnets.items():
+                _link(found, whole / name)
             if embeddings:
                 add_embeddings(embeddings, rest, variant, whole)
             for name in FILES:

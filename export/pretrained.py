@@ -18,7 +18,7 @@ from bksdm.engines.errors import ExportError
 from bksdm.export.json_files import read_json
 from bksdm.export.library_errors import library_errors
 from bksdm.export.weights import files_of, fit, read_tensors
-from bksdm.runtime.bundle import TINY_VAE
+from bksdm.runtime.bundle import CONTROLNET, TINY_VAE
 
 # By name: transformers puts functions of its own in the place of torch's.
 _RANDOM = ("normal_", "uniform_", "kaiming_uniform_")
@@ -44,8 +44,8 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     Parameters
     ----------
     subfolder
-        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` (the decoder alone) or
-        ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` (the decoder alone),
+        ``safety_checker`` or that of a ControlNet.
     checkpoint
         A diffusers checkpoint.
 
@@ -54,7 +54,7 @@ def build(subfolder: str, checkpoint: Path) -> Any:
     ExportError
         The library cannot do it; names the configuration's file.
     """
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
 
@@ -80,6 +80,10 @@ def build(subfolder: str, checkpoint: Path) -> Any:
         "vae_decoder_tiny": tiny_decoder,
         "safety_checker": lambda: StableDiffusionSafetyChecker(read(CLIPConfig)),
     }
+    if subfolder.startswith(CONTROLNET):
+        made_by[subfolder] = lambda: ControlNetModel.from_config(
+            ControlNetModel.load_config(folder)
+        )
     with library_errors(f"{folder / 'config.json'}: no {subfolder} can be built from it"):
         return made_by[subfolder]()
 

@@ -45,6 +45,27 @@ def open_pipeline(checkpoint: Path, variant: str | None = None) -> Any:
     return pipeline
 
 
+def open_controlled(pipeline: Any, checkpoint: Path, component: str) -> Any:
+    """Return diffusers' ``StableDiffusionControlNetPipeline`` of a pipeline's networks.
+
+    Parameters
+    ----------
+    pipeline
+        As `open_pipeline` returns it.
+    checkpoint : Path
+        Its folder.
+    component : str
+        The ControlNet's folder in it.
+    """
+    with quiet(), library_errors(f"{checkpoint / component}: diffusers cannot open it"):
+        from diffusers import StableDiffusionControlNetPipeline
+
+        parts = {**pipeline.components, "controlnet": load(component, checkpoint)}
+        controlled = StableDiffusionControlNetPipeline(**parts, requires_safety_checker=False)
+    controlled.set_progress_bar_config(disable=True)
+    return controlled
+
+
 def draw(pipeline: Any, prompt: str, seed: int, steps: int, **arguments: Any) -> NDArray[np.uint8]:
     """Return a pipeline's pictures, uint8 [images, height, width, 3]."""
     with quiet():

@@ -6,11 +6,15 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from bksdm.engines.errors import ExportError
+from bksdm.export.controlnet import controlnet_kind
+from bksdm.export.kinds import kinds_of
 from bksdm.export.lora import Lora, read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import (
@@ -18,15 +22,14 @@ from bksdm.export.networks import (
     Network,
     SafetyChecker,
     TinyVaeDecoder,
-    kinds_of,
     load_network,
 )
 from bksdm.export.parity import CASES, Reference, compare, format_table, references
 from bksdm.export.prepared import NOTHING, Parts, prepared
 from bksdm.export.quiet import quiet
-from bksdm.export.reference import draw, open_pipeline, scheduler_of
+from bksdm.export.reference import draw, open_controlled, open_pipeline, scheduler_of
 from bksdm.export.source import is_bundle
-from bksdm.runtime.bundle import Bundle, read_json
+from bksdm.runtime.bundle import CONTROLNET, Bundle, read_json
 from bksdm.runtime.images import psnr
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
@@ -120,10 +123,17 @@ def _compare(
         raise ExportError(f"{opened.path}: the UNet computes in {dtype}, which cannot be compared")
     precision = PRECISIONS[dtype]
     rows = []
-    kinds: tuple[type[Network], ...] = (*NETWORKS, TinyVaeDecoder, SafetyChecker)
+    controls = tuple(controlnet_kind(f"{CONTROLNET}{name}") for name in opened.controlnets)
+    kinds: tuple[type[Network], ...] = (*NETWORKS, TinyVaeDecoder, *controls, SafetyChecker)
     for kind in kinds:
         if not opened.model(kind.component).is_file():
             continue
+        if kind in controls and kind not in kinds_of(checkpoint, safety_checker=False):
+            name = kind.component.removeprefix(CONTROLNET)
+            raise ExportError(
+                f"{opened.path} has a ControlNet {name}; give --controlnet {name}=FOLDER, the one "
+                "that it was exported from"
+            )
         if kind is TinyVaeDecoder and kind not in kinds_of(checkpoint, safety_checker=False):
             raise ExportError(
                 f"{opened.path} has a tiny VAE decoder; give --tiny-vae the folder that it was "
@@ -147,15 +157,52 @@ def _compare(
     if sampler is not None:
         pipeline.scheduler = scheduler_of(dict(pipeline.scheduler.config), sampler)
     expected = draw(pipeline, PROMPT, SEED, steps)
+    lines = [_told_apart(f"picture, --steps {steps}", ours, expected)]
+    if opened.controlnets:
+        lines += _controlled(model, checkpoint, pipeline, steps, sampler)
+    same = precision != FLOAT32 or all(line.near for line in lines)
+    pictures = "\n".join(f"{line.text}{'' if same or line.near else '  missed'}" for line in lines)
+    return f"{format_table(rows)}\n{pictures}", same and all(row.passed for row in rows)
+
+
+class _Line(NamedTuple):
+    """What is told of a picture, and whether it is near enough to diffusers'."""
+
+    text: str
+    near: bool
+
+
+def _told_apart(what: str, ours: NDArray[np.uint8], expected: NDArray[np.uint8]) -> _Line:
     difference = np.abs(ours.astype(int) - expected.astype(int))
     near = float((difference <= 1).mean())
-    same = precision != FLOAT32 or (near >= 0.999 and int(difference.max()) <= 2)
-    picture = (
-        f"picture, --steps {steps}: largest difference {difference.max()} of 255, "
-        f"{near:.4%} of the values within 1, PSNR {psnr(ours, expected):.1f} dB"
-        f"{'' if same else '  missed'}"
+    text = (
+        f"{what}: largest difference {difference.max()} of 255, {near:.4%} of the values within 1, "
+        f"PSNR {psnr(ours, expected):.1f} dB"
     )
-    return f"{format_table(rows)}\n{picture}", same and all(row.passed for row in rows)
+    return _Line(text, near >= 0.999 and int(difference.max()) <= 2)
+
+
+def _controlled(
+    model: TextToImage, checkpoint: Path, pipeline: Any, steps: int, sampler: str | None
+) -> list[_Line]:
+    """Draw a picture with each ControlNet of a bundle, and compare it with diffusers'."""
+    height, width = model.bundle.default_size
+    colours = np.random.default_rng(SEED).integers(0, 256, (5, 4, 3), np.uint8)
+    image = Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    lines = []
+    for name in model.bundle.controlnets:
+        with_control = open_controlled(pipeline, checkpoint, f"{CONTROLNET}{name}")
+        expected = draw(with_control, PROMPT, SEED, steps, image=image)
+        ours = model(
+            PROMPT,
+            num_inference_steps=steps,
+            seed=SEED,
+            sampler=sampler,
+            control_image=image,
+            controlnet=name,
+        ).pixels
+        lines.append(_told_apart(f"picture with {name}, --steps {steps}", ours, expected))
+    return lines
 
 
 def _require_same_tokens(bundle: Bundle, checkpoint: Path) -> None:

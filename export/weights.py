@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bksdm.engines.errors import ExportError
 from bksdm.export.json_files import is_lfs_pointer, read_json
 from bksdm.export.library_errors import reason
+from bksdm.runtime.bundle import CONTROLNET
 from bksdm.storage.files import open_regular
 
 HALF = "fp16"
@@ -48,7 +49,8 @@ def choose(files: Collection[str], subfolder: str, variant: str | None = None) -
     files
         All paths of the repository, or of a folder in which it lies.
     subfolder
-        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny`` or ``safety_checker``.
+        ``text_encoder``, ``unet``, ``vae``, ``vae_decoder_tiny``, ``safety_checker`` or that of a
+        ControlNet.
     variant
         As diffusers has it: ``fp16`` asks for ``model.fp16.safetensors`` and the like. A network
         that has no such files is taken without.
@@ -60,7 +62,7 @@ def choose(files: Collection[str], subfolder: str, variant: str | None = None) -
         else a pickle. Nothing but float16 is taken if nothing else is there. Empty where there are
         no weights at all.
     """
-    stems = _STEMS[subfolder]
+    stems = _stems(subfolder)
     for name in dict.fromkeys((variant, None, HALF)):
         mark = f".{name}" if name else ""
         for stem, suffix in zip(stems, _FORMATS, strict=True):
@@ -84,7 +86,7 @@ def files_of(checkpoint: Path, subfolder: str, variant: str | None = None) -> li
     """
     if chosen := choose(listing(checkpoint), subfolder, variant):
         return chosen
-    needed = f"{_STEMS[subfolder][0]}{_FORMATS[0]}"
+    needed = f"{_stems(subfolder)[0]}{_FORMATS[0]}"
     found = [path for path in sorted((checkpoint / subfolder).glob("*")) if path.suffix in _FORMATS]
     for path in found:
         if not path.is_file():
@@ -98,10 +100,19 @@ def listing(checkpoint: Path) -> list[str]:
     """Return the files of the networks' folders, with ``/`` on every system."""
     return [
         f"{subfolder}/{path.name}"
-        for subfolder in _STEMS
+        for subfolder in (*_STEMS, *controlnets_in(checkpoint))
         for path in sorted((checkpoint / subfolder).glob("*"))
         if path.is_file()
     ]
+
+
+def controlnets_in(checkpoint: Path) -> list[str]:
+    """Return the folders of ControlNets that lie beside the networks of a checkpoint."""
+    return sorted(path.name for path in checkpoint.glob(f"{CONTROLNET}*") if path.is_dir())
+
+
+def _stems(subfolder: str) -> tuple[str, str]:
+    return _DIFFUSERS if subfolder.startswith(CONTROLNET) else _STEMS[subfolder]
 
 
 def _sharded(files: Collection[str], stem: str, suffix: str, mark: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from bksdm.engines.variants import DEEP, SHALLOW
+from bksdm.engines.variants import CONTROLLED, DEEP, HINTED, SHALLOW
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
 from bksdm.optimize.causal import state_causal
@@ -48,7 +48,7 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     """
     proto = load_graph(model)
     apply_variant(proto, variant)
-    if variant in (DEEP, SHALLOW) and not rules.cuda:
+    if variant in (DEEP, SHALLOW, CONTROLLED, HINTED) and not rules.cuda:
         # The loop on a GPU gives every row its latents.
         share_rows(proto)
     side = made_for.side

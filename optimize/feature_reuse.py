@@ -46,14 +46,22 @@ def keep_shallow(model: onnx.ModelProto) -> None:
     keep_needed(graph)
 
 
+def joins(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that concatenate two tensors along the channels, the first to run first.
+
+    In a UNet these join features of its second half with those of its first, the newest first.
+    """
+    return [
+        node
+        for node in graph.node
+        if node.op_type == "Concat"
+        and [a.i for a in node.attribute if a.name == "axis"] == [1]
+        and len(node.input) == 2
+    ]
+
+
 def _last_join(graph: onnx.GraphProto) -> onnx.NodeProto | None:
-    """Return the last node that concatenates two tensors along the channels."""
-    nodes: list[onnx.NodeProto] = list(graph.node)
-    for node in reversed(nodes):
-        axis = [a.i for a in node.attribute if a.name == "axis"]
-        if node.op_type == "Concat" and axis == [1] and len(node.input) == 2:
-            return node
-    return None
+    return next(reversed(joins(graph)), None)
 
 
 def _picture_of(graph: onnx.GraphProto) -> onnx.ValueInfoProto:

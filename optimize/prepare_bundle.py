@@ -14,11 +14,11 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.preparing import open_prepared
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import backend, open_engine
-from bksdm.engines.variants import DEEP, DEEP_FEATURES, SHALLOW, skipping
+from bksdm.engines.variants import CONTROLLED, DEEP, DEEP_FEATURES, HINT, HINTED, SHALLOW, skipping
 from bksdm.optimize.clip_skip import skips_layers
 from bksdm.optimize.cuda_kernels import take_census
 from bksdm.optimize.graph import load_graph
-from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.bundle import CONTROLNET, Bundle
 from bksdm.runtime.precision_choice import precision_of
 from bksdm.storage.files import remove_unused
 from bksdm.storage.graph_cache import is_whole, stored_graphs
@@ -78,6 +78,11 @@ def prepare_bundle(
                 make(network, SHALLOW)
         else:
             make(network)
+    if bundle.controlnets:
+        make("unet", CONTROLLED)
+    for name in bundle.controlnets:
+        make(f"{CONTROLNET}{name}", HINT)
+        make(f"{CONTROLNET}{name}", HINTED)
     if skips_layers(load_graph(bundle.model("text_encoder"))):
         make("text_encoder", skipping(1))
     if bundle.has_safety_checker:
@@ -94,7 +99,8 @@ def _make(
     variant: str = "",
 ) -> Any:
     began, model = time.monotonic(), bundle.model(network)
-    side = bundle.sample_size * (bundle.vae_scale if network == "vae_encoder" else 1)
+    pixels = network == "vae_encoder" or variant == HINT
+    side = bundle.sample_size * (bundle.vae_scale if pixels else 1)
     opened: Engine | Prepared
     note = ""
     if graph := backend(engine).graph:

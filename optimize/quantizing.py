@@ -30,7 +30,7 @@ from bksdm.optimize.weights import read_weights
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.host import HostExecutor
 from bksdm.runtime.images import psnr
-from bksdm.runtime.integrity import FOLDERS, write_sums
+from bksdm.runtime.integrity import folders_of, write_sums
 from bksdm.runtime.loading import open_text_encoder
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
@@ -248,7 +248,7 @@ def _draw(
 
 def _copy(source: Path, folder: Path) -> None:
     """Copy a bundle without its UNet's graph, and without what engines made of it."""
-    for name in FOLDERS:
+    for name in folders_of(source):
         if (source / name).is_dir():
             ignored = shutil.ignore_patterns("*.onnx*", "*.safetensors") if name == "unet" else None
             shutil.copytree(source / name, folder / name, ignore=ignored)

@@ -11,24 +11,24 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
-from bksdm.engines.variants import SAMPLE_OF_ROW
+from bksdm.engines.variants import HINT_FEATURES, SAMPLE_OF_ROW
 
-PER_SAMPLE = ("sample", "timestep")
+PER_SAMPLE = ("sample", "timestep", HINT_FEATURES)
 ROWS = "rows"
-_OF_ROWS = ":rows"
+_OF_ROWS, _ONCE = ":rows", ":once"
 
 
 def share_rows(model: onnx.ModelProto) -> bool:
     """Give a UNet the input :data:`SAMPLE_OF_ROW`, int64 [rows], in place.
 
-    ``sample`` and ``timestep`` then have as many entries as there are different latents; all other
-    inputs and the outputs have as many as there are rows.
+    ``sample`` and ``timestep``, and a ControlNet's ``hint_features``, then have as many entries as
+    there are different latents; all other inputs and the outputs have as many as there are rows.
 
     Returns
     -------
     bool
         Whether it was done: not where timesteps have no axis of the batch, where a node holds
-        graphs, or where an output does not depend on what rows differ in.
+        graphs, or where no output depends on what rows differ in.
     """
     graph = model.graph
     stored = {weight.name for weight in graph.initializer}
@@ -40,15 +40,29 @@ def share_rows(model: onnx.ModelProto) -> bool:
             differing.update(node.output)
     outputs = {value.name for value in graph.output}
     nested = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
-    if len(batches) != 1 or "" in batches or nested or not outputs <= differing:
+    if len(batches) != 1 or "" in batches or nested or not outputs & differing:
         return False
     _Sharing(graph, differing).rewrite()
+    alike = outputs - differing
+    _repeat(graph, alike)
+    differing |= alike
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim if value.name in differing else ():
             if dim.dim_param in batches:
                 dim.dim_param = ROWS
     graph.input.append(helper.make_tensor_value_info(SAMPLE_OF_ROW, TensorProto.INT64, [ROWS]))
     return True
+
+
+def _repeat(graph: onnx.GraphProto, outputs: set[str]) -> None:
+    """Give every row outputs that are alike in several, as a ControlNet's first are."""
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [f"{name}{_ONCE}" if name in outputs else name for name in names]
+    for name in sorted(outputs):
+        graph.node.append(
+            helper.make_node("Gather", [f"{name}{_ONCE}", SAMPLE_OF_ROW], [name], axis=0)
+        )
 
 
 class _Sharing:

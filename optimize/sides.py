@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from bksdm.engines.variants import is_residual
 from bksdm.optimize.graph import attributes
 
 
@@ -17,7 +18,12 @@ def picture_sides(model: onnx.ModelProto, side: int) -> dict[str, int]:
     side : int
         Height and width of its input.
     """
-    pictures = (v for v in model.graph.input if len(v.type.tensor_type.shape.dim) == 4)
+    pictures = (
+        value
+        for value in model.graph.input
+        # What is added to smaller features is as small as these.
+        if len(value.type.tensor_type.shape.dim) == 4 and not is_residual(value.name)
+    )
     sides = {value.name: side for value in pictures}
     for node in model.graph.node:
         known = [sides[name] for name in node.input if name in sides]

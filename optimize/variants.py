@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx
 
 from bksdm.engines.errors import EngineError
-from bksdm.engines.variants import CLIP_SKIP, DEEP, SHALLOW
+from bksdm.engines.variants import CLIP_SKIP, CONTROLLED, DEEP, HINT, HINTED, SHALLOW
 from bksdm.optimize.clip_skip import skip_layers
+from bksdm.optimize.control import keep_hint, take_hint, take_residuals
 from bksdm.optimize.feature_reuse import keep_shallow, show_deep_features
 
 
@@ -22,6 +23,12 @@ def apply_variant(proto: onnx.ModelProto, variant: str) -> None:
         show_deep_features(proto)
     elif variant == SHALLOW:
         keep_shallow(proto)
+    elif variant == CONTROLLED:
+        take_residuals(proto)
+    elif variant == HINT:
+        keep_hint(proto)
+    elif variant == HINTED:
+        take_hint(proto)
     elif variant.startswith(CLIP_SKIP):
         skip_layers(proto, int(variant.removeprefix(CLIP_SKIP)))
     elif variant:

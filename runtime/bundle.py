@@ -31,6 +31,8 @@ TINY_VAE = "AutoencoderTiny"
 """The class of VAEs whose encoder makes latents, not a distribution of such."""
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 OPTIONAL_COMPONENTS = ("vae_encoder", "vae_decoder_tiny")
+CONTROLNET = "controlnet_"
+"""Begins the names of the folders of ControlNets; the rest is what pictures ask for."""
 FULL, TINY = "full", "tiny"
 DECODERS = {FULL: "vae_decoder", TINY: "vae_decoder_tiny"}
 """The networks that make pixels, by what a picture asks for."""
@@ -183,6 +185,23 @@ class Bundle:
         return (*COMPONENTS, *optional)
 
     @property
+    def controlnets(self) -> tuple[str, ...]:
+        """The names of its ControlNets."""
+        found = sorted(self.path.glob(f"{CONTROLNET}*/model.onnx"))
+        return tuple(model.parent.name.removeprefix(CONTROLNET) for model in found)
+
+    def pools_control(self, name: str) -> bool:
+        """Return whether a ControlNet has one value per channel, ``global_pool_conditions``.
+
+        Raises
+        ------
+        BundleError
+            Its configuration is missing or damaged.
+        """
+        config = read_json(self.path / f"{CONTROLNET}{name}" / "config.json")
+        return bool(config.get("global_pool_conditions"))
+
+    @property
     def decoders(self) -> tuple[str, ...]:
         """What pictures may ask for of :data:`DECODERS`."""
         return (FULL,) if self.tiny_scaling_factor is None else (FULL, TINY)
@@ -261,7 +280,8 @@ class Bundle:
 
     def files(self) -> list[Path]:
         """Return every file that a picture may depend on."""
-        folders = (*self.components, "scheduler", "tokenizer", "safety_checker")
+        controls = (f"{CONTROLNET}{name}" for name in self.controlnets)
+        folders = (*self.components, *controls, "scheduler", "tokenizer", "safety_checker")
         files = [f for folder in folders for f in sorted((self.path / folder).rglob("*"))]
         return [file for file in files if file.is_file()]
 

@@ -54,6 +54,8 @@ LOADING: Mapping[str, str] = {
         ("device_map", "max_memory", "offload_folder", "offload_state_dict", "quantization_config"),
         ON_LOADING,
     ),
+    "controlnet": "ControlNets are part of the bundle: `bksdm export --controlnet NAME=FOLDER`; a "
+    "call names them",
     "variant": "a bundle has one set of weights; give it to `bksdm export`",
     "scheduler": SAMPLER,
 }

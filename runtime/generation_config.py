@@ -14,6 +14,13 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import DECODERS, FULL, Bundle
+from bksdm.runtime.control_options import (
+    one_or_several_names,
+    one_or_several_numbers,
+    one_or_several_parts,
+    require_ascending,
+    resolved_control,
+)
 from bksdm.runtime.noise import CPU, seeded_stream, validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
@@ -292,6 +299,41 @@ class GenerationConfig:
         validate=_strength,
         also=("--denoising-strength",),
     )
+    controlnet: str | tuple[str, ...] | None = _option(
+        None,
+        "--controlnet",
+        "a name, or several as canny,depth; default: the model's only one",
+        help="which ControlNets of the model are shown the control images",
+        validate=one_or_several_names,
+    )
+    controlnet_conditioning_scale: float | tuple[float, ...] | None = _option(
+        None,
+        "--controlnet-scale",
+        "a number, or one per ControlNet; default: 1, 0.8 with an image, 0.5 with a mask",
+        help="how much a ControlNet adds",
+        validate=one_or_several_numbers,
+    )
+    guess_mode: bool = _option(
+        False,
+        "--guess-mode",
+        "True or False",
+        "let ControlNets act beside the prompt alone, not the negative one, and less on details",
+        flag,
+    )
+    control_guidance_start: float | tuple[float, ...] = _option(
+        0.0,
+        "--control-start",
+        "0 to 1, or one per ControlNet",
+        "part of the steps after which ControlNets begin to act",
+        one_or_several_parts,
+    )
+    control_guidance_end: float | tuple[float, ...] = _option(
+        1.0,
+        "--control-end",
+        "0 to 1, or one per ControlNet",
+        "part of the steps after which they cease to",
+        one_or_several_parts,
+    )
     prompt_weights: bool = _option(
         False,
         "--prompt-weights",
@@ -351,6 +393,7 @@ class GenerationConfig:
             )
         if self.seed is not None:
             validate_seeds(self.seed, self.images)
+        require_ascending(self.control_guidance_start, self.control_guidance_end)
         if self.prompt_weights:
             for text in (*self.prompts, *self.negative_prompts):
                 parse_weights(text)
@@ -378,6 +421,7 @@ class GenerationConfig:
         engine: Capabilities,
         image_size: tuple[int, int] | None = None,
         masked: bool = False,
+        control_size: tuple[int, int] | None = None,
     ) -> GenerationConfig:
         """Return what a bundle and an engine make of it: every default filled in.
 
@@ -393,6 +437,8 @@ class GenerationConfig:
             Height and width in pixels of the image that it starts from.
         masked : bool
             Whether there is an inpainting mask.
+        control_size : (int, int), optional
+            The size of the picture that the first ControlNet is shown.
 
         Raises
         ------
@@ -415,7 +461,8 @@ class GenerationConfig:
                 f"clip_skip must be below the text encoder's {bundle.text_layers} layers, "
                 f"not {self.clip_skip}"
             )
-        height, width = image_size or bundle.default_size
+        height, width = image_size or control_size or bundle.default_size
+        beside = "masked image" if masked else "noise" if image_size is None else "image"
         strength = self.strength
         if strength is None and image_size is not None:
             strength = STRENGTH_WITH_MASK if masked else STRENGTH
@@ -428,6 +475,7 @@ class GenerationConfig:
             guidance_interval=self.guidance_interval or (0.0, FAST_LEVELS[self.fast].guided_until),
             strength=strength,
             clip_skip=self.clip_skip or 0,
+            **resolved_control(self, bundle, engine, None if control_size is None else beside),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -466,6 +514,12 @@ INPUTS: dict[str, Option] = {
         "--mask",
         "a picture, or one per image",
         "inpainting mask for the image: white is redrawn, black is kept",
+        _given,
+    ),
+    "control_image": Option(
+        "--control-image",
+        "a picture, or one per ControlNet",
+        "picture that a ControlNet is shown: edges, depth … as it was trained with",
         _given,
     ),
     "generator": Option(

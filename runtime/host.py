@@ -80,11 +80,14 @@ class HostExecutor:
     def __call__(
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]
     ) -> NDArray[np.uint8]:
-        """Make the pictures; stages: tokenize, text_encoder, unet, loop, vae_decoder, to_uint8."""
+        """Make the pictures.
+
+        Stages: tokenize, text_encoder, controlnet, unet, loop, vae_decoder, to_uint8.
+        """
         return self.decode(self.denoise(job, watch, seconds), seconds, job.vae)
 
     def denoise(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> Latents:
-        """Return x_0; stages: tokenize, text_encoder, unet, loop."""
+        """Return x_0; stages: tokenize, text_encoder, controlnet, unet, loop."""
         denoising = self.start(job, watch, seconds)
         seconds["unet"] = 0.0
         with _timed(seconds, "loop"):
@@ -92,7 +95,7 @@ class HostExecutor:
                 denoising.advance(*self.predict([denoising], seconds))
                 if watch.progress is not None:
                     watch.progress(denoising.index, len(job.table))
-        seconds["loop"] -= seconds["unet"]
+        seconds["loop"] -= seconds["unet"] + seconds.get("controlnet", 0.0)
         return denoising.trajectory.latents
 
     def start(self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]) -> HostDenoising:

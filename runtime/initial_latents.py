@@ -49,6 +49,8 @@ def begin(
         vae=config.vae,
         prompt_embeds=request.prompt_embeds,
         negative_prompt_embeds=request.negative_prompt_embeds,
+        controls=request.controls,
+        guess_mode=config.guess_mode,
     )
 
 

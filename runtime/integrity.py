@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bksdm.engines.errors import BundleError
-from bksdm.runtime.bundle import COMPONENTS, OPTIONAL_COMPONENTS
+from bksdm.runtime.bundle import COMPONENTS, CONTROLNET, OPTIONAL_COMPONENTS
 from bksdm.runtime.validation import no_folder
 from bksdm.storage.digest import DIGESTS, read_sealed, sha256_of
 from bksdm.storage.files import PARTIAL, read_regular, write_file
@@ -82,10 +82,15 @@ def find_damage(bundle: Path, progress: Progress = lambda name: None) -> list[st
     return problems
 
 
+def folders_of(bundle: Path) -> list[str]:
+    """Return the names of the folders that a bundle may consist of: not its engines."""
+    return [*FOLDERS, *sorted(path.name for path in bundle.glob(f"{CONTROLNET}*"))]
+
+
 def _names(bundle: Path) -> list[str]:
     """Return the files that a bundle consists of, relative to it: not its engines."""
     files = [path for path in bundle.glob("*.json") if path.is_file()]
-    for folder in FOLDERS:
+    for folder in folders_of(bundle):
         files += [path for path in (bundle / folder).rglob("*") if not path.is_dir()]
     return sorted(path.relative_to(bundle).as_posix() for path in files)
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.runtime.bundle import FULL
+from bksdm.runtime.control import Control
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
@@ -44,6 +45,10 @@ class DenoisingJob:
         Which decoder makes the pixels, by its key in :data:`bksdm.runtime.bundle.DECODERS`.
     prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
         What stands in for the text encoder's output; None encodes the prompts.
+    controls : tuple of Control
+        What each ControlNet does.
+    guess_mode : bool
+        Whether ControlNets act in the conditional half alone, and less on details.
     """
 
     prompts: tuple[str, ...]
@@ -59,6 +64,8 @@ class DenoisingJob:
     vae: str = FULL
     prompt_embeds: NDArray[np.float32] | None = None
     negative_prompt_embeds: NDArray[np.float32] | None = None
+    controls: tuple[Control, ...] = ()
+    guess_mode: bool = False
 
     @property
     def images(self) -> int:
@@ -75,6 +82,11 @@ class DenoisingJob:
         """Whether the prompts' tokens say everything about the embeddings."""
         given = self.prompt_embeds is not None or self.negative_prompt_embeds is not None
         return self.prompt_options == PLAIN_PROMPT and not given
+
+    def controls_at(self, index: int) -> tuple[int, ...]:
+        """Return which of the controls act in an evaluation, by their place."""
+        total = len(self.table)
+        return tuple(k for k, each in enumerate(self.controls) if each.at(index, total))
 
     @cached_property
     def guided(self) -> tuple[bool, ...]:

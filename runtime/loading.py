@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bksdm.engines.errors import BundleError, EngineError
+from bksdm.engines.lazy import LazyEngine
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
-from bksdm.engines.variants import DEEP, SHALLOW, skipping
-from bksdm.runtime.bundle import COMPONENTS, DECODERS, TINY, Bundle
+from bksdm.engines.variants import CONTROLLED, DEEP, HINT, HINTED, SHALLOW, skipping
+from bksdm.runtime.bundle import COMPONENTS, CONTROLNET, DECODERS, TINY, Bundle
+from bksdm.runtime.controlnets import ControlNets, ControlNetwork
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.host import Decoder, HostExecutor
-from bksdm.runtime.network_tensors import require_tensors
+from bksdm.runtime.network_tensors import require_names, require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.precision_choice import precision_of
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.safety_checker import SafetyChecker
 from bksdm.runtime.tokenizer import Tokenizer
 from bksdm.runtime.vae_encoder import VaeEncoder
+from bksdm.storage.graph_file import GraphFile
 
 
 class Networks(NamedTuple):
@@ -132,8 +135,12 @@ def load_networks(
     _validate_text_inputs(bundle, tokenizer, encode.load(0))
     # A second output would be copied from a GPU in every step.
     deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
+    load_unet = partial(_open_network, open_part, graph, deep)
+    controlnets = open_controlnets(open_part, bundle)
     predict = NoisePredictor(
-        _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
+        load_unet() if controlnets is None else LazyEngine(load_unet),
+        partial(open_part, graph, variant=SHALLOW),
+        controlnets,
     )
     decoder = _open_network(open_part, bundle.model("vae_decoder"))
     tiny = None
@@ -166,6 +173,40 @@ def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine)
 def open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
     """Open the text encoder without its last ``skipped`` layers."""
     return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
+
+
+def open_controlnets(open_part: Callable[..., Engine], bundle: Bundle) -> ControlNets | None:
+    """Return the ControlNets of a bundle, to be loaded when they are asked for; None without any.
+
+    Parameters
+    ----------
+    open_part : callable
+        ``open_part(model, variant, side)`` loads a network.
+    bundle : Bundle
+        The bundle.
+
+    Raises
+    ------
+    BundleError
+        One of them is damaged.
+    """
+    pixels, unet = bundle.sample_size * bundle.vae_scale, bundle.model("unet")
+    models = {name: bundle.model(f"{CONTROLNET}{name}") for name in bundle.controlnets}
+    if not models:
+        return None
+    # That a graph is damaged is told now, not with the first picture.
+    for model in (unet, *models.values()):
+        graph = GraphFile.read(model)
+        require_names(model, graph.inputs, graph.outputs)
+    nets = {
+        name: ControlNetwork(
+            partial(open_part, model, variant=HINT, side=pixels),
+            partial(open_part, model, variant=HINTED),
+            bundle.pools_control(name),
+        )
+        for name, model in models.items()
+    }
+    return ControlNets(partial(_open_network, open_part, unet, CONTROLLED), nets)
 
 
 def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:

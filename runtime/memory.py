@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import AUTO, backend
 from bksdm.optimize.rules import MadeFor
-from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.bundle import CONTROLNET, Bundle
+from bksdm.runtime.control import Control
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.precision import INT8
 
@@ -21,11 +23,19 @@ UNET_BYTES, UNET_BYTES_PER_CHANNEL = 8200, 90
 # exported, and where its end runs in row tiles.
 DECODER_MAPS, DECODER_MAPS_IN_TILES = 5.4, 2
 FLOAT_BYTES = 4
+# Values that a ControlNet of Stable Diffusion's shape adds, for each latent pixel and each channel
+# of the first block: 3 at full size, 1 + 2 + 2 at half, 2 + 4 + 4 at a quarter, 16 at an eighth.
+RESIDUALS_PER_CHANNEL = 3 + 5 / 4 + 10 / 16 + 16 / 64
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def needed_bytes(
-    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, row_tiles: bool = False
+    bundle: Bundle,
+    shape: tuple[int, int, int, int],
+    guided: bool,
+    row_tiles: bool = False,
+    controlnets: Collection[str] = (),
+    alone: bool = True,
 ) -> int:
     """Return about how much memory a process needs at its peak for pictures on the CPU.
 
@@ -41,6 +51,11 @@ def needed_bytes(
         Whether the UNet runs for two halves.
     row_tiles : bool
         Whether the decoder's end runs in row tiles.
+    controlnets : collection of str
+        Those that are run.
+    alone : bool
+        Whether pictures are drawn without them too: the UNet as it is is another network to an
+        engine than one to which something is added.
     """
     unet, decoder = (bundle.widths(name) for name in ("unet", "vae_decoder"))
     images, _, height, width = shape
@@ -48,7 +63,13 @@ def needed_bytes(
     denoising = rows * height * width * (UNET_BYTES + UNET_BYTES_PER_CHANNEL * unet[0])
     maps = DECODER_MAPS_IN_TILES if row_tiles else DECODER_MAPS
     decoding = height * width * bundle.vae_scale**2 * max(decoder[:2]) * FLOAT_BYTES * maps
-    graphs = [GraphFile.read(bundle.model(name)) for name in bundle.components[:3]]
+    networks = [*bundle.components[:3], *{f"{CONTROLNET}{name}" for name in controlnets}]
+    if controlnets:
+        # What one makes, and the sum of all.
+        values = rows * height * width * int(RESIDUALS_PER_CHANNEL * unet[0])
+        denoising += 2 * values * FLOAT_BYTES
+        networks += ["unet"] if alone else []
+    graphs = [GraphFile.read(bundle.model(name)) for name in networks]
     weights = sum(
         graph.parameters * (1 if graph.dtype == INT8 else FLOAT_BYTES) for graph in graphs
     )
@@ -97,7 +118,11 @@ def _meminfo() -> dict[str, int]:
 
 
 def require_memory(
-    bundle: Bundle, shape: tuple[int, int, int, int], guided: bool, engine: str
+    bundle: Bundle,
+    shape: tuple[int, int, int, int],
+    guided: bool,
+    engine: str,
+    controls: Sequence[Control] = (),
 ) -> None:
     """Refuse pictures that need more memory than is free.
 
@@ -107,9 +132,10 @@ def require_memory(
         States both.
     """
     free = free_bytes()
-    if free is None or needed_bytes(bundle, shape, guided) <= free:
+    names = {each.name for each in controls}
+    if free is None or needed_bytes(bundle, shape, guided, False, names, alone=False) <= free:
         return
-    needed = needed_bytes(bundle, shape, guided, _tiles_rows(bundle, engine))
+    needed = needed_bytes(bundle, shape, guided, _tiles_rows(bundle, engine), names, alone=False)
     if needed > free:
         height, width = (side * bundle.vae_scale for side in shape[2:])
         raise RequestError(

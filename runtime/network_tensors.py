@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from bksdm.engines.errors import BundleError
 from bksdm.engines.protocol import Engine
+from bksdm.engines.variants import CONTROL_IMAGE, DOWN_RESIDUAL, MID_RESIDUAL
+from bksdm.runtime.bundle import CONTROLNET
 
 Opened = TypeVar("Opened", bound=Engine)
 
@@ -18,6 +20,10 @@ TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vae_decoder_tiny": (("latent_sample",), ("sample",)),
     # Its only output has had several names.
     "vae_encoder": (("sample",), ()),
+    CONTROLNET: (
+        ("sample", "timestep", "encoder_hidden_states", CONTROL_IMAGE),
+        (f"{DOWN_RESIDUAL}0", MID_RESIDUAL),
+    ),
     "safety_checker": (("clip_input",), ("scores",)),
 }
 """Of each network the inputs and outputs that it cannot do without."""
@@ -58,7 +64,7 @@ def require_names(model: Path, inputs: Collection[str], outputs: Collection[str]
         The graph lacks an input or output; it may be another network's.
     """
     network = model.parent.name
-    needed = TENSORS[network]
+    needed = TENSORS[CONTROLNET if network.startswith(CONTROLNET) else network]
     for kind, wanted, found in (("input", needed[0], inputs), ("output", needed[1], outputs)):
         if missing := [name for name in wanted if name not in found]:
             raise BundleError(

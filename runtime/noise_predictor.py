@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.variants import DEEP_FEATURES, SAMPLE_OF_ROW
+from bksdm.engines.variants import DEEP_FEATURES, SAMPLE_OF_ROW, is_residual
+from bksdm.runtime.controlnets import ControlNets
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
@@ -26,9 +27,16 @@ FIXED = ("sample", "timestep", SAMPLE_OF_ROW)
 
 
 class HostDenoising(Denoising[Latents]):
-    """A job whose latents are in numpy, and which is told its noise predictions there."""
+    """A job whose latents are in numpy, and which is told its noise predictions there.
+
+    Attributes
+    ----------
+    hints : tuple of ndarray
+        What each ControlNet sees in its pictures, [images, channels, height / 8, width / 8].
+    """
 
     trajectory: HostTrajectory
+    hints: tuple[Array, ...] = ()
 
 
 class NoisePredictor:
@@ -43,13 +51,19 @@ class NoisePredictor:
     load_shallow : callable, optional
         Loads the layers after the UNet's deep features, if the UNet outputs these (Ma et al. 2024,
         "DeepCache", arXiv 2312.00858).
+    controlnets : ControlNets, optional
+        For jobs that are shown pictures.
     """
 
-    def __init__(self, unet: Engine, load_shallow: Callable[[], Engine] | None = None) -> None:
+    def __init__(
+        self,
+        unet: Engine,
+        load_shallow: Callable[[], Engine] | None = None,
+        controlnets: ControlNets | None = None,
+    ) -> None:
         self._unet = unet
-        self._load_shallow = None
-        if load_shallow is not None and DEEP_FEATURES in unet.outputs:
-            self._load_shallow = once(load_shallow)
+        self._load_shallow = None if load_shallow is None else once(load_shallow)
+        self._controlnets = controlnets
 
     def start(
         self,
@@ -76,7 +90,11 @@ class NoisePredictor:
         RequestError
             The UNet takes no such conditioning, or outputs no deep features to reuse.
         """
-        inputs = self._unet.inputs
+        network = self._unet
+        if job.controls:
+            assert self._controlnets is not None
+            network = self._controlnets.unet()
+        inputs = {n: spec for n, spec in network.inputs.items() if not is_residual(n)}
         if np.issubdtype(inputs["timestep"].dtype, np.integer):
             for timestep in job.table.timesteps:
                 if timestep != round(timestep):
@@ -85,7 +103,7 @@ class NoisePredictor:
                         "ones; use another timestep_spacing or export the bundle with "
                         "`bksdm export`"
                     )
-        if job.cache_interval > 1 and self._load_shallow is None:
+        if job.cache_interval > 1 and not self._reuses_features:
             raise RequestError(
                 "fast is for the engines onnxruntime and openvino, and UNets that join features; "
                 "for the package onnx to find these, it has to be installed at the first start"
@@ -105,7 +123,14 @@ class NoisePredictor:
                 "prompt; export it anew with `bksdm export`"
             )
         trajectory = HostTrajectory(job, cast, inputs["sample"], inputs["timestep"])
-        return HostDenoising(job, trajectory, watch)
+        denoising = HostDenoising(job, trajectory, watch)
+        if self._controlnets is not None:
+            denoising.hints = self._controlnets.hints(job)
+        return denoising
+
+    @property
+    def _reuses_features(self) -> bool:
+        return self._load_shallow is not None and DEEP_FEATURES in self._unet.outputs
 
     def __call__(
         self, denoisings: Sequence[HostDenoising], seconds: dict[str, float]
@@ -140,27 +165,12 @@ class NoisePredictor:
         self, group: Sequence[_Evaluation], whole: bool, seconds: dict[str, float]
     ) -> NDArray[np.float32]:
         """Return the outputs of one call, [rows, channels, height, width], job after job."""
-        first = group[0].trajectory
-        shared = SAMPLE_OF_ROW in self._unet.inputs
-        timesteps = [
-            each.trajectory.timestep(each.timestep, each.job.images if shared else each.rows)
-            for each in group
-        ]
-        samples = [each.trajectory.sample(each.index, each.guided and not shared) for each in group]
-        feeds = {
-            "sample": _joined(samples),
-            "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
-        }
-        if shared:
-            feeds[SAMPLE_OF_ROW] = _sample_of_row(
-                tuple((each.job.images, each.guided) for each in group)
-            )
-        # Without guidance only the last rows are run, which are the conditional ones.
-        for name in first.conditioning:
-            feeds[name] = _joined(
-                [each.trajectory.conditioning[name][-each.rows :] for each in group]
-            )
-        network = self._unet
+        network, added = self._unet, dict[str, Array]()
+        if group[0].job.controls:
+            assert self._controlnets is not None
+            network = self._controlnets.unet()
+            added = self._controlnets.residuals(group, partial(_feeds, group), seconds)
+        feeds = {**_feeds(group, network, [each.guided for each in group]), **added}
         if not whole:
             assert self._load_shallow is not None
             network = self._load_shallow()
@@ -183,8 +193,10 @@ class _Evaluation:
     """The next evaluation of one job: its rows of a UNet call."""
 
     __slots__ = (
+        "acting",
         "guidance",
         "guided",
+        "hints",
         "index",
         "job",
         "prediction",
@@ -198,6 +210,7 @@ class _Evaluation:
         self.guidance, self.guided = denoising.guidance, denoising.guided
         self.job, self.trajectory = denoising.job, denoising.trajectory
         self.rows = self.job.images * (2 if self.guided else 1)
+        self.acting, self.hints = self.job.controls_at(self.index), denoising.hints
         self.prediction = self.trajectory.prediction(self.index)
 
     @property
@@ -206,7 +219,11 @@ class _Evaluation:
         trajectory, known = self.trajectory, self.trajectory.deep_features
         whole = known is None or len(known) < self.rows or self.index % self.job.cache_interval == 0
         told = None if trajectory.timestep_per_row else self.timestep
-        return whole, told, trajectory.shapes
+        # A job without ControlNets never takes the UNet of those with: it would round otherwise.
+        added = None
+        if self.job.controls:
+            added = tuple(self.job.controls[place].name for place in self.acting)
+        return whole, told, trajectory.shapes, added
 
     def deep_features(self) -> Array:
         assert self.trajectory.deep_features is not None
@@ -224,6 +241,39 @@ class _Evaluation:
             else:
                 prediction[:] = output
         require_finite(prediction, f"noise prediction of step {self.index + 1}")
+
+
+def _feeds(group: Sequence[_Evaluation], network: Engine, both: Sequence[bool]) -> dict[str, Array]:
+    """Return what a network takes of latents, timesteps and text, row after row.
+
+    Parameters
+    ----------
+    group : sequence of _Evaluation
+        Which one call runs.
+    network : Engine
+        The UNet, or a ControlNet.
+    both : sequence of bool
+        Of which evaluations both halves run; of the others the last rows, the conditional ones.
+    """
+    shared = SAMPLE_OF_ROW in network.inputs
+    rows = [each.job.images * (2 if twice else 1) for each, twice in zip(group, both, strict=True)]
+    timesteps, samples = [], []
+    for each, twice, count in zip(group, both, rows, strict=True):
+        known = each.job.images if shared else count
+        timesteps.append(each.trajectory.timestep(each.timestep, known))
+        samples.append(each.trajectory.sample(each.index, twice and not shared))
+    first = group[0].trajectory
+    feeds = {
+        "sample": _joined(samples),
+        "timestep": _joined(timesteps) if first.timestep_per_row else timesteps[0],
+    }
+    if shared:
+        images = (each.job.images for each in group)
+        feeds[SAMPLE_OF_ROW] = _sample_of_row(tuple(zip(images, both, strict=True)))
+    for name in first.conditioning:
+        parts = (each.trajectory.conditioning[name] for each in group)
+        feeds[name] = _joined([part[-n:] for part, n in zip(parts, rows, strict=True)])
+    return feeds
 
 
 @lru_cache(maxsize=64)

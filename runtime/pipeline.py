@@ -310,6 +310,12 @@ class TextToImage(DiffusersNames):
         mask_image: Image | Sequence[Image] | None = None,
         masked_image_latents: None = None,
         padding_mask_crop: None = None,
+        control_image: Image | Sequence[Any] | None = None,
+        controlnet: str | Sequence[str] | None = None,
+        controlnet_conditioning_scale: float | Sequence[float] | None = None,
+        guess_mode: bool = False,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
         strength: float | None = None,
         seed: int | Sequence[int] | None = None,
         noise: str = CPU,
@@ -343,8 +349,9 @@ class TextToImage(DiffusersNames):
         callback_on_step_end : callable, optional
             ``function(run, index, timestep, tensors)`` is called after every step; what it returns
             of ``latents`` and ``prompt_embeds`` is gone on with.
-        image : PIL image or sequence of such, optional
-            Pictures to start from; they repeat until there is one for each of the batch.
+        image, control_image : PIL image or sequence of such, optional
+            Pictures to start from, which repeat until there is one for each of the batch; and what
+            ControlNets are shown, one each, or one per prompt (docs/controlnet.md).
         mask, mask_image : PIL image or sequence of such, optional
             White is made anew, black stays. Two names of one argument.
         on_step : callable, optional
@@ -399,8 +406,8 @@ class TextToImage(DiffusersNames):
         config : GenerationConfig
             The options.
         inputs
-            ``image``, ``mask``, ``latents``, ``generator``, ``prompt_embeds`` and
-            ``negative_prompt_embeds``; these two beside a prompt of as many empty texts.
+            ``image``, ``mask``, ``control_image``, ``latents``, ``generator``, ``prompt_embeds``
+            and ``negative_prompt_embeds``; these two beside a prompt of as many empty texts.
 
         Raises
         ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,8 @@ class Recorder:
     bundle : Bundle
         The model.
     paths : mapping
-        By ``image`` and ``mask``, the files that are started from, or None.
+        By ``image``, ``mask`` and ``control_image``, the files of these pictures, or None; a list
+        for what may be several.
     inputs : mapping
         By the same names, what they hold.
     chosen : PictureFormat
@@ -44,16 +45,20 @@ class Recorder:
     def __init__(
         self,
         bundle: Bundle,
-        paths: Mapping[str, Path | None],
-        inputs: Mapping[str, Image.Image | None],
+        paths: Mapping[str, Path | Sequence[Path] | None],
+        inputs: Mapping[str, Any],
         chosen: PictureFormat,
         digest: str | None = None,
     ) -> None:
         stated: dict[str, Any] = {"scheduler": bundle.scheduler.get("_class_name")}
         for name, path in paths.items():
-            picture = inputs[name]
-            if path is not None and picture is not None:
-                stated |= {name: path.name, f"{name}_digest": pixel_digest(picture)}
+            if path is None or inputs[name] is None:
+                continue
+            files = path if isinstance(path, Sequence) else [path]
+            pictures = inputs[name] if isinstance(path, Sequence) else [inputs[name]]
+            for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
+                key = numbered_key(name, number)
+                stated |= {key: file.name, f"{key}_digest": pixel_digest(picture)}
         stated |= {
             "model": bundle.path.resolve().name,
             "model_digest": bundle.digest() if digest is None else digest,
@@ -109,6 +114,11 @@ def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
         "negative_prompt": config.negative_prompts[which],
     }
     return {name: spelled(name, value) for name, value in values.items() if value is not None}
+
+
+def numbered_key(name: str, number: int) -> str:
+    """Return the key of one of several pictures, counted from 0: image, image_2, image_3 …."""
+    return f"{name}_{number + 1}" if number else name
 
 
 def spelled(name: str, value: Any) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.control import Control, ControlPictures
 from bksdm.runtime.generation_config import FAST_LEVELS, GenerationConfig
 from bksdm.runtime.generator import Stream, streams
 from bksdm.runtime.guidance import Guidance, guidance_embedding
@@ -50,6 +51,8 @@ class Request:
         Whether each image draws its own noise.
     guidance_width : int, optional
         Of the embedding of the guidance scale, where the UNet takes it instead of two halves.
+    controls : tuple of Control
+        What each ControlNet does.
     """
 
     config: GenerationConfig
@@ -63,6 +66,7 @@ class Request:
     generators: tuple[Stream, ...] = ()
     each_draws: bool = False
     guidance_width: int | None = None
+    controls: tuple[Control, ...] = ()
 
     @classmethod
     def resolve(
@@ -76,6 +80,7 @@ class Request:
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         generator: Any = None,
+        control_image: Any = None,
     ) -> Request:
         """Return the request; nothing is loaded for it.
 
@@ -87,7 +92,7 @@ class Request:
             What the engine that it runs on can do.
         config : GenerationConfig
             The options.
-        image, mask, latents, prompt_embeds, negative_prompt_embeds, generator
+        image, mask, latents, prompt_embeds, negative_prompt_embeds, generator, control_image
             As of :meth:`bksdm.runtime.pipeline.TextToImage.__call__`.
 
         Raises
@@ -107,7 +112,9 @@ class Request:
             raise RequestError("seed and generator exclude each other; give one of them")
         if config.noise != CPU and generator is not None:
             raise RequestError("noise is the generator's own where there is one; give one of them")
-        config = config.resolve(bundle, engine, size, mask is not None)
+        control = None if control_image is None else ControlPictures.of(control_image)
+        control_size = None if control is None else control.size(bundle.vae_scale)
+        config = config.resolve(bundle, engine, size, mask is not None, control_size)
         if init is not None and config.images % len(init):
             raise RequestError(
                 f"image has {len(init)} entries, but {config.images} pictures are asked for"
@@ -154,6 +161,7 @@ class Request:
             drawing,
             each,
             bundle.guidance_width,
+            () if control is None else control.controls(config),
         )
 
     @property

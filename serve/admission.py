@@ -30,8 +30,9 @@ def ticket_of(scheduler: Scheduler, order: Order, limits: Limits, priority: int 
     FieldError
         It cannot be drawn; names the field.
     """
-    if order.image is not None:
-        config, (width, height) = order.config, order.image.size
+    first = next((each for each in (order.image, *order.control_images) if each), None)
+    if first is not None:
+        config, (width, height) = order.config, first.size
         check_size(config.width or width, config.height or height, limits)
     request = _resolved(scheduler, order)
     check_size(request.config.width, request.config.height, limits)
@@ -41,7 +42,12 @@ def ticket_of(scheduler: Scheduler, order: Order, limits: Limits, priority: int 
 
 def _resolved(scheduler: Scheduler, order: Order) -> Request:
     try:
-        return scheduler.model.request(order.config, image=order.image, mask=order.mask)
+        return scheduler.model.request(
+            order.config,
+            image=order.image,
+            mask=order.mask,
+            control_image=order.control_images or None,
+        )
     except (RequestError, SamplerError) as error:
         raise field_error(error) from error
 

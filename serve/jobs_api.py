@@ -32,9 +32,19 @@ from bksdm.serve.service import Service
 from bksdm.serve.ticket import Ticket
 from bksdm.serve.uploads import from_base64, picture
 
-OTHERS = {"model", "image", "mask", "output_format", "quality", "timeout", "previews"}
+OTHERS = {
+    "model",
+    "image",
+    "mask",
+    "control_image",
+    "output_format",
+    "quality",
+    "timeout",
+    "previews",
+}
 """Fields beside the options of a picture."""
 LONGEST_KEY = 255
+MAX_CONTROL_IMAGES = 8
 
 
 def routes(service: Service, jobs: Jobs) -> list[Route]:
@@ -102,6 +112,14 @@ def order_of(fields: dict[str, Any], service: Service) -> Order:
             sent[name] = picture(name, content, limits.sent_pixels)
     if "image" in sent:
         sent["image"] = sent["image"].convert("RGB")
+    shown = fields.get("control_image") or []
+    listed = shown if isinstance(shown, list) else [shown]
+    if len(listed) > MAX_CONTROL_IMAGES:
+        raise FieldError("control_image", f"control_image may be {MAX_CONTROL_IMAGES} pictures")
+    controls = tuple(
+        picture("control_image", from_base64("control_image", each), limits.sent_pixels)
+        for each in listed
+    )
     previews = fields.get("previews")
     return Order(
         config,
@@ -111,6 +129,7 @@ def order_of(fields: dict[str, Any], service: Service) -> Order:
         output_of(fields.get("output_format"), fields.get("quality")),
         timeout_of(fields.get("timeout")),
         0 if previews is None else count_of("previews", previews, 0, MAX_PREVIEWS),
+        controls,
     )
 
 

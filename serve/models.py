@@ -143,7 +143,7 @@ class Models:
         height, width = (side // bundle.vae_scale for side in bundle.default_size)
         batch = self._settings.wanted.batch or ASSUMED_BATCH
         shape = (batch, bundle.latent_channels, height, width)
-        needed = needed_bytes(bundle, shape, guided=True)
+        needed = needed_bytes(bundle, shape, guided=True, controlnets=bundle.controlnets)
         await self._make_room(name, needed)
         scheduler = await asyncio.to_thread(
             start_scheduler, bundle, self._settings, self._observe(name)

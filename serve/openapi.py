@@ -50,6 +50,7 @@ def document(service: Service) -> Schema:
         "model": model,
         "image": image,
         "mask": image,
+        "control_image": {"anyOf": [image, {"type": "array", "items": image}]},
         "output_format": output,
         "quality": quality,
         "timeout": timeout,

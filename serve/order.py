@@ -32,6 +32,8 @@ class Order:
         By default the server's first.
     image, mask : Image, optional
         What is started from.
+    control_images : tuple of Image
+        What ControlNets are shown.
     output : PictureFormat
         What files the pictures become.
     timeout : float, optional
@@ -47,6 +49,7 @@ class Order:
     output: PictureFormat = field(default_factory=PictureFormat)
     timeout: float | None = None
     previews: int = 0
+    control_images: tuple[Image.Image, ...] = ()
 
 
 def field_error(error: RequestError | SamplerError) -> FieldError:

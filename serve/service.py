@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from bksdm.runtime.images import to_pil
 from bksdm.runtime.picture_formats import encode_picture
@@ -85,8 +86,11 @@ class Draft:
 
     @cached_property
     def _recorder(self) -> Recorder:
-        sent = {"image": self.order.image, "mask": self.order.mask}
-        paths = {name: None if p is None else Path(name) for name, p in sent.items()}
+        order = self.order
+        sent: dict[str, Any] = {"image": order.image, "mask": order.mask}
+        paths: dict[str, Any] = {n: None if p is None else Path(n) for n, p in sent.items()}
+        sent["control_image"] = order.control_images
+        paths["control_image"] = [Path("control_image")] * len(order.control_images)
         return Recorder(self.served.bundle, paths, sent, self.order.output, self.served.digest)
 
     async def files(self) -> list[File]:

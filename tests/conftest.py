@@ -108,3 +108,49 @@ def nano_bundle_fp16(short_checkpoint, shared):
     from bksdm.export.exporter import export
 
     return shared("bundles-fp16", lambda folder: export(short_checkpoint, folder, "float16"))
+
+
+@pytest.fixture(scope="session")
+def controlled(shared):
+    """Checkpoint, ControlNets by name, and bundle: two blocks of Stable Diffusion's kind.
+
+    ``canny`` and ``depth`` are of the same kind; ``shuffle`` has one value per channel, as
+    lllyasviel's ControlNet of that name, and takes colours in another order.
+    """
+    import json
+
+    from bksdm.export import dummy
+    from bksdm.export.exporter import export
+    from bksdm.export.prepared import Parts
+
+    def make(folder):
+        unet = {
+            **dummy.unet_config("nano-base"),
+            "layers_per_block": 2,
+            "block_out_channels": (16, 32),
+            "attention_head_dim": (1, 2),
+            "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dummy, "unet_config", lambda name: unet)
+            dummy.create_dummy("nano-base", folder, controlnet=True)
+            for seed, name in enumerate(("depth", "shuffle"), 1):
+                other = folder.parent / f"other-{name}"
+                dummy.create_dummy("nano-base", other, seed, controlnet=True)
+                shutil.move(other / "controlnet", folder.parent / name)
+                shutil.rmtree(other)
+        config = folder.parent / "shuffle" / "config.json"
+        fields = json.loads(config.read_text())
+        fields |= {"global_pool_conditions": True, "controlnet_conditioning_channel_order": "bgr"}
+        config.write_text(json.dumps(fields))
+
+    checkpoint = shared("controlled-checkpoints", make)
+    nets = {
+        "canny": checkpoint / "controlnet",
+        "depth": checkpoint.parent / "depth",
+        "shuffle": checkpoint.parent / "shuffle",
+    }
+    parts = Parts(controlnets={name: str(folder) for name, folder in nets.items()})
+    bundle = shared("controlled-bundles", lambda folder: export(checkpoint, folder, parts=parts))
+    return checkpoint, nets, bundle

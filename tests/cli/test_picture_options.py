@@ -38,6 +38,11 @@ OTHERS = {
     "guidance_rescale": 0.5,
     "guidance_interval": (0.0, 0.5),
     "strength": 0.9,
+    "controlnet": ("canny", "depth"),
+    "controlnet_conditioning_scale": (0.5, 1.0),
+    "guess_mode": True,
+    "control_guidance_start": 0.25,
+    "control_guidance_end": (0.5, 0.75),
     "timesteps": (900, 500, 1),
     "sigmas": (9.0, 2.5, 0.5, 0.0),
     "prompt_weights": True,
@@ -106,8 +111,9 @@ def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
     path = tmp_path / "x.png"
     assert run("generate", "a dog", "--steps", 2, "--fast", 3, "-o", path)[0] == 0
     found = read_parameters(path)
-    # The model's own sampler and timesteps, and a strength without an image, stay what they are.
-    assert set(OPTIONS) - set(found) == {"sampler", "strength", "timesteps", "sigmas"}
+    # The model's own sampler and timesteps, and what is of no use without images, stay as they are.
+    of_images = {"strength", "controlnet", "controlnet_conditioning_scale"}
+    assert set(OPTIONS) - set(found) == {"sampler", "timesteps", "sigmas"} | of_images
     assert found["guidance_interval"] == "0.0:0.6"
     assert (found["height"], found["width"]) == ("128", "128")
     assert found["seed"].isdigit()

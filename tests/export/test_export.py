@@ -299,9 +299,9 @@ def test_compare_notices_a_wrong_output(nano_bundle):
     ids = np.zeros((1, 77), np.int64)
     graph = nano_bundle / "text_encoder" / "model.onnx"
     truth = _session(nano_bundle, "text_encoder").run(None, {"input_ids": ids})[0]
-    right = ParityReference({"input_ids": ids}, truth)
-    wrong = ParityReference({"input_ids": ids}, truth + 1)
-    other = ParityReference({"input_ids": ids}, truth[:, :5])
+    right = ParityReference({"input_ids": ids}, (truth,))
+    wrong = ParityReference({"input_ids": ids}, (truth + 1,))
+    other = ParityReference({"input_ids": ids}, (truth[:, :5],))
     assert compare(graph, "text_encoder", FLOAT32, [right]).passed
     assert not compare(graph, "text_encoder", FLOAT32, [right, wrong]).passed
     assert not compare(graph, "text_encoder", FLOAT32, [other]).passed

@@ -5,13 +5,15 @@ from __future__ import annotations
 import onnx
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from bksdm.export.controlnet import controlnet_kind
 from bksdm.export.dummy import text_config, unet_config
 from bksdm.export.graph import write_graph
 from bksdm.export.networks import TextEncoder, Unet
 from bksdm.export.parity import compare, references
+from bksdm.export.pretrained import config_of
 from bksdm.storage.precision import FLOAT16, FLOAT32
 
 V2_UNET = {
@@ -36,6 +38,17 @@ def unet():
     return Unet(model, dict(model.config))
 
 
+def controlnet():
+    widths = {"conditioning_embedding_out_channels": (8, 8, 16, 16)}
+    model = UNet2DConditionModel(**{**unet_config("nano-base"), **V2_UNET})
+    made = ControlNetModel.from_unet(model, **widths)
+    for weight in made.parameters():
+        # Those that would add nothing.
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    return controlnet_kind("controlnet_depth")(made, config_of(made))
+
+
 def text_encoder():
     model = CLIPTextModel(CLIPTextConfig(**{**text_config("nano"), **V2_TEXT}))
     return TextEncoder(model, model.config.to_dict())
@@ -46,6 +59,8 @@ def text_encoder():
     [
         pytest.param(unet, FLOAT32, marks=pytest.mark.slow),
         pytest.param(unet, FLOAT16, marks=pytest.mark.slow),
+        pytest.param(controlnet, FLOAT32, marks=pytest.mark.slow),
+        pytest.param(controlnet, FLOAT16, marks=pytest.mark.slow),
         (text_encoder, FLOAT32),
     ],
 )

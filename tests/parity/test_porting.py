@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shutil
 from pathlib import Path
 
 import diffusers
@@ -12,6 +13,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    ControlNetModel,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -47,6 +52,11 @@ def snippets():
 
 
 ROWS = table_rows()
+CONTROLLED = (
+    StableDiffusionControlNetPipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetInpaintPipeline,
+)
 
 
 def smooth(seed):
@@ -78,11 +88,31 @@ def loaded(nano_checkpoint, nano_bundle):
     return theirs, TextToImage.load(nano_bundle)
 
 
+@pytest.fixture(scope="module")
+def with_control(controlled, tmp_path_factory):
+    """Diffusers' three pipelines with a ControlNet, and a model that has it alone."""
+    checkpoint, nets, bundle = controlled
+    base = StableDiffusionControlNetPipeline.from_pretrained(
+        checkpoint, controlnet=ControlNetModel.from_pretrained(nets["canny"])
+    )
+    parts = {**base.components, "requires_safety_checker": False}
+    theirs = [base, *(kind(**parts) for kind in CONTROLLED[1:])]
+    for pipeline in theirs:
+        pipeline.set_progress_bar_config(disable=True)
+    ignored = shutil.ignore_patterns("engines", "controlnet_depth", "controlnet_shuffle")
+    one = shutil.copytree(bundle, tmp_path_factory.mktemp("one") / "controlled", ignore=ignored)
+    names = ("control", "control_image_to_image", "control_inpaint")
+    return dict(zip(names, theirs, strict=True)), dict.fromkeys(names, TextToImage.load(one)), one
+
+
 @pytest.fixture
-def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
+def names(loaded, with_control, controlled, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     """What the lines of the page use, for diffusers and for us."""
     (tmp_path / "nano-checkpoint").symlink_to(nano_checkpoint)
     (tmp_path / "nano").symlink_to(nano_bundle)
+    (tmp_path / "controlled-checkpoint").symlink_to(controlled[0])
+    (tmp_path / "edges-net").symlink_to(controlled[1]["canny"])
+    (tmp_path / "controlled").symlink_to(with_control[2])
     monkeypatch.chdir(tmp_path)
     pipe, ours = loaded
     pipe.disable_attention_slicing()
@@ -91,6 +121,7 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
         StableDiffusionPipeline,
         StableDiffusionImg2ImgPipeline,
         StableDiffusionInpaintPipeline,
+        *CONTROLLED,
         TextToImage,
     ):
         function = inspect.unwrap(kind.__call__)
@@ -109,6 +140,9 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     return (
         {
             **common,
+            **with_control[0],
+            "ControlNetModel": ControlNetModel,
+            "StableDiffusionControlNetPipeline": StableDiffusionControlNetPipeline,
             "pipe": pipe,
             "img2img": changing,
             "inpaint": painting,
@@ -118,6 +152,7 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
         },
         {
             **common,
+            **with_control[1],
             "pipe": ours,
             "img2img": ours,
             "inpaint": ours,
@@ -397,6 +432,6 @@ def test_the_arguments_are_diffusers_own_in_their_order():
         default = parameter.default
         wanted = tuple(default) if isinstance(default, list) else default
         assert ours[name].default == wanted, name
-    for other in (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline):
+    for other in (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, *CONTROLLED):
         assert set(parameters(other.__call__)) <= set(ours)
     assert all(p.kind is p.KEYWORD_ONLY for name, p in ours.items() if name not in theirs)

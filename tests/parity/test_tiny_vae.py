@@ -182,7 +182,7 @@ def test_it_may_replace_the_checkpoints_own(nano_checkpoint, tiny, tmp_path):
         networks = networks_of(checkpoint, False)
         inspect(networks, checkpoint)
         exporter._copy_small_files(checkpoint, tmp_path, [])
-    assert networks["vae_encoder"].output == "latents"
+    assert networks["vae_encoder"].outputs == ("latents",)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["vae"] == ["diffusers", "AutoencoderTiny"]
 
