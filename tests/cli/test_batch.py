@@ -281,7 +281,7 @@ def test_as_many_processes_start_as_there_is_memory_for(batch, lines, tmp_path, 
 
     monkeypatch.setattr("bksdm.cli.batch_run.draw_with_processes", draw)
     monkeypatch.setattr("bksdm.cli.batch_run.usable_processors", lambda: 8)
-    monkeypatch.setattr("bksdm.cli.batch_run.needed_bytes", lambda *words: 10)
+    monkeypatch.setattr("bksdm.cli.batch_run.needed_bytes", lambda *words, **named: 10)
     for free, words in ((None, []), (25, []), (5, []), (None, ["--threads", 3])):
         monkeypatch.setattr("bksdm.cli.batch_run.free_bytes", lambda free=free: free)
         batch(lines, tmp_path / "out", "--force", *words)

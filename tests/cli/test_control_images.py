@@ -137,3 +137,22 @@ def test_mistakes_are_told_in_one_line(draw, tmp_path, words, told):
 def test_the_built_in_model_has_none(draw, capsys):
     assert main(["generate", "a cat", "--control-image", "edges.png", "-o", "x.png"]) == 2
     assert "export it with `bksdm export --controlnet" in capsys.readouterr().err
+
+
+def test_a_batch_names_pictures_by_what_is_shown_not_by_its_file(draw, controlled, capsys):
+    Path("prompts.txt").write_text("a cat")
+    Path("edges.png").rename("lines.png")
+    words = ["batch", "prompts.txt", "--model", str(controlled[2]), "--steps", "1", "-o", "out"]
+
+    def told(*pictures):
+        capsys.readouterr()
+        shown = [word for picture in pictures for word in ("--control-image", picture)]
+        assert main([*words, "--processes", "1", *shown]) == 0
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert told("canny=lines.png") == "1 drawn, 0 already there"
+    Path("lines.png").rename("edges.png")
+    assert told("canny=edges.png") == "0 drawn, 1 already there"
+    assert told("canny=depth.png") == "1 drawn, 0 already there"
+    assert told("canny=edges.png", "depth=depth.png") == "1 drawn, 0 already there"
+    assert told() == "1 drawn, 0 already there"
