@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bksdm.engines.errors import ExportError
-from bksdm.export.lora import Lora, read_lora
+from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import (
     NETWORKS,
@@ -28,6 +28,7 @@ from bksdm.export.reference import draw, open_pipeline, scheduler_of
 from bksdm.export.source import is_bundle
 from bksdm.runtime.bundle import Bundle, read_json
 from bksdm.runtime.images import psnr
+from bksdm.runtime.lora.file import Lora
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.precision import FLOAT32, PRECISIONS

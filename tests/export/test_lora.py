@@ -19,15 +19,16 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bksdm.cli import main
-from bksdm.engines.errors import ExportError
+from bksdm.engines.errors import LoraError
 from bksdm.export import exporter
-from bksdm.export.lora import read_lora, split_scale
+from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import TextEncoder, Unet, load_network
 from bksdm.export.parity import ComponentParity
 from bksdm.export.preview import Fit
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
+from bksdm.runtime.lora.file import split_scale
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.digest import sha256_of
 
@@ -272,11 +273,11 @@ def test_a_file_of_peft_alone_does_not_say_its_factor(nano_checkpoint, tmp_path,
     for fields, said in (
         ("[]", "adapter_config.json: must hold a JSON object"),
         ('{"lora_alpha": "8"}', "adapter_config.json: base_model.model.lora_alpha is '8', not a"),
-        ('{"use_dora": true}', "only plain LoRA can be merged"),
+        ('{"use_dora": true}', "only plain LoRA is supported"),
         ('{"layer_replication": [[0, 2]]}', "adapter_config.json: layer_replication is set"),
     ):
         config.write_text(fields)
-        with pytest.raises(ExportError, match=said.replace("[", r"\[")):
+        with pytest.raises(LoraError, match=said.replace("[", r"\[")):
             read_lora(tmp_path)
 
 
@@ -408,7 +409,7 @@ REFUSED = {
     "ranks": (_pair(down=torch.ones(3, 16)), f"{LAYER}: down [3, 16] and up [16, 2] do not fit"),
     "rank 0": (_pair(down=torch.ones(0, 16), up=torch.ones(16, 0)), "do not fit each other"),
     "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "duplicates another"),
-    "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
+    "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be used, it holds"),
     "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "duplicates another"),
     "empty": ({}, "not a LoRA file, it holds no tensors"),
 }
@@ -430,7 +431,7 @@ HEADERS = {
     ),
     "huge alpha": ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "not a finite number"),
     "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern is not valid"),
-    "DoRA": ('{"unet.use_dora": true}', "only plain LoRA can be merged"),
+    "DoRA": ('{"unet.use_dora": true}', "only plain LoRA is supported"),
     "PiSSA": ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the network's own weights"),
 }
 
@@ -491,7 +492,7 @@ def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
 def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(_pair(down=DOWN * 1e30, up=UP * 1e30), path)
-    with pytest.raises(ExportError, match=f"x.safetensors: {LAYER} is too large for float32"):
+    with pytest.raises(LoraError, match=f"x.safetensors: {LAYER} is too large for float32"):
         _merged(nano_checkpoint, (path, 1.0))
 
 
@@ -509,5 +510,5 @@ def test_scale_after_the_last_colon(tmp_path):
         "x:nan": "finite",
         "x:inf": "finite",
     }.items():
-        with pytest.raises(ExportError, match=named):
+        with pytest.raises(LoraError, match=named):
             split_scale(text)
