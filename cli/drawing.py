@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from bksdm.cli.arguments import SIZE, options_named
 from bksdm.models import EMOJI
@@ -24,7 +23,7 @@ def input_paths(options: argparse.Namespace) -> dict[str, Path | None]:
     return {"image": options.image, "mask": options.mask}
 
 
-def open_inputs(options: argparse.Namespace) -> dict[str, Image.Image | None]:
+def open_inputs(options: argparse.Namespace) -> dict[str, Any]:
     """Return the pictures to start from."""
     return {
         name: None if path is None else open_picture(path)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from bksdm.cli.drawing import flags_named, input_paths, load_model, open_inputs, warn_of_unknown
 from bksdm.cli.idle_options import warn_of_idle
+from bksdm.cli.lora_files import read_loras
 from bksdm.cli.manifest import Entry, Manifest
 from bksdm.cli.output_pattern import OutputPattern
 from bksdm.cli.outputs import check_folder, check_outputs, numbered, print_path
@@ -88,6 +89,7 @@ class PromptRun:
             self.inputs = open_inputs(options)
         self.bundle = Bundle.open(options.model)
         options.engine = engine_for(self.bundle, options.engine)
+        self.loras = read_loras(options, self.bundle, capabilities(options.engine))
         self.recorder = Recorder(self.bundle, input_paths(options), self.inputs, self.chosen)
         jobs: list[Job] = []
         for line in lines:
@@ -104,7 +106,7 @@ class PromptRun:
     def request(self, config: GenerationConfig) -> Request:
         """Return the request of a line."""
         engine = capabilities(self.options.engine)
-        return Request.resolve(self.bundle, engine, config, **self.inputs)
+        return Request.resolve(self.bundle, engine, config, loras=self.loras, **self.inputs)
 
     def _job(self, line: PromptLine) -> Job:
         request = self.request(line.config)

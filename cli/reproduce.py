@@ -64,6 +64,9 @@ def command_for(own: Mapping[str, str], picture: Path) -> Command | None:
             path, told = _input(own, name, picture)
             words += _named(f"--{name}", path)
             notes += told
+    for use in filter(None, own.get("loras", "").split(",")):
+        called, _, digest = (*use.split(":"), "", "")[:3]
+        notes.append(f"--lora: name the file of the LoRA {called}, of SHA-256 {digest}")
     engine = own.get("engine", "onnxruntime")
     if ":" in engine and " " in engine:
         notes.append(f"it was drawn by several engines: {engine}")
@@ -139,6 +142,11 @@ def _drawn(values: Mapping[str, str], prompts: list[str]) -> list[str]:
     size = "width" in values and "height" in values
     for name, option in OPTIONS.items():
         value = values.get(name)
+        if name == "loras" and value:
+            # The digest is said in a note.
+            for use in value.split(","):
+                words += _named(option.flag, ":".join(use.split(":")[:2]))
+            continue
         if value is None or value == defaults[name] or not option.flag:
             continue
         if name == "width" and size:

@@ -54,6 +54,11 @@ def factor_names(layer: str) -> tuple[str, str]:
     return f"{layer}.lora_down", f"{layer}.lora_up"
 
 
+def is_factor(name: str) -> bool:
+    """Return whether an input is one of :func:`factor_names`."""
+    return name.endswith((".lora_down", ".lora_up"))
+
+
 def layer_of(weight: str) -> str | None:
     """Return the layer whose weight a tensor is, or was made of; None if it is no weight."""
     found = _WEIGHT.fullmatch(weight)

@@ -225,7 +225,11 @@ def _open_network(
 BACKENDS = (
     Backend(
         Capabilities(
-            "onnxruntime", feature_reuse=True, concurrent=True, precisions=(*PRECISIONS, INT8)
+            "onnxruntime",
+            feature_reuse=True,
+            concurrent=True,
+            loras=True,
+            precisions=(*PRECISIONS, INT8),
         ),
         PACKAGES,
         "cpu",

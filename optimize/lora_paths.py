@@ -35,16 +35,20 @@ def declare_factors(model: onnx.ModelProto, scope: str) -> Factors:
     Raises
     ------
     EngineError
-        It has none of the layers.
+        No layer of it can be told by its name.
     """
     graph = model.graph
     producers = producers_of(graph)
     stored = {weight.name: weight for weight in graph.initializer}
     factors: Factors = {}
+    named = False
     for node in graph.node:
         layer = layer_of(node.input[1]) if node.op_type in LAYERS else None
         weight = None if layer is None else _weight(node.input[1], producers, stored)
-        if layer is None or weight is None or not covers(scope, layer):
+        if layer is None or weight is None:
+            continue
+        named = True
+        if not covers(scope, layer):
             continue
         down, up = factors[node.input[1]] = factor_names(layer)
         dims, kind = weight
@@ -59,7 +63,7 @@ def declare_factors(model: onnx.ModelProto, scope: str) -> Factors:
             helper.make_tensor_value_info(name, kind, shape)
             for name, shape in zip((down, up), shapes, strict=True)
         )
-    if not factors:
+    if not named:
         raise EngineError(
             "a LoRA needs a network whose layers are named; export the bundle with `bksdm export`"
         )

@@ -14,6 +14,7 @@ import numpy as np
 from bksdm.engines.backend import Capabilities
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.bundle import DECODERS, FULL, Bundle
+from bksdm.runtime.lora.use import LoraUse, lora_uses
 from bksdm.runtime.noise import CPU, seeded_stream, validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
@@ -330,6 +331,14 @@ class GenerationConfig:
         "it, with less detail in a fraction of the time",
         _decoder,
     )
+    loras: tuple[LoraUse, ...] | None = _option(
+        None,
+        "--lora",
+        "in Python names of loaded LoRAs with their scales, as {'style': 0.8}; default: those that "
+        "are active",
+        "LoRAs to draw with, which change the networks while they run",
+        lora_uses,
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -405,6 +414,8 @@ class GenerationConfig:
             raise RequestError("timesteps and sigmas exclude each other; give one of them")
         if self.fast and not engine.feature_reuse:
             raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
+        if self.loras and not engine.loras:
+            raise RequestError(f"loras is not for the engine {engine.name}; use onnxruntime")
         if self.vae not in bundle.decoders:
             raise RequestError(
                 f"vae {self.vae} is not in {bundle.path}; export it with `bksdm export --tiny-vae "

@@ -49,6 +49,7 @@ def begin(
         vae=config.vae,
         prompt_embeds=request.prompt_embeds,
         negative_prompt_embeds=request.negative_prompt_embeds,
+        loras=request.loras,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bksdm.runtime.bundle import FULL
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
+from bksdm.runtime.lora.factors import PLAIN, Adaptation
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
 from bksdm.runtime.samplers import StepTable
 
@@ -44,6 +45,8 @@ class DenoisingJob:
         Which decoder makes the pixels, by its key in :data:`bksdm.runtime.bundle.DECODERS`.
     prompt_embeds, negative_prompt_embeds : ndarray, float32, shape [prompts, tokens, width]
         What stands in for the text encoder's output; None encodes the prompts.
+    loras : Adaptation
+        What LoRAs change of the networks.
     """
 
     prompts: tuple[str, ...]
@@ -59,6 +62,7 @@ class DenoisingJob:
     vae: str = FULL
     prompt_embeds: NDArray[np.float32] | None = None
     negative_prompt_embeds: NDArray[np.float32] | None = None
+    loras: Adaptation = PLAIN
 
     @property
     def images(self) -> int:

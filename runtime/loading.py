@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bksdm.engines.errors import BundleError, EngineError
+from bksdm.engines.lora_inputs import with_factors
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
 from bksdm.engines.variants import DEEP, SHALLOW, skipping
 from bksdm.runtime.bundle import COMPONENTS, DECODERS, TINY, Bundle
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.host import Decoder, HostExecutor
+from bksdm.runtime.lora.networks import AdaptedNetworks
 from bksdm.runtime.network_tensors import require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.precision_choice import precision_of
@@ -98,7 +100,10 @@ def load_networks(
         graph = bundle.model("safety_checker")
         checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
     encode = PromptEncoder(
-        tokenizer, partial(open_text_encoder, open_part, bundle), bundle.masks_padding
+        tokenizer,
+        partial(open_text_encoder, open_part, bundle),
+        bundle.masks_padding,
+        AdaptedNetworks(partial(_open_adapted, open_part, bundle.model("text_encoder"))),
     )
     if bundle.masks_padding and not able.attention_mask:
         raise EngineError(
@@ -133,7 +138,9 @@ def load_networks(
     # A second output would be copied from a GPU in every step.
     deep, graph = DEEP if able.feature_reuse else "", bundle.model("unet")
     predict = NoisePredictor(
-        _open_network(open_part, graph, deep), partial(open_part, graph, variant=SHALLOW)
+        _open_network(open_part, graph, deep),
+        partial(open_part, graph, variant=SHALLOW),
+        AdaptedNetworks(partial(_open_adapted, open_part, graph)),
     )
     decoder = _open_network(open_part, bundle.model("vae_decoder"))
     tiny = None
@@ -166,6 +173,13 @@ def _validate_text_inputs(bundle: Bundle, tokenizer: Tokenizer, encoder: Engine)
 def open_text_encoder(open_part: Callable[..., Engine], bundle: Bundle, skipped: int) -> Engine:
     """Open the text encoder without its last ``skipped`` layers."""
     return _open_network(open_part, bundle.model("text_encoder"), skipping(skipped))
+
+
+def _open_adapted(
+    open_part: Callable[..., Engine], model: Path, variant: str, scope: str
+) -> Engine:
+    """Open a variant of a network that takes the factors of LoRAs as well."""
+    return open_part(model, variant=with_factors(variant, scope))
 
 
 def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:

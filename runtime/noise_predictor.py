@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError, SamplerError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.variants import DEEP_FEATURES, SAMPLE_OF_ROW
+from bksdm.engines.variants import DEEP, DEEP_FEATURES, SAMPLE_OF_ROW, SHALLOW
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.lora.factors import Factors
+from bksdm.runtime.lora.networks import AdaptedNetworks
 from bksdm.runtime.sampling import Denoising, Watch
 
 FIXED = ("sample", "timestep", SAMPLE_OF_ROW)
@@ -43,10 +45,18 @@ class NoisePredictor:
     load_shallow : callable, optional
         Loads the layers after the UNet's deep features, if the UNet outputs these (Ma et al. 2024,
         "DeepCache", arXiv 2312.00858).
+    adapted : AdaptedNetworks, optional
+        The UNets of jobs with LoRAs.
     """
 
-    def __init__(self, unet: Engine, load_shallow: Callable[[], Engine] | None = None) -> None:
+    def __init__(
+        self,
+        unet: Engine,
+        load_shallow: Callable[[], Engine] | None = None,
+        adapted: AdaptedNetworks | None = None,
+    ) -> None:
         self._unet = unet
+        self.adapted = adapted
         self._load_shallow = None
         if load_shallow is not None and DEEP_FEATURES in unet.outputs:
             self._load_shallow = once(load_shallow)
@@ -160,10 +170,10 @@ class NoisePredictor:
             feeds[name] = _joined(
                 [each.trajectory.conditioning[name][-each.rows :] for each in group]
             )
-        network = self._unet
+        network = self._network(group[0].job, whole)
+        if group[0].job.loras.unet is not None:
+            feeds |= group[0].job.loras.unet.feeds(network.inputs)
         if not whole:
-            assert self._load_shallow is not None
-            network = self._load_shallow()
             feeds[DEEP_FEATURES] = _joined([each.deep_features() for each in group])
             # The last layer need not attend to the text.
             feeds = {name: feeds[name] for name in network.inputs}
@@ -177,6 +187,22 @@ class NoisePredictor:
                     each.trajectory.deep_features = outputs[DEEP_FEATURES][row : row + each.rows]
                 row += each.rows
         return outputs["out_sample"].astype(np.float32, copy=False)
+
+    def load_adapted(self, factors: Factors, whole: bool = True) -> Engine:
+        """Return the UNet that takes a job's factors, or its last layers; loads it first."""
+        assert self.adapted is not None
+        deep = DEEP if DEEP_FEATURES in self._unet.outputs else ""
+        return self.adapted(deep if whole else SHALLOW, factors.scope)
+
+    def _network(self, job: DenoisingJob, whole: bool) -> Engine:
+        """Return the UNet of a job, or its last layers."""
+        factors = job.loras.unet
+        if factors is not None:
+            return self.load_adapted(factors, whole)
+        if whole:
+            return self._unet
+        assert self._load_shallow is not None
+        return self._load_shallow()
 
 
 class _Evaluation:
@@ -206,7 +232,8 @@ class _Evaluation:
         trajectory, known = self.trajectory, self.trajectory.deep_features
         whole = known is None or len(known) < self.rows or self.index % self.job.cache_interval == 0
         told = None if trajectory.timestep_per_row else self.timestep
-        return whole, told, trajectory.shapes
+        factors = self.job.loras.unet
+        return whole, told, trajectory.shapes, None if factors is None else factors.key
 
     def deep_features(self) -> Array:
         assert self.trajectory.deep_features is not None

@@ -17,6 +17,8 @@ from bksdm.runtime.generator import Stream, streams
 from bksdm.runtime.guidance import Guidance, guidance_embedding
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
+from bksdm.runtime.lora.factors import PLAIN, Adaptation
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.noise import CPU
 from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
@@ -50,6 +52,8 @@ class Request:
         Whether each image draws its own noise.
     guidance_width : int, optional
         Of the embedding of the guidance scale, where the UNet takes it instead of two halves.
+    loras : Adaptation
+        What LoRAs change of the networks, as they were loaded when the request was made.
     """
 
     config: GenerationConfig
@@ -63,6 +67,7 @@ class Request:
     generators: tuple[Stream, ...] = ()
     each_draws: bool = False
     guidance_width: int | None = None
+    loras: Adaptation = PLAIN
 
     @classmethod
     def resolve(
@@ -76,6 +81,7 @@ class Request:
         prompt_embeds: Any = None,
         negative_prompt_embeds: Any = None,
         generator: Any = None,
+        loras: Loras | None = None,
     ) -> Request:
         """Return the request; nothing is loaded for it.
 
@@ -89,6 +95,8 @@ class Request:
             The options.
         image, mask, latents, prompt_embeds, negative_prompt_embeds, generator
             As of :meth:`bksdm.runtime.pipeline.TextToImage.__call__`.
+        loras : Loras, optional
+            Those that are loaded.
 
         Raises
         ------
@@ -108,6 +116,9 @@ class Request:
         if config.noise != CPU and generator is not None:
             raise RequestError("noise is the generator's own where there is one; give one of them")
         config = config.resolve(bundle, engine, size, mask is not None)
+        loras = Loras(bundle, engine) if loras is None else loras
+        adaptation, uses = loras.adapt(config.loras)
+        config = replace(config, loras=uses)
         if init is not None and config.images % len(init):
             raise RequestError(
                 f"image has {len(init)} entries, but {config.images} pictures are asked for"
@@ -154,6 +165,7 @@ class Request:
             drawing,
             each,
             bundle.guidance_width,
+            adaptation,
         )
 
     @property

@@ -32,7 +32,7 @@ def parse_safetensors(path: Path, content: bytes) -> tuple[dict[str, Values], Ma
         It is damaged, or holds a type that numbers of float32 cannot stand for.
     """
     try:
-        found = deserialize(content)
+        found = deserialize(content)  # type: ignore[no-untyped-call]
     except SafetensorError as error:
         raise LoraError(f"{path}: damaged, or not a safetensors file") from error
     tensors = {}
