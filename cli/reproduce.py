@@ -93,6 +93,7 @@ def nearest_command(text: A1111Text) -> Command:
     words = _drawn(values, [values["prompt"]])
     model = text.settings.get("Model")
     notes = [f"not carried over: {what}" for what in lost]
+    notes += [f"--lora: name the file of the LoRA {use.name}" for use in options.get("loras", ())]
     if not model:
         notes.append("--model: name the bundle to draw with")
     elif not bundle_folder(model).is_dir():

@@ -48,8 +48,8 @@ def without_factors(variant: str) -> tuple[str, str]:
 def factor_names(layer: str) -> tuple[str, str]:
     """Return the names of a layer's inputs.
 
-    Of a linear layer these are [in, rank] and [rank, out]; of a convolution of k by k, flattened,
-    [rank, in * k * k] and [out, rank].
+    Of a linear layer these are [in, rank] and [rank, out]; of a convolution of k by k
+    [k * k, rank, in] and [out, rank].
     """
     return f"{layer}.lora_down", f"{layer}.lora_up"
 

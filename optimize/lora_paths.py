@@ -7,6 +7,7 @@ under which names its parts go on.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -19,7 +20,7 @@ from bksdm.optimize.writer import Writer
 Factors = dict[str, tuple[str, str]]
 """Names of the two factors, by the name under which a layer reads its weight."""
 LAYERS = ("MatMul", "Gemm", "Conv")
-_SPATIAL = ("strides", "pads", "dilations", "kernel_shape", "auto_pad")
+_LAST = 2**31 - 1
 
 
 def declare_factors(model: onnx.ModelProto, scope: str) -> Factors:
@@ -55,7 +56,7 @@ def declare_factors(model: onnx.ModelProto, scope: str) -> Factors:
         # Each its own: equal names would say that the ranks of all layers are equal.
         rank = f"{layer}.rank"
         if node.op_type == "Conv":
-            shapes: list[list[int | str]] = [[rank, dims[1] * dims[2] * dims[3]], [dims[0], rank]]
+            shapes: list[list[int | str]] = [[dims[2] * dims[3], rank, dims[1]], [dims[0], rank]]
         else:
             into, out = dims[::-1] if attributes(node).get("transB", 0) else dims
             shapes = [[into, rank], [rank, out]]
@@ -106,18 +107,73 @@ def _path(
 ) -> str:
     """Write (x · down) · up, and return its name."""
     down, up = names
+    settings = attributes(layer)
+    if settings.get("transB"):
+        return _path_of_rows(w, source, names, output)
     if layer.op_type != "Conv":
         inner = w.add("MatMul", f"{output}:down", source, down)
         return w.add("MatMul", f"{output}:up", inner, up)
+    return _path_of_pixels(w, layer, source, names, output)
+
+
+def _path_of_pixels(
+    w: Writer, layer: onnx.NodeProto, source: str, names: tuple[str, str], output: str
+) -> str:
+    """Write the path of a convolution: products of pixels, and a sum of them for every tap.
+
+    Ranks are few, so little is moved; and no engine has to run a convolution whose number of
+    channels it does not know, which OpenVINO refuses.
+    """
+    down, up = names
     settings = attributes(layer)
     kernel = settings["kernel_shape"]
-    # The channels that come in are what is left of a row.
-    shape = w.whole(0, -1, *kernel)
-    spatial = {name: settings[name] for name in _SPATIAL if name in settings}
-    filters = w.add("Reshape", f"{output}:filters", down, shape)
-    inner = w.add("Conv", f"{output}:down", source, filters, **spatial)
-    pixels = w.add("Reshape", f"{output}:pixels", up, w.whole(0, -1, 1, 1))
-    return w.add("Conv", f"{output}:up", inner, pixels, kernel_shape=[1, 1])
+    into = w.add("Reshape", f"{output}:pixels", source, w.whole(0, 0, -1))
+    rows = w.add("Flatten", f"{output}:rows", down, axis=2)
+    products = w.add("MatMul", f"{output}:products", rows, into)
+    if kernel != [1, 1]:
+        products = _sum_of_taps(w, settings, source, products, output)
+    pixels = w.add("MatMul", f"{output}:changed", up, products)
+    shape = w.add("Shape", f"{output}:shape", layer.output[0])
+    return w.add("Reshape", f"{output}:up", pixels, shape)
+
+
+def _sum_of_taps(
+    w: Writer, settings: Mapping[str, Any], source: str, products: str, output: str
+) -> str:
+    """Write the sum of each tap's products, those of other pixels: [batch, rank, pixels]."""
+    high, wide = settings["kernel_shape"]
+    top, left, bottom, right = settings.get("pads", [0] * 4)
+    sides = w.add("Shape", f"{output}:sides", source, start=2)
+    shape = w.add("Concat", f"{output}:taps_shape", w.whole(0, high * wide, -1), sides, axis=0)
+    taps = w.add("Reshape", f"{output}:taps", products, shape)
+    edges = w.whole(0, 0, 0, top, left, 0, 0, 0, bottom, right)
+    padded = w.add("Pad", f"{output}:padded", taps, edges)
+    steps = w.whole(1, *settings.get("strides", [1, 1]))
+    shifted = []
+    for tap in range(high * wide):
+        row, column = divmod(tap, wide)
+        # Up to as many from the end as taps come after this one.
+        ends = w.whole(tap + 1, row - high + 1 or _LAST, column - wide + 1 or _LAST)
+        begins = w.whole(tap, row, column)
+        shifted.append(
+            w.add("Slice", f"{output}:tap{tap}", padded, begins, ends, w.whole(1, 3, 4), steps)
+        )
+    total = w.add("Sum", f"{output}:sum", *shifted)
+    alone = w.add("Squeeze", f"{output}:ranks", total, w.whole(1))
+    return w.add("Reshape", f"{output}:inner", alone, w.whole(0, 0, -1))
+
+
+def _path_of_rows(w: Writer, source: str, names: tuple[str, str], output: str) -> str:
+    """Write the path of a layer that sees one row per picture, as those of the timestep do.
+
+    ONNX Runtime sums the products of a single row in another order than those of several, so that a
+    picture would depend on whether others are beside it. All rows are there twice.
+    """
+    twice = w.add("Concat", f"{output}:twice", source, source, axis=0)
+    inner = w.add("MatMul", f"{output}:down", twice, names[0])
+    both = w.add("MatMul", f"{output}:both", inner, names[1])
+    count = w.add("Shape", f"{output}:count", source, start=0, end=1)
+    return w.add("Slice", f"{output}:up", both, w.whole(0), count, w.whole(0))
 
 
 def _biased(

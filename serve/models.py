@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bksdm.engines.errors import EngineError
+from bksdm.engines.backend import Capabilities
+from bksdm.engines.errors import EngineError, LoraError
 from bksdm.engines.registry import capabilities
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.engine_choice import engine_for
+from bksdm.runtime.lora.factors import adaptation_of
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.memory import needed_bytes, total_bytes
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.serve.drawing import ON_HOST
@@ -60,6 +63,11 @@ class Models:
         How they run.
     observe : callable
         Returns what watches over the scheduler of a name.
+
+    Attributes
+    ----------
+    loras : mapping
+        By model, the LoRAs that fit it.
     """
 
     def __init__(
@@ -70,6 +78,9 @@ class Models:
     ) -> None:
         self.bundles = {name: Bundle.open(path) for name, path in bundles.items()}
         self._settings, self._observe = settings, observe
+        self.loras = {name: Loras(b, self._able(b)) for name, b in self.bundles.items()}
+        for name, (path, scale) in settings.loras.items():
+            self._read_lora(name, path, scale)
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
         self._stopping = threading.Event()
@@ -78,6 +89,26 @@ class Models:
         if budget is None and total is not None:
             budget = int(PART_OF_MEMORY * total)
         self._budget = budget
+
+    def _able(self, bundle: Bundle) -> Capabilities:
+        return capabilities(engine_for(bundle, self._settings.engine))
+
+    def _read_lora(self, name: str, path: Path, scale: float) -> None:
+        """Read a LoRA for the models that it fits.
+
+        Raises
+        ------
+        RequestError, EngineError, LoraError
+            It fits none, or cannot be read.
+        """
+        refused: list[LoraError] = []
+        for loras in self.loras.values():
+            try:
+                loras.add(loras.read(path, name, scale))
+            except LoraError as error:
+                refused.append(error)
+        if len(refused) == len(self.loras):
+            raise refused[0]
 
     @property
     def default(self) -> str:
@@ -163,11 +194,15 @@ class Models:
             raise EngineError(f"{ON_HOST}, not {engine}")
 
         def load(threads: int) -> TextToImage:
-            return TextToImage.load(
+            model = TextToImage.load(
                 bundle, engine, threads, settings.engine_cache, settings.safety_checker
             )
+            model.loras = self.loras[name]
+            return model
 
         model, layout, costs = measure(load, capabilities(engine), settings.wanted)
+        for lora in model.loras.loaded.values():
+            model.executor.load_adapted(adaptation_of([(lora, 1.0)]))
         return Scheduler(
             lambda: load(layout.threads),
             layout,

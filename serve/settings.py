@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,6 +68,8 @@ class Settings:
         Whether prompts are logged.
     cors : tuple of str
         Origins of web pages that may call the server.
+    loras : mapping
+        Files of LoRAs, and their scales, by the names that requests ask for.
     """
 
     engine: str = "onnxruntime"
@@ -81,3 +84,4 @@ class Settings:
     kept_bytes: int = 256 * 2**20
     log_prompts: bool = False
     cors: tuple[str, ...] = ()
+    loras: Mapping[str, tuple[Path, float]] = field(default_factory=dict)

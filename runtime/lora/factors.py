@@ -154,8 +154,9 @@ def adaptation_of(parts: Sequence[tuple[LoadedLora, float]]) -> Adaptation:
 
 
 def _as_inputs(layer: LoraLayer, convolution: bool) -> Pair:
-    down = layer.down.reshape(len(layer.down), -1)
-    up = layer.up.reshape(len(layer.up), -1) * np.float32(layer.scaling)
+    rank, into = layer.down.shape[:2]
+    down = layer.down.reshape(rank, into, -1)
+    up = layer.up.reshape(-1, rank) * np.float32(layer.scaling)
     if convolution:
-        return np.ascontiguousarray(down), up
-    return np.ascontiguousarray(down.T), np.ascontiguousarray(up.T)
+        return np.ascontiguousarray(down.transpose(2, 0, 1)), up
+    return np.ascontiguousarray(down[..., 0].T), np.ascontiguousarray(up.T)

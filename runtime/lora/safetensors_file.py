@@ -36,7 +36,8 @@ def parse_safetensors(path: Path, content: bytes) -> tuple[dict[str, Values], Ma
     except SafetensorError as error:
         raise LoraError(f"{path}: damaged, or not a safetensors file") from error
     tensors = {}
-    for name, tensor in found:
+    # The first layer that does not fit is always the same one.
+    for name, tensor in sorted(found, key=lambda entry: str(entry[0])):
         widen = _TYPES.get(tensor["dtype"])
         if widen is None:
             raise LoraError(f"{path}: {name} is of the type {tensor['dtype']}; save it in float16")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from bksdm.runtime.lora.file import split_scale
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.digest import sha256_of
 
+from ..lora_files import KOHYA as NETWORKS
+from ..lora_files import kohya, oldest
 from ..parity.pictures import assert_same_pictures, pictures
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -49,7 +50,6 @@ UNET = [
     "upsamplers.0.conv",
 ]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 
 
 def _adapters(checkpoint, unet, text_encoder, targets=UNET):
@@ -107,7 +107,7 @@ def _fused_pipeline(checkpoint, *files):
 
 
 def _weights(pipeline):
-    return {name: getattr(pipeline, name).state_dict() for name in PREFIXES}
+    return {name: getattr(pipeline, name).state_dict() for name in NETWORKS}
 
 
 def _merged(checkpoint, *files):
@@ -146,14 +146,7 @@ def _changed(found, original):
 
 def _kohya(path, target, alphas):
     """Write a file of peft's naming once more in Kohya's."""
-    tensors = {}
-    for key, tensor in load_file(path).items():
-        component, _, rest = key.partition(".")
-        layer, _, half = rest.partition(".lora_")
-        flat = PREFIXES[component] + layer.replace(".", "_")
-        tensors[f"{flat}.lora_{'down' if half == 'A.weight' else 'up'}.weight"] = tensor
-        tensors[f"{flat}.alpha"] = torch.tensor(alphas[component])
-    save_file(tensors, target)
+    save_file(kohya(load_file(path), alphas), target)
     return target
 
 
@@ -191,18 +184,12 @@ def test_diffusers_older_namings(nano_checkpoint, folder):
     _assert_same(found, _fused(nano_checkpoint, (path, -1.5)))
 
     # As before peft, when attention processors held the layers.
-    renamed = {}
-    for key, tensor in tensors.items():
-        name = re.sub(r"(attn\d)\.(to_[a-z]+)(\.0)?\.lora\.", r"\1.processor.\2_lora.", key)
-        name = re.sub(r"\b(q|k|v|out)_proj\.lora_linear_layer\.", r"to_\1_lora.", name)
-        name = name.replace(".lora_A.", ".lora_linear_layer.down.")
-        name = name.replace(".lora_B.", ".lora_linear_layer.up.")
-        renamed[name.replace("text_encoder.", "text_encoder.text_model.")] = tensor
-    oldest = folder / "oldest.safetensors"
-    save_file(renamed, oldest)
+    renamed = oldest(tensors)
+    path_of_old = folder / "oldest.safetensors"
+    save_file(renamed, path_of_old)
     assert sum("_lora." in key for key in renamed) == 2 * (9 * 2 * 4 + 2 * 4)
-    assert _changed(_merged(nano_checkpoint, (oldest, -1.5)), found) == 0
-    _assert_same(found, _fused(nano_checkpoint, (oldest, -1.5)))
+    assert _changed(_merged(nano_checkpoint, (path_of_old, -1.5)), found) == 0
+    _assert_same(found, _fused(nano_checkpoint, (path_of_old, -1.5)))
 
 
 def test_alphas_of_the_header(nano_checkpoint, plain, folder):

@@ -56,7 +56,9 @@ def _merged(model, factors, path):
         down, up = (factors[name].astype(np.float64) for name in factor_names(layer))
         weight = weights[node.input[1]]
         values = numpy_helper.to_array(weight).astype(np.float64)
-        product = (up @ down).reshape(values.shape) if node.op_type == "Conv" else down @ up
+        product = None if node.op_type == "Conv" else down @ up
+        if node.op_type == "Conv":
+            product = np.einsum("or,tri->oit", up, down).reshape(values.shape)
         turned = node.op_type == "Gemm" and attributes(node).get("transB")
         summed = values + (product.T if turned else product)
         weight.CopyFrom(numpy_helper.from_array(summed.astype(np.float32), weight.name))
