@@ -115,7 +115,9 @@ def _latents(pipeline):
 
 
 def _assert_close(found, expected):
-    assert np.abs(found - expected).max() < CLOSE * np.abs(expected).max()
+    apart = np.abs(found - expected).max() / np.abs(expected).max()
+    print(f"apart: {apart:.1e}")
+    assert apart < CLOSE
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,10 @@ from PIL import Image
 
 import bksdm
 from bksdm import RequestError, TextToImage
+from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.samplers import NAMED
+
+from ..lora_files import random_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -83,6 +86,7 @@ def names(loaded, nano_checkpoint, nano_bundle, tmp_path, monkeypatch):
     """What the lines of the page use, for diffusers and for us."""
     (tmp_path / "nano-checkpoint").symlink_to(nano_checkpoint)
     (tmp_path / "nano").symlink_to(nano_bundle)
+    random_lora(Bundle.open(nano_bundle), tmp_path / "style.safetensors", kind=r"to_[qkv]$")
     monkeypatch.chdir(tmp_path)
     pipe, ours = loaded
     pipe.disable_attention_slicing()
