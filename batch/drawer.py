@@ -19,6 +19,7 @@ from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.engine_choice import engine_for
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import to_pil
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.picture_formats import PictureFormat, encode_picture
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.runtime.precision_choice import precision_for
@@ -47,6 +48,8 @@ class Setup:
         Arguments of :meth:`~bksdm.runtime.pipeline.TextToImage.load`.
     inputs : mapping
         By ``image``, ``mask`` and ``control_image``, pictures that are the same for all.
+    loras : mapping
+        Files of LoRAs, and their scales, by name.
     """
 
     place: str
@@ -55,6 +58,7 @@ class Setup:
     output: PictureFormat = field(default_factory=PictureFormat)
     loading: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    loras: Mapping[str, tuple[Path, float]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -140,6 +144,10 @@ class Drawer:
     def _model(self) -> TextToImage:
         return TextToImage.load(self._setup.bundle, **self._setup.loading)
 
+    @cached_property
+    def _loras(self) -> Loras:
+        return Loras.of(self._setup.bundle, self._engine, self._setup.loras)
+
     def draw(self, line: int, config: GenerationConfig) -> Outcome:
         """Publish those pictures of a line that are not there.
 
@@ -151,7 +159,9 @@ class Drawer:
         if config.seed is None:
             raise RequestError(f"line {line}: needs a seed; without one, no two runs are alike")
         setup = self._setup
-        request = Request.resolve(setup.bundle, self._engine, config, **setup.inputs)
+        request = Request.resolve(
+            setup.bundle, self._engine, config, loras=self._loras, **setup.inputs
+        )
         names = [self._name(request.config, index) for index in range(request.config.images)]
         found = [self._place.read(name) for name in names]
         missing = [index for index, content in enumerate(found) if content is None]

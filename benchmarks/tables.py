@@ -245,6 +245,39 @@ def _shortcuts(record: Record) -> list[Table]:
     return [Table(title, header, tuple(rows))]
 
 
+def _lora(record: Record) -> list[Table]:
+    plain, settings = record["plain"], record["settings"]
+    rows = []
+    for scope, entry in record["scopes"].items():
+        # Each call beside the plain one of its round: the machine may have been slow for both.
+        ratios = [mine / other for mine, other in zip(entry["calls"], plain["calls"], strict=True)]
+        switches = Summary.of(entry["switches"])
+        rows.append(
+            (
+                scope.removeprefix("lora-"),
+                str(entry["layers"]),
+                f"{entry['file_bytes'] / 1e6:.1f}",
+                f"{entry['read']:.2f}",
+                f"{entry['load']:.1f}",
+                f"{1e3 * switches.median:.0f}",
+                f"{1e3 * max(entry['switches']):.0f}",
+                f"{entry['memory_bytes'] / 1e6:.0f}",
+                f"{Summary.of(ratios).median:.2f}",
+            )
+        )
+    title = (
+        f"LoRAs of rank {settings['rank']}, {record['model']['name']}, {settings['engine']} in "
+        f"{settings['precision']}, {settings['width']}×{settings['height']}; a guided UNet call "
+        f"without takes {Summary.of(plain['calls']).median:.2f} s, opening the UNet anew "
+        f"{plain['open']:.1f} s; {conditions(record)}"
+    )
+    header = (
+        *("layers of", "layers", "file MB", "read s", "load s", "switch ms", "slowest"),
+        *("more MB", "call / plain"),
+    )
+    return [Table(title, header, tuple(rows))]
+
+
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
     on_gpu = task.get("device", "cpu") == "cuda"
@@ -359,5 +392,6 @@ KINDS: dict[str, Callable[[Record], list[Table]]] = {
     "roofline": _roofline,
     "rewrite": _rewrite,
     "shortcuts": _shortcuts,
+    "lora": _lora,
     "peers": _peers,
 }

@@ -19,6 +19,7 @@ from bksdm.batch.throughput import throughput
 from bksdm.cli.arguments import options_named
 from bksdm.cli.checked_prompts import CheckedPrompts
 from bksdm.cli.drawing import loading, warn_of_unknown
+from bksdm.cli.lora_files import lora_files
 from bksdm.cli.manifest import Entry, listing
 from bksdm.cli.outputs import check_folder
 from bksdm.cli.progress import progress
@@ -45,8 +46,11 @@ def draw_batch(options: argparse.Namespace) -> int:
         target = target if isinstance(place, Bucket) else str(Path(target).absolute())
     checked = CheckedPrompts(options, chosen)
     warn_of_unknown(checked.bundle, [text for job in checked.jobs for text in job.config.prompts])
+    files = {name: (path.absolute(), scale) for name, (path, scale) in lora_files(options).items()}
     setup = Setup(
-        target, checked.bundle, checked.recorder, chosen, loading(options), checked.inputs
+        *(target, checked.bundle, checked.recorder, chosen, loading(options)),
+        inputs=checked.inputs,
+        loras=files,
     )
     draw = _with_processes if options.ray is None else _with_ray
     start = time.perf_counter()

@@ -38,6 +38,7 @@ EXAMPLES = """examples:
   bksdm bench compare old.json new.json --threshold 0.05
   bksdm bench roofline bundle/ --gpu h100
   bksdm bench rewrite bundle/ --size 512x512
+  bksdm bench lora bundle/ --rank 16
   bksdm bench peers checkpoint/ --peers optimum,openvino --rounds 3
   bksdm bench peers checkpoint/ --device cuda --steps 25
   bksdm bench report -o benchmarks/
@@ -112,6 +113,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _add_threads(rewrite)
     rewrite.set_defaults(measure=_rewrite)
+    lora = kinds.add_parser(
+        "lora", help="measure what LoRAs cost that are loaded while the program runs"
+    )
+    _add_bundle(lora)
+    lora.add_argument(
+        "--rank", type=integer, default=16, metavar="N", help="of all layers (default: 16)"
+    )
+    lora.add_argument(
+        "--rounds", type=integer, default=5, metavar="N", help="timed calls of each (default: 5)"
+    )
+    _add_threads(lora)
+    lora.add_argument(
+        "--engine", default="onnxruntime", help="onnxruntime or openvino (default: onnxruntime)"
+    )
+    lora.add_argument("--json", type=output_file, metavar="FILE", help="write the record")
+    lora.set_defaults(measure=_lora)
     overhead = kinds.add_parser(
         "overhead", help="time the loop around the networks, beside diffusers' loop"
     )
@@ -489,6 +506,29 @@ def _rewrite(options: argparse.Namespace) -> int:
         )
     for table in tables(record):
         table.print()
+    return 0
+
+
+def _lora(options: argparse.Namespace) -> int:
+    from bksdm.benchmarks.lora import measure_loras
+    from bksdm.benchmarks.side_by_side import write_record
+    from bksdm.benchmarks.tables import tables
+
+    _require_at_least(options, rank=1, rounds=1)
+    check_outputs([options.json], text=True)
+    with progress("", "call", 4 * (options.rounds + 1)) as bar:
+        record = measure_loras(
+            options.bundle,
+            options.engine,
+            _threads(options.threads),
+            options.rank,
+            options.rounds,
+            progress=bar.update,
+        )
+    for table in tables(record):
+        table.print()
+    if options.json is not None:
+        write_record(record, options.json)
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from bksdm.batch.job import Job
 from bksdm.cli.drawing import flags_named, input_paths, open_inputs
 from bksdm.cli.idle_options import warn_of_idle
+from bksdm.cli.lora_files import read_loras
 from bksdm.cli.picture_options import shared_options
 from bksdm.cli.prompt_file import LineErrors, PromptLine, read_prompts
 from bksdm.cli.written_pictures import check_record
@@ -41,6 +42,8 @@ class CheckedPrompts:
         The model.
     inputs : dict
         The pictures that all lines start from.
+    loras : Loras
+        Those of the command.
     recorder : Recorder
         Says what pictures carry.
     jobs : list of Job
@@ -68,6 +71,7 @@ class CheckedPrompts:
             self.inputs = open_inputs(options)
         self.bundle = Bundle.open(options.model)
         options.engine = engine_for(self.bundle, options.engine)
+        self.loras = read_loras(options, self.bundle, capabilities(options.engine))
         self.recorder = Recorder(self.bundle, input_paths(options), self.inputs, chosen)
         self.jobs: list[Job] = []
         for line in lines:
@@ -83,7 +87,7 @@ class CheckedPrompts:
     def request(self, config: GenerationConfig) -> Request:
         """Return the request of a line."""
         engine = capabilities(self._options.engine)
-        return Request.resolve(self.bundle, engine, config, **self.inputs)
+        return Request.resolve(self.bundle, engine, config, loras=self.loras, **self.inputs)
 
     def _job(self, line: PromptLine) -> Job:
         request = self.request(line.config)

@@ -73,10 +73,10 @@ def run(options: argparse.Namespace) -> int:
 
     require("torch", "export")
     from bksdm.export.exporter import export
-    from bksdm.export.lora import split_scale
     from bksdm.export.parity import format_table
     from bksdm.runtime.bundle import Bundle
     from bksdm.runtime.bundle_tables import WantedTable, write_tables
+    from bksdm.runtime.lora.file import split_scale
 
     # A mistake is refused here rather than after minutes.
     wanted = [WantedTable.read(text) for text in options.tables]

@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   bksdm generate "a green apple" --image apple.png --strength 0.6 -o green.jpg --quality 90
   bksdm generate "a cat" --model bundle/ --negative "blurry" --count 4 --sampler ddim -o cat.webp
   bksdm generate "a dog" "a fox" --seed 1,2 -o animals.png
+  bksdm generate "a cat" --model bundle/ --lora ink.safetensors:0.8 --lora cat.safetensors
   bksdm generate --prompts prompts.txt --seed 7 -o pictures/
 """
 DEFAULT_OUTPUT = "image.png"
@@ -111,6 +112,7 @@ def _draw(options: argparse.Namespace) -> int:
         open_inputs,
         warn_of_unknown,
     )
+    from bksdm.cli.lora_files import read_loras
     from bksdm.cli.progress import counted, progress
     from bksdm.cli.step_pictures import StepPictures
     from bksdm.cli.written_pictures import check_record, chosen_format, write_pictures
@@ -130,7 +132,8 @@ def _draw(options: argparse.Namespace) -> int:
     with flags_named(options):
         config = picture_options(options)
         inputs = open_inputs(options)
-        request = Request.resolve(bundle, engine, config, **inputs)
+        loras = read_loras(options, bundle, engine)
+        request = Request.resolve(bundle, engine, config, loras=loras, **inputs)
         if not (options.force or engine.on_device):
             guided, controls = request.guidance is not None, request.controls
             require_memory(bundle, request.shape, guided, options.engine, controls)

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from typing import Any, get_args, get_type_hints
 
-from bksdm.cli.arguments import control_image, input_file, integer, real
+from bksdm.cli.arguments import control_image, input_file, integer, lora_file, real
+from bksdm.cli.lora_files import lora_files
 from bksdm.engines.errors import RequestError
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.validation import shown
@@ -85,6 +86,17 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
     for name, option in OPTIONS.items():
         if not option.flag:
             continue
+        if name == "loras":
+            parser.add_argument(
+                *flags(name),
+                dest=name,
+                type=lora_file,
+                action="append",
+                metavar="FILE[:SCALE]",
+                help="LoRA file, or folder that peft wrote, to draw with, at a scale (default: 1); "
+                "may be repeated",
+            )
+            continue
         kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
         default = DEFAULTS[name]
         if kind is bool:
@@ -152,6 +164,8 @@ def shared_options(options: argparse.Namespace) -> dict[str, Any]:
         if options.width is not None or options.height is not None:
             raise RequestError("--size sets width and height; do not give --width or --height too")
         given["width"], given["height"] = parse_size(options.size)
+    if options.loras is not None:
+        given["loras"] = [(name, scale) for name, (_, scale) in lora_files(options).items()]
     if options.seed is not None:
         given["seed"] = parse_seed(options.seed)
     if options.guidance_interval is not None:

@@ -67,6 +67,9 @@ def command_for(own: Mapping[str, str], picture: Path) -> Command | None:
             path, told = _input(own, key, flag, picture)
             words += _named(flag, path)
             notes += told
+    for use in filter(None, own.get("loras", "").split(",")):
+        called, _, digest = (*use.split(":"), "", "")[:3]
+        notes.append(f"--lora: name the file of the LoRA {called}, of SHA-256 {digest}")
     engine = own.get("engine", "onnxruntime")
     if ":" in engine and " " in engine:
         notes.append(f"it was drawn by several engines: {engine}")
@@ -93,6 +96,7 @@ def nearest_command(text: A1111Text) -> Command:
     words = _drawn(values, [values["prompt"]])
     model = text.settings.get("Model")
     notes = [f"not carried over: {what}" for what in lost]
+    notes += [f"--lora: name the file of the LoRA {use.name}" for use in options.get("loras", ())]
     if not model:
         notes.append("--model: name the bundle to draw with")
     elif not bundle_folder(model).is_dir():
@@ -142,6 +146,11 @@ def _drawn(values: Mapping[str, str], prompts: list[str]) -> list[str]:
     size = "width" in values and "height" in values
     for name, option in OPTIONS.items():
         value = values.get(name)
+        if name == "loras" and value:
+            # The digest is said in a note.
+            for use in value.split(","):
+                words += _named(option.flag, ":".join(use.split(":")[:2]))
+            continue
         if value is None or value == defaults[name] or not option.flag:
             continue
         if name == "width" and size:

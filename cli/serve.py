@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from pathlib import Path
 
 from bksdm.cli.arguments import (
     add_engine_cache_option,
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   bksdm serve
   bksdm serve small/ photo/ --host 0.0.0.0 --api-key-file keys
   bksdm serve small/ --replicas 4 --threads 1 --max-batch 2 --queue 60
+  bksdm serve small/ --lora ink=ink.safetensors:0.8 --lora cat=cat.safetensors
   curl localhost:8000/v1/images/generations -d '{"prompt": "a red apple"}'
 """
 
@@ -102,6 +104,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--log-prompts", action="store_true", help="log prompts, which are left out otherwise"
     )
     parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=FILE[:SCALE]",
+        help="LoRA that requests may ask for by that name, and its scale where they state none "
+        "(default: 1); may be repeated. Models that it fits have it",
+    )
+    parser.add_argument(
         "--no-safety-checker", action="store_true", help="do not load the models' safety checkers"
     )
     add_engine_cache_option(parser)
@@ -136,6 +146,7 @@ def run(options: argparse.Namespace) -> int:
         grace_seconds=options.grace,
         log_prompts=options.log_prompts,
         cors=tuple(options.cors),
+        loras=lora_files(options.lora),
     )
     keys = None if options.api_key_file is None else Keys.read(options.api_key_file)
     service = Service(named(options.bundles or [EMOJI]), settings, keys)
@@ -149,3 +160,27 @@ def run(options: argparse.Namespace) -> int:
             )
         )
     return 0
+
+
+def lora_files(texts: list[str]) -> dict[str, tuple[Path, float]]:
+    """Return files and scales by name, of ``NAME=FILE[:SCALE]``.
+
+    Raises
+    ------
+    RequestError, LoraError
+        One has another form, or two have one name.
+    """
+    from bksdm.runtime.lora.file import split_scale
+    from bksdm.runtime.lora.use import lora_name
+
+    found: dict[str, tuple[Path, float]] = {}
+    for text in texts:
+        name, equals, file = text.partition("=")
+        if not equals or not file:
+            raise RequestError(
+                f"--lora must look like NAME=FILE or NAME=FILE:0.8, not {text!r:.60}"
+            )
+        if lora_name("--lora", name) in found:
+            raise RequestError(f"--lora: two are called {name}")
+        found[name] = split_scale(file)
+    return found

@@ -125,8 +125,8 @@ def run(options: argparse.Namespace) -> int:
         config = GenerationConfig("", num_inference_steps=steps, sampler=options.sampler)
         Request.resolve(Bundle.open(options.bundle), capabilities(DEFAULT), config)
     # torch takes seconds to load, and networks follow.
-    from bksdm.export.lora import split_scale
     from bksdm.export.verify import verify
+    from bksdm.runtime.lora.file import split_scale
 
     report, passed = verify(
         options.bundle,

@@ -40,6 +40,8 @@ class Capabilities:
         The types that it computes in, where the processor does.
     concurrent : bool
         Whether threads run a network at the same time, rather than one after the other.
+    loras : bool
+        Whether networks take the factors of LoRAs as inputs.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Capabilities:
     on_device: bool = False
     precisions: tuple[str, ...] = tuple(PRECISIONS)
     concurrent: bool = False
+    loras: bool = False
 
 
 @dataclass(frozen=True)

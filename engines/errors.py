@@ -27,3 +27,7 @@ class NonFiniteError(BksdmError):
 
 class ExportError(BksdmError):
     """A checkpoint cannot be exported; says what was found and what is supported."""
+
+
+class LoraError(BksdmError):
+    """A LoRA cannot be read, or is for another architecture; names the file and the layer."""

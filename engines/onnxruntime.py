@@ -229,6 +229,7 @@ BACKENDS = (
             feature_reuse=True,
             control=True,
             concurrent=True,
+            loras=True,
             precisions=(*PRECISIONS, *QUANTIZED),
         ),
         PACKAGES,

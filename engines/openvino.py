@@ -13,6 +13,7 @@ from typing import Any
 
 from bksdm.engines.backend import Backend, Capabilities
 from bksdm.engines.errors import BksdmError, EngineError
+from bksdm.engines.lora_inputs import is_factor
 from bksdm.engines.preparing import Preparation, open_prepared
 from bksdm.engines.protocol import Array, TensorSpec, validate_feeds
 from bksdm.optimize.rules import PLAIN, USUAL, CostModel, MadeFor, Rules
@@ -129,7 +130,9 @@ class OpenVinoEngine:
         validate_feeds(self._name, self.inputs, feeds)
         try:
             with self._running:
-                request = self._whole or self._for({n: tuple(a.shape) for n, a in feeds.items()})
+                # The ranks of LoRAs stay open, so that no other one has to be compiled for.
+                shapes = {n: tuple(a.shape) for n, a in feeds.items() if not is_factor(n)}
+                request = self._whole or self._for(shapes)
                 results = request.infer(dict(feeds), share_inputs=True)
                 if not self._copied:
                     # Some are copied in the first run only.
@@ -239,6 +242,7 @@ BACKENDS = (
             "openvino",
             feature_reuse=True,
             control=True,
+            loras=True,
             precisions=(*PRECISIONS, BFLOAT16, INT8),
         ),
         ("openvino",),

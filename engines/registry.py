@@ -73,6 +73,7 @@ def capabilities(name: object) -> Capabilities:
             AUTO,
             feature_reuse=all(each.feature_reuse for each in able),
             control=all(each.control for each in able),
+            loras=all(each.loras for each in able),
             precisions=tuple(dict.fromkeys(name for each in able for name in each.precisions)),
         )
     return backend(name).capabilities

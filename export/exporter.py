@@ -16,7 +16,7 @@ from bksdm.export.graph import write_graph
 from bksdm.export.inspection import inspect, inspect_configurations, networks_of
 from bksdm.export.kinds import kinds_of
 from bksdm.export.library_errors import library_errors
-from bksdm.export.lora import Lora, read_lora
+from bksdm.export.lora import read_lora
 from bksdm.export.merge import check, merge
 from bksdm.export.networks import Network, SafetyChecker, load_network
 from bksdm.export.parity import ComponentParity, compare, format_table, references
@@ -30,6 +30,7 @@ from bksdm.export.weights import controlnets_in
 from bksdm.runtime.bundle import read_scheduler
 from bksdm.runtime.integrity import write_sums
 from bksdm.runtime.loaded_configuration import written_scheduler
+from bksdm.runtime.lora.file import Lora
 from bksdm.runtime.safety_checker import PREPROCESSOR_FILE
 from bksdm.storage.precision import PRECISIONS, Precision
 from bksdm.storage.publishing import publishing, refuse_existing

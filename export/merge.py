@@ -7,10 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from bksdm.engines.errors import ExportError
-from bksdm.export.lora import Lora, LoraLayer
-
-_OTHER = "a LoRA made for another architecture"
+from bksdm.engines.errors import LoraError
+from bksdm.runtime.lora.file import Lora
+from bksdm.runtime.lora.layers import match, with_aliases
 
 
 def check(lora: Lora, models: Mapping[str, nn.Module]) -> None:
@@ -26,12 +25,13 @@ def check(lora: Lora, models: Mapping[str, nn.Module]) -> None:
 
     Raises
     ------
-    ExportError
+    LoraError
         Names the file and the first layer that does not fit.
     """
-    targets = {component: _targets(component, model) for component, model in models.items()}
+    shapes = {component: _shapes(_weights(model)) for component, model in models.items()}
+    names = {component: with_aliases(component, found) for component, found in shapes.items()}
     for layer in lora.layers:
-        _target(lora, layer, targets[layer.component])
+        match(lora, layer, names[layer.component], shapes[layer.component])
 
 
 def merge(lora: Lora, component: str, model: nn.Module) -> None:
@@ -52,46 +52,29 @@ def merge(lora: Lora, component: str, model: nn.Module) -> None:
 
     Raises
     ------
-    ExportError
+    LoraError
         A layer does not fit, or the sum is too large for float32.
     """
-    targets = _targets(component, model)
+    weights = _weights(model)
+    names, shapes = with_aliases(component, weights), _shapes(weights)
     with torch.no_grad():
         for layer in lora.of(component):
-            weight = _target(lora, layer, targets)
-            product = layer.up.float().flatten(1) @ layer.down.float().flatten(1)
+            weight = weights[match(lora, layer, names, shapes)]
+            up, down = (torch.from_numpy(factor).flatten(1) for factor in (layer.up, layer.down))
+            product = up @ down
             weight.add_(product.reshape(weight.shape), alpha=lora.scale * layer.scaling)
             if not weight.isfinite().all():
-                raise ExportError(f"{lora.path}: {layer.name} is too large for float32")
+                raise LoraError(f"{lora.path}: {layer.name} is too large for float32")
 
 
-def _targets(component: str, model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights by every name that a file may use for them."""
-    # transformers 5 has dropped a level that files of before still have.
-    level = "text_model." if component == "text_encoder" else ""
-    targets = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            bare = name.removeprefix(level)
-            for known in (bare, level + bare):
-                targets[known] = targets[known.replace(".", "_")] = module.weight
-    return targets
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of all linear layers and convolutions, by the layers' names."""
+    return {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
 
 
-def _target(lora: Lora, layer: LoraLayer, targets: Mapping[str, Tensor]) -> Tensor:
-    weight = targets.get(layer.module)
-    if weight is None:
-        raise ExportError(
-            f"{lora.path}: {layer.name}: the {layer.component} has no such layer; {_OTHER}"
-        )
-    if _without_ones(layer.shape) != _without_ones(tuple(weight.shape)):
-        raise ExportError(
-            f"{lora.path}: {layer.name} is for {list(layer.shape)}, "
-            f"the {layer.component} has {list(weight.shape)}; {_OTHER}"
-        )
-    return weight
-
-
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of a linear layer for a convolution of 1 by 1, which computes the same."""
-    return shape[:2] if shape[2:] == (1, 1) else shape
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -15,7 +15,7 @@ from PIL import Image
 from bksdm.engines.errors import ExportError
 from bksdm.export.controlnet import controlnet_kind
 from bksdm.export.kinds import kinds_of
-from bksdm.export.lora import Lora, read_lora
+from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import (
     NETWORKS,
@@ -31,6 +31,7 @@ from bksdm.export.reference import draw, open_controlled, open_pipeline, schedul
 from bksdm.export.source import is_bundle
 from bksdm.runtime.bundle import CONTROLNET, Bundle, read_json
 from bksdm.runtime.images import psnr
+from bksdm.runtime.lora.file import Lora
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.graph_file import GraphFile
 from bksdm.storage.precision import FLOAT32, PRECISIONS

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 
+from bksdm.engines.lora_inputs import without_factors
 from bksdm.engines.variants import CONTROLLED, DEEP, HINTED, SHALLOW
 from bksdm.optimize.attention import fuse_attention
 from bksdm.optimize.blocks import block_size
@@ -17,6 +18,7 @@ from bksdm.optimize.cuda import WIDEST_HEAD, write_for_cuda
 from bksdm.optimize.feed_forward import split_feed_forward
 from bksdm.optimize.graph import load_graph
 from bksdm.optimize.group_norm import expand_group_norm
+from bksdm.optimize.lora_paths import Factors, add_paths, declare_factors
 from bksdm.optimize.row_tiles import Tail, apply_row_tiles, find_tail
 from bksdm.optimize.rules import LEAST_ROWS, MadeFor, Rules
 from bksdm.optimize.shared_rows import share_rows
@@ -37,7 +39,7 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     made_for : MadeFor
         Input to optimise for.
     variant : str
-        Of :mod:`bksdm.engines.variants`; made before the rules are applied.
+        Of :mod:`bksdm.engines.variants`, and of :mod:`bksdm.engines.lora_inputs`.
 
     Raises
     ------
@@ -47,10 +49,12 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
         It has not what the variant needs.
     """
     proto = load_graph(model)
+    variant, scope = without_factors(variant)
     apply_variant(proto, variant)
     if variant in (DEEP, SHALLOW, CONTROLLED, HINTED) and not rules.cuda:
         # The loop on a GPU gives every row its latents.
         share_rows(proto)
+    factors: Factors = declare_factors(proto, scope) if scope else {}
     side = made_for.side
     chosen, tail = choose_forms(proto, rules, made_for)
     block = block_size() if rules.blocks else 0
@@ -61,13 +65,15 @@ def compose(model: Path, rules: Rules, made_for: MadeFor, variant: str = "") -> 
     if rules.cuda:
         write_for_cuda(proto, rules.packed)
     if rules.feed_forward:
-        split_feed_forward(proto, side)
+        split_feed_forward(proto, side, factors)
     if tail is not None:
         apply_row_tiles(proto, tail, block)
     least_rows = 0 if tail is None else tail.count
     onnx.helper.set_model_props(proto, {LEAST_ROWS: str(least_rows)})
     if rules.group_norm:
         expand_group_norm(proto)
+    if factors:
+        add_paths(proto, factors)
     apply_winograd(proto, chosen, block)
     return proto
 

@@ -21,7 +21,9 @@ from bksdm.optimize.writer import Writer
 TOKENS = 1024
 
 
-def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
+def split_feed_forward(
+    model: onnx.ModelProto, side: int, factors: dict[str, tuple[str, str]] | None = None
+) -> int:
     """Replace ``MatMul → Add → Split → Gelu → Mul → MatMul → Add`` in place.
 
     Parameters
@@ -30,6 +32,8 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
         Still runs any batch, height and width afterwards.
     side : int
         Height and width of its input that the number of tiles is chosen for.
+    factors : dict, optional
+        Of :mod:`~bksdm.optimize.lora_paths`; gains those of the halves of W₁.
 
     Returns
     -------
@@ -44,6 +48,8 @@ def split_feed_forward(model: onnx.ModelProto, side: int) -> int:
     for node in graph.node:
         gate = found.get(node.output[0])
         if gate is not None:
+            if factors and gate.up[0] in factors:
+                factors |= _factors_of_halves(written, gate, *factors[gate.up[0]])
             _write(written, gate, max(1, 2 * sides.get(gate.x, 0) ** 2 // TOKENS))
         elif node.output[0] not in dead:
             written.nodes.append(node)
@@ -124,17 +130,7 @@ def find_feed_forward(graph: onnx.GraphProto) -> list[FeedForward]:
 def _write(w: Writer, gate: FeedForward, count: int) -> None:
     name, width = gate.output, gate.width
     halves = [
-        tuple(
-            w.add(
-                "Slice",
-                f"{part}:{half}",
-                part,
-                w.whole(half * width),
-                w.whole((half + 1) * width),
-                w.whole(axis),
-            )
-            for part, axis in zip(gate.up, (1, 0), strict=True)
-        )
+        tuple(_half(w, part, half, width, axis) for part, axis in zip(gate.up, (1, 0), strict=True))
         for half in range(2)
     ]
     shape = w.add("Shape", f"{name}:shape", gate.x)
@@ -156,3 +152,16 @@ def _write(w: Writer, gate: FeedForward, count: int) -> None:
         outputs.append(w.add("Gemm", f"{tile}:y", gated, *gate.down))
     joined = w.add("Concat", f"{name}:y", *outputs, axis=0) if count > 1 else outputs[0]
     w.add("Reshape", name, joined, shape)
+
+
+def _half(w: Writer, part: str, half: int, width: int, axis: int) -> str:
+    """Write one half of what has the columns of h, and then those of g."""
+    edges = (w.whole(half * width), w.whole((half + 1) * width))
+    return w.add("Slice", f"{part}:{half}", part, *edges, w.whole(axis))
+
+
+def _factors_of_halves(
+    w: Writer, gate: FeedForward, down: str, up: str
+) -> dict[str, tuple[str, str]]:
+    """Return the factors of the two halves of W₁: they have the first one in common."""
+    return {f"{gate.up[0]}:{half}": (down, _half(w, up, half, gate.width, 1)) for half in range(2)}

@@ -9,6 +9,7 @@ from typing import Any
 from bksdm.engines.errors import SamplerError
 from bksdm.runtime.a1111 import A1111Text
 from bksdm.runtime.generation_config import GenerationConfig
+from bksdm.runtime.lora.use import LoraUse
 from bksdm.runtime.noise import CPU, CUDA
 from bksdm.runtime.samplers.names import NAMED, sampler_name
 from bksdm.runtime.samplers.sampler import SPACINGS
@@ -38,6 +39,8 @@ AUTOMATIC = {
 """What the schedule type Automatic is, where it is not even spacing."""
 # Without a meaning here, or for the picture.
 SILENT = ("Model hash", "Version", "Batch size", "Batch pos", "User", "Emphasis", "RNG")
+# One strength for all networks; a second one, for the UNet alone, is not known here.
+_LORA = re.compile(r"<(?:lora|lyco):([^<>:]+)(?::(-?\d*\.?\d+))?>")
 _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 _MARKS = re.compile(r"[()\[\]]")
 _EDITING = re.compile(r"\[[^\[\]]*[:|][^\[\]]*\]|\bBREAK\b|\bAND\b")
@@ -86,7 +89,8 @@ def a1111_text(
         "Version": f"bksdm-runtime {version}",
     }
     stated = {name: str(value) for name, value in settings.items() if value is not None}
-    return str(A1111Text(prompt, negative, stated))
+    marks = [f"<lora:{use.name}:{use.scale}>" for use in config.loras or ()]
+    return str(A1111Text(" ".join([prompt, *marks]), negative, stated))
 
 
 def options_of(text: A1111Text) -> tuple[dict[str, Any], list[str]]:
@@ -122,7 +126,13 @@ def options_of(text: A1111Text) -> tuple[dict[str, Any], list[str]]:
     # Without a word, it is the GPU's, which NV imitates.
     if settings.get("RNG", "GPU") != "CPU" and "seed" in options:
         options["noise"] = CUDA
-    for name, written in (("prompt", text.prompt), ("negative_prompt", text.negative_prompt)):
+    prompt = _LORA.sub("", text.prompt)
+    strengths: dict[str, float] = {}
+    for found in _LORA.finditer(text.prompt):
+        strengths[found[1].strip()] = strengths.get(found[1].strip(), 0.0) + float(found[2] or 1)
+    if strengths:
+        options["loras"] = tuple(LoraUse(name, scale) for name, scale in strengths.items())
+    for name, written in (("prompt", prompt), ("negative_prompt", text.negative_prompt)):
         lost += [*_NETWORK.findall(written), *_EDITING.findall(written)]
         options[name] = _NETWORK.sub("", written).strip()
     both = options["prompt"] + options["negative_prompt"]

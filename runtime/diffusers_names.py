@@ -17,13 +17,11 @@ ADAPTERS = "IP adapters are not implemented"
 EXPORTED = "it is part of the bundle; give it to `bksdm export`"
 ON_LOADING = "the engine decides where networks run: from_pretrained(path, engine='onnxruntime')"
 SAMPLER = "name a sampler in the call: sampler='dpm++2m'; `bksdm samplers` lists them"
-MERGED = "merge it when exporting: `bksdm export --lora FILE:SCALE`"
+FUSED = "loaded LoRAs are used as they are; `bksdm export --lora FILE:SCALE` merges one"
 
 CALL: Mapping[str, str] = {
     "ip_adapter_image": ADAPTERS,
     "ip_adapter_image_embeds": ADAPTERS,
-    "cross_attention_kwargs": "attention is fixed in the graph; a LoRA's scale is one of "
-    "`bksdm export --lora FILE:SCALE`",
     "padding_mask_crop": "crop image and mask before the call, and paste the result back",
     "masked_image_latents": "UNets that are shown the masked image are not supported; give image",
 }
@@ -127,9 +125,10 @@ class DiffusersNames:
     unet = Instead("networks run in engines; docs/architecture.md says where")
     vae = Instead("decode(latents) returns pixels, with the scaling factor applied")
     tokenizer = Instead("prompts are tokenized in the call; prompt_embeds takes embeddings")
-    load_lora_weights = Instead(MERGED)
-    fuse_lora = Instead(MERGED)
-    set_adapters = Instead(MERGED)
+    fuse_lora = Instead(FUSED)
+    unfuse_lora = Instead(FUSED)
+    disable_lora = Instead("loras={} in a call draws without; unload_lora_weights() unloads all")
+    enable_lora = Instead("loaded LoRAs are active until set_adapters says otherwise")
     load_textual_inversion = Instead("give it to `bksdm export`")
     load_ip_adapter = Instead(ADAPTERS)
     enable_freeu = Instead("it is not implemented")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from bksdm.runtime.bundle import FULL
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.lora.factors import Adaptation
 from bksdm.runtime.sampling import Watch
 
 
@@ -24,6 +26,20 @@ class Executor(Protocol):
         RequestError
             Says what can be.
         """
+        ...
+
+    def load_adapted(self, loras: Adaptation) -> None:
+        """Load the networks that take the factors of LoRAs, where the engine can.
+
+        Raises
+        ------
+        EngineError
+            They cannot be loaded.
+        """
+        ...
+
+    def keep_adapted(self, scopes: Mapping[str, Collection[str]]) -> None:
+        """Let go of networks for LoRAs, but for those of some scopes, by component."""
         ...
 
     def __call__(

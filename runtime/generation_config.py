@@ -21,6 +21,7 @@ from bksdm.runtime.control_options import (
     require_ascending,
     resolved_control,
 )
+from bksdm.runtime.lora.use import LoraUse, lora_uses
 from bksdm.runtime.noise import CPU, seeded_stream, validate_seed, validate_seeds
 from bksdm.runtime.prompt_weights import parse_weights
 from bksdm.runtime.samplers.config import MAX_TRAIN_TIMESTEPS
@@ -372,6 +373,14 @@ class GenerationConfig:
         "it, with less detail in a fraction of the time",
         _decoder,
     )
+    loras: tuple[LoraUse, ...] | None = _option(
+        None,
+        "--lora",
+        "in Python names of loaded LoRAs with their scales, as {'style': 0.8}; default: those that "
+        "are active",
+        "LoRAs to draw with, which change the networks while they run",
+        lora_uses,
+    )
 
     def __post_init__(self) -> None:
         for name, option in OPTIONS.items():
@@ -451,6 +460,8 @@ class GenerationConfig:
             raise RequestError("timesteps and sigmas exclude each other; give one of them")
         if self.fast and not engine.feature_reuse:
             raise RequestError(f"fast is not for the engine {engine.name}; use onnxruntime")
+        if self.loras and not engine.loras:
+            raise RequestError(f"loras is not for the engine {engine.name}; use onnxruntime")
         if self.vae not in bundle.decoders:
             raise RequestError(
                 f"vae {self.vae} is not in {bundle.path}; export it with `bksdm export --tiny-vae "

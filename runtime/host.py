@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from bksdm.runtime.guidance import GUIDANCE_INPUT
 from bksdm.runtime.images import to_levels, to_unit
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.lora.factors import Adaptation
 from bksdm.runtime.noise_predictor import HostDenoising, NoisePredictor
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Watch
@@ -76,6 +77,22 @@ class HostExecutor:
 
     def validate_size(self, height: int, width: int, images: int) -> None:
         """Accept every size."""
+
+    def keep_adapted(self, scopes: Mapping[str, Collection[str]]) -> None:
+        """Let go of networks for LoRAs of other scopes."""
+        for component, adapted in (
+            ("unet", self.predict.adapted),
+            ("text_encoder", self._encode.adapted),
+        ):
+            if adapted is not None:
+                adapted.keep(scopes[component])
+
+    def load_adapted(self, loras: Adaptation) -> None:
+        """Load the networks that take these factors."""
+        if loras.unet is not None:
+            self.predict.load_adapted(loras.unet)
+        if loras.text_encoder is not None:
+            self._encode.load_adapted(loras.text_encoder)
 
     def __call__(
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]

@@ -51,6 +51,7 @@ def begin(
         negative_prompt_embeds=request.negative_prompt_embeds,
         controls=request.controls,
         guess_mode=config.guess_mode,
+        loras=request.loras,
     )
 
 

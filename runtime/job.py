@@ -12,6 +12,7 @@ from bksdm.runtime.bundle import FULL
 from bksdm.runtime.control import Control
 from bksdm.runtime.guidance import Guidance
 from bksdm.runtime.inpainting import Inpainting, Latents
+from bksdm.runtime.lora.factors import PLAIN, Adaptation
 from bksdm.runtime.prompt_encoder import PLAIN_PROMPT, PromptOptions
 from bksdm.runtime.samplers import StepTable
 
@@ -49,6 +50,8 @@ class DenoisingJob:
         What each ControlNet does.
     guess_mode : bool
         Whether ControlNets act in the conditional half alone, and less on details.
+    loras : Adaptation
+        What LoRAs change of the networks.
     """
 
     prompts: tuple[str, ...]
@@ -66,6 +69,7 @@ class DenoisingJob:
     negative_prompt_embeds: NDArray[np.float32] | None = None
     controls: tuple[Control, ...] = ()
     guess_mode: bool = False
+    loras: Adaptation = PLAIN
 
     @property
     def images(self) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bksdm.engines.errors import BundleError, EngineError
 from bksdm.engines.lazy import LazyEngine
+from bksdm.engines.lora_inputs import with_factors
 from bksdm.engines.protocol import Engine
 from bksdm.engines.registry import DEFAULT, backend, capabilities, chosen_engine, open_engine
 from bksdm.engines.variants import CONTROLLED, DEEP, HINT, HINTED, SHALLOW, skipping
@@ -16,6 +17,7 @@ from bksdm.runtime.bundle import COMPONENTS, CONTROLNET, DECODERS, TINY, Bundle
 from bksdm.runtime.controlnets import ControlNets, ControlNetwork
 from bksdm.runtime.executor import Executor
 from bksdm.runtime.host import Decoder, HostExecutor
+from bksdm.runtime.lora.networks import AdaptedNetworks
 from bksdm.runtime.network_tensors import require_names, require_tensors
 from bksdm.runtime.noise_predictor import NoisePredictor
 from bksdm.runtime.precision_choice import precision_of
@@ -101,7 +103,10 @@ def load_networks(
         graph = bundle.model("safety_checker")
         checker = SafetyChecker(_open_network(open_part, graph), graph.parent)
     encode = PromptEncoder(
-        tokenizer, partial(open_text_encoder, open_part, bundle), bundle.masks_padding
+        tokenizer,
+        partial(open_text_encoder, open_part, bundle),
+        bundle.masks_padding,
+        AdaptedNetworks(partial(_open_adapted, open_part, bundle.model("text_encoder"))),
     )
     if bundle.masks_padding and not able.attention_mask:
         raise EngineError(
@@ -141,6 +146,7 @@ def load_networks(
         load_unet() if controlnets is None else LazyEngine(load_unet),
         partial(open_part, graph, variant=SHALLOW),
         controlnets,
+        AdaptedNetworks(partial(_open_adapted, open_part, graph)),
     )
     decoder = _open_network(open_part, bundle.model("vae_decoder"))
     tiny = None
@@ -207,6 +213,13 @@ def open_controlnets(open_part: Callable[..., Engine], bundle: Bundle) -> Contro
         for name, model in models.items()
     }
     return ControlNets(partial(_open_network, open_part, unet, CONTROLLED), nets)
+
+
+def _open_adapted(
+    open_part: Callable[..., Engine], model: Path, variant: str, scope: str
+) -> Engine:
+    """Open a variant of a network that takes the factors of LoRAs as well."""
+    return open_part(model, variant=with_factors(variant, scope))
 
 
 def _open_network(open_part: Callable[..., Engine], model: Path, variant: str = "") -> Engine:

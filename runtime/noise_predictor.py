@@ -11,15 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bksdm.engines.errors import RequestError, SamplerError
+from bksdm.engines.lora_inputs import is_factor
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Array, Engine
-from bksdm.engines.variants import DEEP_FEATURES, SAMPLE_OF_ROW, is_residual
+from bksdm.engines.variants import (
+    CONTROLLED,
+    DEEP,
+    DEEP_FEATURES,
+    SAMPLE_OF_ROW,
+    SHALLOW,
+    is_residual,
+)
 from bksdm.runtime.controlnets import ControlNets
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.guidance import guide, rescale_deviation
 from bksdm.runtime.host_trajectory import HostTrajectory
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.lora.factors import Factors
+from bksdm.runtime.lora.networks import AdaptedNetworks
 from bksdm.runtime.sampling import Denoising, Watch
 
 FIXED = ("sample", "timestep", SAMPLE_OF_ROW)
@@ -53,6 +63,8 @@ class NoisePredictor:
         "DeepCache", arXiv 2312.00858).
     controlnets : ControlNets, optional
         For jobs that are shown pictures.
+    adapted : AdaptedNetworks, optional
+        The UNets of jobs with LoRAs.
     """
 
     def __init__(
@@ -60,8 +72,10 @@ class NoisePredictor:
         unet: Engine,
         load_shallow: Callable[[], Engine] | None = None,
         controlnets: ControlNets | None = None,
+        adapted: AdaptedNetworks | None = None,
     ) -> None:
         self._unet = unet
+        self.adapted = adapted
         self._load_shallow = None if load_shallow is None else once(load_shallow)
         self._controlnets = controlnets
 
@@ -90,11 +104,11 @@ class NoisePredictor:
         RequestError
             The UNet takes no such conditioning, or outputs no deep features to reuse.
         """
-        network = self._unet
-        if job.controls:
-            assert self._controlnets is not None
-            network = self._controlnets.unet()
-        inputs = {n: spec for n, spec in network.inputs.items() if not is_residual(n)}
+        inputs = {
+            name: spec
+            for name, spec in self._network(job, whole=True).inputs.items()
+            if not (is_residual(name) or is_factor(name))
+        }
         if np.issubdtype(inputs["timestep"].dtype, np.integer):
             for timestep in job.table.timesteps:
                 if timestep != round(timestep):
@@ -165,15 +179,15 @@ class NoisePredictor:
         self, group: Sequence[_Evaluation], whole: bool, seconds: dict[str, float]
     ) -> NDArray[np.float32]:
         """Return the outputs of one call, [rows, channels, height, width], job after job."""
-        network, added = self._unet, dict[str, Array]()
-        if group[0].job.controls:
+        job = group[0].job
+        network, added = self._network(job, whole), dict[str, Array]()
+        if job.controls:
             assert self._controlnets is not None
-            network = self._controlnets.unet()
             added = self._controlnets.residuals(group, partial(_feeds, group), seconds)
+        if job.loras.unet is not None:
+            added |= job.loras.unet.feeds(network.inputs)
         feeds = {**_feeds(group, network, [each.guided for each in group]), **added}
         if not whole:
-            assert self._load_shallow is not None
-            network = self._load_shallow()
             feeds[DEEP_FEATURES] = _joined([each.deep_features() for each in group])
             # The last layer need not attend to the text.
             feeds = {name: feeds[name] for name in network.inputs}
@@ -187,6 +201,28 @@ class NoisePredictor:
                     each.trajectory.deep_features = outputs[DEEP_FEATURES][row : row + each.rows]
                 row += each.rows
         return outputs["out_sample"].astype(np.float32, copy=False)
+
+    def load_adapted(self, factors: Factors, whole: bool = True) -> Engine:
+        """Return the UNet that takes a job's factors, or its last layers; loads it first."""
+        assert self.adapted is not None
+        deep = DEEP if DEEP_FEATURES in self._unet.outputs else ""
+        return self.adapted(deep if whole else SHALLOW, factors.scope)
+
+    def _network(self, job: DenoisingJob, whole: bool) -> Engine:
+        """Return the UNet of a job, or its last layers."""
+        factors = job.loras.unet
+        if job.controls and factors is not None:
+            assert self.adapted is not None
+            return self.adapted(CONTROLLED, factors.scope)
+        if job.controls:
+            assert self._controlnets is not None
+            return self._controlnets.unet()
+        if factors is not None:
+            return self.load_adapted(factors, whole)
+        if whole:
+            return self._unet
+        assert self._load_shallow is not None
+        return self._load_shallow()
 
 
 class _Evaluation:
@@ -223,7 +259,9 @@ class _Evaluation:
         added = None
         if self.job.controls:
             added = tuple(self.job.controls[place].name for place in self.acting)
-        return whole, told, trajectory.shapes, added
+        factors = self.job.loras.unet
+        adapted = None if factors is None else factors.key
+        return whole, told, trajectory.shapes, added, adapted
 
     def deep_features(self) -> Array:
         assert self.trajectory.deep_features is not None

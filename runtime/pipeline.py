@@ -31,6 +31,8 @@ from bksdm.runtime.images import to_levels
 from bksdm.runtime.initial_latents import begin
 from bksdm.runtime.job import DenoisingJob
 from bksdm.runtime.loading import load_networks
+from bksdm.runtime.lora.loaded import Loras
+from bksdm.runtime.lora.methods import LoraMethods
 from bksdm.runtime.noise import CPU, Seeded
 from bksdm.runtime.precision_choice import precision_for, type_name
 from bksdm.runtime.preview import Preview
@@ -59,7 +61,7 @@ ON_HOST = capabilities(DEFAULT)
 OUTPUT_TYPES = ("pil", "np", "latent")
 
 
-class TextToImage(DiffusersNames):
+class TextToImage(LoraMethods, DiffusersNames):
     """A bundle with its engines loaded; one instance makes any number of images.
 
     Parameters
@@ -85,6 +87,8 @@ class TextToImage(DiffusersNames):
     ----------
     capabilities : Capabilities
         What the engine can do.
+    loras : Loras
+        Those that are loaded.
     _interrupt : bool
         As in diffusers: set to True, it makes the latents so far the result of every call that is
         under way; the next call begins with False.
@@ -105,6 +109,7 @@ class TextToImage(DiffusersNames):
         self.precision = precision
         self.engines = dict(engines or dict.fromkeys(COMPONENTS, engine.name))
         self.capabilities, self._gpu = engine, gpu
+        self.loras = Loras(bundle, engine)
         self._open: Executor | None = executor
         self._interrupt = False
         self._encoder = encoder
@@ -299,7 +304,7 @@ class TextToImage(DiffusersNames):
         ip_adapter_image_embeds: None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        cross_attention_kwargs: None = None,
+        cross_attention_kwargs: Mapping[str, float] | None = None,
         guidance_rescale: float = 0.0,
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
@@ -325,6 +330,7 @@ class TextToImage(DiffusersNames):
         long_prompt: bool = False,
         fast: int = 0,
         vae: str = FULL,
+        loras: Mapping[str, float] | Sequence[Any] | None = None,
         on_step: StepCallback | None = None,
     ) -> Result:
         """Make images; the arguments are those of diffusers' three Stable Diffusion pipelines.
@@ -354,6 +360,8 @@ class TextToImage(DiffusersNames):
             ControlNets are shown, one each, or one per prompt (docs/controlnet.md).
         mask, mask_image : PIL image or sequence of such, optional
             White is made anew, black stays. Two names of one argument.
+        loras : mapping or sequence, optional
+            Scales by the names of loaded LoRAs, ``{}`` for none; by default those that are active.
         on_step : callable, optional
             Called with each :class:`~bksdm.runtime.sampling.Step`; returning False cancels.
 
@@ -375,6 +383,7 @@ class TextToImage(DiffusersNames):
             raise RequestError("on_step and callback_on_step_end exclude each other")
         tensor_names(callback_on_step_end_tensor_inputs)
         given["mask"] = mask_image if mask is None else mask
+        given["loras"] = self._scaled(loras, cross_attention_kwargs)
         if prompt is None and prompt_embeds is not None:
             given["prompt"] = [""] * len(floats("prompt_embeds", prompt_embeds, (None,) * 3))
         elif prompt is None or prompt_embeds is not None:
@@ -414,7 +423,7 @@ class TextToImage(DiffusersNames):
         RequestError, SamplerError
             The bundle or the engine cannot do what is asked for.
         """
-        return Request.resolve(self.bundle, self.capabilities, config, **inputs)
+        return Request.resolve(self.bundle, self.capabilities, config, loras=self.loras, **inputs)
 
     def generate(
         self,

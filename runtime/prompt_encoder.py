@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from bksdm.engines.errors import RequestError
 from bksdm.engines.once import once
 from bksdm.engines.protocol import Engine
+from bksdm.engines.variants import skipping
 from bksdm.runtime.finite import require_finite
+from bksdm.runtime.lora.factors import Factors, Key
+from bksdm.runtime.lora.networks import AdaptedNetworks
 from bksdm.runtime.prompt_weights import apply_weights, parse_weights
 from bksdm.runtime.recent import Recent
 from bksdm.runtime.tokenizer import Tokenizer, Tokens
@@ -49,10 +52,11 @@ PLAIN_PROMPT = PromptOptions()
 
 
 class Prompt(NamedTuple):
-    """A text, and how it is read."""
+    """A text, how it is read, and the key of what LoRAs change of the text encoder."""
 
     text: str
     options: PromptOptions
+    factors: Key = ()
 
 
 class _Parsed(NamedTuple):
@@ -85,11 +89,18 @@ class PromptEncoder:
     masked : bool
         Whether a text encoder that asks for it is told which tokens are padding, rather than that
         none is.
+    adapted : AdaptedNetworks, optional
+        The text encoders of jobs with LoRAs.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, load: Callable[[int], Engine], masked: bool = True
+        self,
+        tokenizer: Tokenizer,
+        load: Callable[[int], Engine],
+        masked: bool = True,
+        adapted: AdaptedNetworks | None = None,
     ) -> None:
+        self.adapted = adapted
         self.tokenizer = tokenizer
         self.masked = masked
         self.load = once(load)
@@ -120,18 +131,20 @@ class PromptEncoder:
         if job.guidance is not None:
             whole = replace(job.prompt_options, clip_skip=0)
             halves.insert(0, (job.negative_prompts, whole, job.negative_prompt_embeds))
+        factors = job.loras.text_encoder
+        key = () if factors is None else factors.key
         prompts = [
-            Prompt(text, options)
+            Prompt(text, options, key)
             for texts, options, given in halves
             if given is None
             for text in texts
         ]
-        encoded = self._embeddings(prompts, seconds) if prompts else {}
+        encoded = self._embeddings(prompts, seconds, factors) if prompts else {}
         longest = max(map(len, encoded.values()), default=0)
         rows: list[NDArray[np.float32]] = []
         for texts, options, given in halves:
             rows.extend(
-                (_continued(encoded, Prompt(text, options), longest) for text in texts)
+                (_continued(encoded, Prompt(text, options, key), longest) for text in texts)
                 if given is None
                 else given
             )
@@ -143,13 +156,18 @@ class PromptEncoder:
             )
         return np.stack([row for row in rows for _ in range(job.images_per_prompt)])
 
+    def load_adapted(self, factors: Factors, skipped: int = 0) -> Engine:
+        """Return the text encoder that takes a job's factors; loads it first."""
+        assert self.adapted is not None
+        return self.adapted(skipping(skipped), factors.scope)
+
     def ids(self, job: DenoisingJob) -> NDArray[np.int64]:
         """Return the token ids of a job's UNet batch, [rows, 77], if its prompts are plain."""
         texts = (*job.negative_prompts, *job.prompts) if job.guidance else job.prompts
         return np.repeat(self.tokenizer(texts), job.images_per_prompt, axis=0)
 
     def _embeddings(
-        self, prompts: Sequence[Prompt], seconds: dict[str, float]
+        self, prompts: Sequence[Prompt], seconds: dict[str, float], factors: Factors | None
     ) -> dict[Prompt, NDArray[np.float32]]:
         """Return embeddings [parts * 77, width] by prompt, with those of empty ones if needed."""
         empty = [prompt._replace(text="") for prompt in prompts if prompt.options.long]
@@ -168,7 +186,8 @@ class PromptEncoder:
         start = time.perf_counter()
         for options in dict.fromkeys(prompt.options for prompt in wanted if prompt not in found):
             new = [p for p in wanted if p.options == options and p not in found]
-            encoded = self._encode([parsed[prompt.text] for prompt in new], options.clip_skip)
+            texts = [parsed[prompt.text] for prompt in new]
+            encoded = self._encode(texts, options.clip_skip, factors)
             for prompt, embedding in zip(new, encoded, strict=True):
                 found[prompt] = embedding
                 self._known.keep(prompt, embedding)
@@ -187,9 +206,11 @@ class PromptEncoder:
             tokens = [Tokens(*pair) for pair in zip(ids[:, None], mask[:, None], strict=True)]
         return dict(zip(texts, map(_Parsed, plain, weights, tokens), strict=True))
 
-    def _encode(self, prompts: Sequence[_Parsed], skipped: int) -> list[NDArray[np.float32]]:
+    def _encode(
+        self, prompts: Sequence[_Parsed], skipped: int, factors: Factors | None
+    ) -> list[NDArray[np.float32]]:
         """Return embeddings, [parts * 77, width] each, in one run of the text encoder."""
-        encoder = self.load(skipped)
+        encoder = self.load(skipped) if factors is None else self.load_adapted(factors, skipped)
         ids = np.concatenate([prompt.tokens.ids for prompt in prompts])
         mask = np.concatenate([prompt.tokens.mask for prompt in prompts])
         given = {"input_ids": ids, "attention_mask": mask if self.masked else np.ones_like(mask)}
@@ -198,6 +219,8 @@ class PromptEncoder:
             for name, spec in encoder.inputs.items()
             if name in given
         }
+        if factors is not None:
+            feeds |= factors.feeds(encoder.inputs)
         hidden = encoder(feeds)["last_hidden_state"].astype(np.float32, copy=False)
         require_finite(hidden, "embeddings of the text encoder")
         ends = np.cumsum([len(prompt.tokens.ids) for prompt in prompts])[:-1]

@@ -113,7 +113,7 @@ def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
         "prompt": config.prompts[which],
         "negative_prompt": config.negative_prompts[which],
     }
-    return {name: spelled(name, value) for name, value in values.items() if value is not None}
+    return {name: spelled(name, value) for name, value in values.items() if value not in (None, ())}
 
 
 def numbered_key(name: str, number: int) -> str:

@@ -18,6 +18,8 @@ from bksdm.runtime.generator import Stream, streams
 from bksdm.runtime.guidance import Guidance, guidance_embedding
 from bksdm.runtime.init_image import InitImage
 from bksdm.runtime.loaded_configuration import Start, scheduler_fields
+from bksdm.runtime.lora.factors import PLAIN, Adaptation
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.noise import CPU
 from bksdm.runtime.prompt_encoder import PromptOptions
 from bksdm.runtime.samplers import StepTable, step_table
@@ -53,6 +55,8 @@ class Request:
         Of the embedding of the guidance scale, where the UNet takes it instead of two halves.
     controls : tuple of Control
         What each ControlNet does.
+    loras : Adaptation
+        What LoRAs change of the networks, as they were loaded when the request was made.
     """
 
     config: GenerationConfig
@@ -67,6 +71,7 @@ class Request:
     each_draws: bool = False
     guidance_width: int | None = None
     controls: tuple[Control, ...] = ()
+    loras: Adaptation = PLAIN
 
     @classmethod
     def resolve(
@@ -81,6 +86,7 @@ class Request:
         negative_prompt_embeds: Any = None,
         generator: Any = None,
         control_image: Any = None,
+        loras: Loras | None = None,
     ) -> Request:
         """Return the request; nothing is loaded for it.
 
@@ -94,6 +100,8 @@ class Request:
             The options.
         image, mask, latents, prompt_embeds, negative_prompt_embeds, generator, control_image
             As of :meth:`bksdm.runtime.pipeline.TextToImage.__call__`.
+        loras : Loras, optional
+            Those that are loaded.
 
         Raises
         ------
@@ -115,6 +123,9 @@ class Request:
         control = None if control_image is None else ControlPictures.of(control_image)
         control_size = None if control is None else control.size(bundle.vae_scale)
         config = config.resolve(bundle, engine, size, mask is not None, control_size)
+        loras = Loras(bundle, engine) if loras is None else loras
+        adaptation, uses = loras.adapt(config.loras)
+        config = replace(config, loras=uses)
         if init is not None and config.images % len(init):
             raise RequestError(
                 f"image has {len(init)} entries, but {config.images} pictures are asked for"
@@ -162,6 +173,7 @@ class Request:
             each,
             bundle.guidance_width,
             () if control is None else control.controls(config),
+            adaptation,
         )
 
     @property

@@ -86,6 +86,10 @@ def routes(service: Service) -> list[Route]:
     async def models(request: Request) -> Response:
         return JSONResponse([_model(name) for name in service.models.bundles])
 
+    async def loras(request: Request) -> Response:
+        names = service.models.loras[service.chosen].loaded
+        return JSONResponse([{"name": n, "alias": n, "path": "", "metadata": {}} for n in names])
+
     async def samplers(request: Request) -> Response:
         return JSONResponse([_sampler(name) for name in _plain_samplers()])
 
@@ -111,6 +115,7 @@ def routes(service: Service) -> list[Route]:
         Route(f"{prefix}/options", show_options, methods=["GET"]),
         Route(f"{prefix}/options", set_options, methods=["POST"]),
         Route(f"{prefix}/sd-models", models),
+        Route(f"{prefix}/loras", loras),
         Route(f"{prefix}/samplers", samplers),
         Route(f"{prefix}/schedulers", schedulers),
         Route(f"{prefix}/scripts", scripts),

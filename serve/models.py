@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from bksdm.engines.errors import RequestError
+from bksdm.engines.backend import Capabilities
+from bksdm.engines.errors import LoraError, RequestError
+from bksdm.engines.registry import capabilities
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.engine_choice import engine_for
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.memory import needed_bytes, total_bytes
 from bksdm.serve.errors import NotFound, Unavailable
 from bksdm.serve.observer import Observer
@@ -73,6 +77,11 @@ class Models:
         How they run.
     observe : callable
         Returns what watches over the scheduler of a name.
+
+    Attributes
+    ----------
+    loras : mapping
+        By model, the LoRAs that fit it.
     """
 
     def __init__(
@@ -83,6 +92,9 @@ class Models:
     ) -> None:
         self.bundles = {name: Bundle.open(path) for name, path in bundles.items()}
         self._settings, self._observe = settings, observe
+        self.loras = {name: Loras(b, self._able(b)) for name, b in self.bundles.items()}
+        for name, (path, scale) in settings.loras.items():
+            self._read_lora(name, path, scale)
         self._loaded: dict[str, Served] = {}
         self._lock = asyncio.Lock()
         self._stopping = threading.Event()
@@ -91,6 +103,26 @@ class Models:
         if budget is None and total is not None:
             budget = int(PART_OF_MEMORY * total)
         self._budget = budget
+
+    def _able(self, bundle: Bundle) -> Capabilities:
+        return capabilities(engine_for(bundle, self._settings.engine))
+
+    def _read_lora(self, name: str, path: Path, scale: float) -> None:
+        """Read a LoRA for the models that it fits.
+
+        Raises
+        ------
+        RequestError, EngineError, LoraError
+            It fits none, or cannot be read.
+        """
+        refused: list[LoraError] = []
+        for loras in self.loras.values():
+            try:
+                loras.add(loras.read(path, name, scale))
+            except LoraError as error:
+                refused.append(error)
+        if len(refused) == len(self.loras):
+            raise refused[0]
 
     @property
     def default(self) -> str:
@@ -146,7 +178,7 @@ class Models:
         needed = needed_bytes(bundle, shape, guided=True, controlnets=bundle.controlnets)
         await self._make_room(name, needed)
         scheduler = await asyncio.to_thread(
-            start_scheduler, bundle, self._settings, self._observe(name)
+            start_scheduler, bundle, self._settings, self._observe(name), self.loras[name]
         )
         digest = await asyncio.to_thread(bundle.digest)
         return Served(bundle, digest, scheduler, needed)

@@ -7,10 +7,12 @@ from importlib.metadata import version
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bksdm.runtime.generation_config import DEFAULTS, OPTIONS, GenerationConfig
+from bksdm.runtime.lora.use import LoraUse
 from bksdm.serve.openai_fields import MOST_PARTIAL_IMAGES
 from bksdm.serve.order import FORMATS, MAX_PREVIEWS, MAX_TIMEOUT
 from bksdm.serve.service import Service
 
+LORA_FIELDS: dict[str, type] = {"name": str, "scale": float, "sha256": str}
 TYPES = {int: "integer", float: "number", str: "string", bool: "boolean"}
 Schema = dict[str, Any]
 
@@ -32,8 +34,17 @@ def option_schema(name: str) -> Schema:
 
 def _form(kind: Any) -> Schema:
     if get_origin(kind) is tuple:
-        return {"type": "array", "items": {"type": TYPES[get_args(kind)[0]]}}
-    return {"type": TYPES[kind]}
+        return {"type": "array", "items": _form(get_args(kind)[0])}
+    return _lora() if kind is LoraUse else {"type": TYPES[kind]}
+
+
+def _lora() -> Schema:
+    return {
+        "type": "object",
+        "properties": {name: {"type": TYPES[kind]} for name, kind in LORA_FIELDS.items()},
+        "required": ["name"],
+        "additionalProperties": False,
+    }
 
 
 def document(service: Service) -> Schema:
@@ -113,6 +124,7 @@ def document(service: Service) -> Schema:
             for name, words in {
                 "progress": "How far it is",
                 "sd-models": "Models",
+                "loras": "LoRAs of the chosen model",
                 "samplers": "Samplers",
                 "schedulers": "Spacings of noise levels",
             }.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +71,8 @@ class Settings:
     one_of_several : bool
         Whether others answer at the same address, which know nothing of the jobs, links and
         choices of this one: then there is only OpenAI's API, whose requests stand for themselves.
+    loras : mapping
+        Files of LoRAs, and their scales, by the names that requests ask for.
     """
 
     engine: str = "onnxruntime"
@@ -85,3 +88,4 @@ class Settings:
     log_prompts: bool = False
     cors: tuple[str, ...] = ()
     one_of_several: bool = False
+    loras: Mapping[str, tuple[Path, float]] = field(default_factory=dict)

@@ -6,6 +6,8 @@ from bksdm.engines.errors import EngineError
 from bksdm.engines.registry import capabilities
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.engine_choice import engine_for
+from bksdm.runtime.lora.factors import adaptation_of
+from bksdm.runtime.lora.loaded import Loras
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.serve.drawing import ON_HOST
 from bksdm.serve.measure import measure
@@ -29,7 +31,10 @@ def host_engine(bundle: Bundle, wanted: str) -> str:
 
 
 def start_scheduler(
-    bundle: Bundle, settings: Settings, observer: Observer | None = None
+    bundle: Bundle,
+    settings: Settings,
+    observer: Observer | None = None,
+    loras: Loras | None = None,
 ) -> Scheduler:
     """Return a scheduler that draws with a model, as it runs fastest here.
 
@@ -41,6 +46,8 @@ def start_scheduler(
         How it runs.
     observer : Observer, optional
         Is told what happens.
+    loras : Loras, optional
+        Those that requests may ask for.
 
     Raises
     ------
@@ -50,11 +57,16 @@ def start_scheduler(
     engine = host_engine(bundle, settings.engine)
 
     def load(threads: int) -> TextToImage:
-        return TextToImage.load(
+        model = TextToImage.load(
             bundle, engine, threads, settings.engine_cache, settings.safety_checker
         )
+        if loras is not None:
+            model.loras = loras
+        return model
 
     model, layout, costs = measure(load, capabilities(engine), settings.wanted)
+    for lora in model.loras.loaded.values():
+        model.executor.load_adapted(adaptation_of([(lora, 1.0)]))
     return Scheduler(
         lambda: load(layout.threads), layout, costs, settings.queue_seconds, observer, model
     )

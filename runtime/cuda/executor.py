@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from bksdm.runtime.cuda.trajectory import DeviceTrajectory
 from bksdm.runtime.finite import require_finite
 from bksdm.runtime.inpainting import Latents
 from bksdm.runtime.job import DenoisingJob
+from bksdm.runtime.lora.factors import Adaptation
 from bksdm.runtime.prompt_encoder import PromptEncoder
 from bksdm.runtime.sampling import Denoising, Watch
 from bksdm.storage.graph_file import GraphFile
@@ -68,6 +69,12 @@ class CudaExecutor:
     def validate_size(self, height: int, width: int, images: int) -> None:
         """Refuse what the networks do not take."""
         self._networks.validate_size(images, height, width)
+
+    def load_adapted(self, loras: Adaptation) -> None:
+        """Load nothing: networks on a GPU take no factors, so no LoRA is ever loaded for them."""
+
+    def keep_adapted(self, scopes: Mapping[str, Collection[str]]) -> None:
+        """Keep nothing, for the same reason."""
 
     def __call__(
         self, job: DenoisingJob, watch: Watch, seconds: dict[str, float]

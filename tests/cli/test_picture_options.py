@@ -20,6 +20,7 @@ from bksdm.models import EMOJI
 from bksdm.runtime.diffusers_names import CALL
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.images import read_parameters
+from bksdm.runtime.lora.use import LoraUse
 from bksdm.runtime.pipeline import TextToImage
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,7 @@ OTHERS = {
     "clip_skip": 1,
     "fast": 2,
     "vae": "tiny",
+    "loras": (LoraUse("ink", 0.5),),
 }
 """A value of each that is not its default."""
 
@@ -73,6 +75,7 @@ def test_python_has_every_option_with_its_default():
     parameters = dict(inspect.signature(TextToImage.__call__).parameters)
     assert set(parameters) - set(ALL) - set(CALL) == {
         "self",
+        "cross_attention_kwargs",
         "callback_on_step_end",
         "callback_on_step_end_tensor_inputs",
         "on_step",
@@ -113,7 +116,7 @@ def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
     found = read_parameters(path)
     # The model's own sampler and timesteps, and what is of no use without images, stay as they are.
     of_images = {"strength", "controlnet", "controlnet_conditioning_scale"}
-    assert set(OPTIONS) - set(found) == {"sampler", "timesteps", "sigmas"} | of_images
+    assert set(OPTIONS) - set(found) == {"sampler", "timesteps", "sigmas", "loras"} | of_images
     assert found["guidance_interval"] == "0.0:0.6"
     assert (found["height"], found["width"]) == ("128", "128")
     assert found["seed"].isdigit()

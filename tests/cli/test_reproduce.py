@@ -201,10 +201,10 @@ def test_a_picture_of_a1111s(run, tmp_path, tiny_bundle, monkeypatch, suffix):
     assert code == 0
     assert "Sampler: Euler a\n" in out
     assert "note: --model: tiny has to be exported with `bksdm export` first\n" in out
-    assert "note: not carried over: <lora:ink:1>\n" in out
+    assert "note: --lora: name the file of the LoRA ink\n" in out
     (tmp_path / "tiny").symlink_to(tiny_bundle)
     found = json.loads(run("info", path, "--json")[1])
-    assert found["notes"] == ["not carried over: <lora:ink:1>"]
+    assert found["notes"] == ["--lora: name the file of the LoRA ink"]
     words = words_of(found["command"])
     assert words[1:] == [
         "a (dog:1.2)",
@@ -223,11 +223,16 @@ def test_a_picture_of_a1111s(run, tmp_path, tiny_bundle, monkeypatch, suffix):
         "--sampler",
         "euler-a",
         "--prompt-weights",
+        "--lora",
+        "ink:1.0",
         "--model",
         "tiny",
         "-o",
         "again.png",
     ]
+    assert "ink: no such file" in run(*words)[2]
+    at = words.index("--lora")
+    del words[at : at + 2]
     assert run(*words)[0] == 0
     text = read_record(tmp_path / "again.png").a1111
     assert text.startswith("a (dog:1.2)\nNegative prompt: fog\nSteps: 2, Sampler: Euler a, CFG sc")

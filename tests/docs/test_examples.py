@@ -18,6 +18,10 @@ import sys
 
 import pytest
 
+from bksdm.models import EMOJI
+from bksdm.runtime.bundle import Bundle
+
+from ..lora_files import random_lora
 from .examples_of_pages import (
     ROOT,
     RUN,
@@ -41,6 +45,7 @@ REASONS = {
     "takes minutes and a quiet machine",
 }
 STAND_INS = {
+    "loras holds two random LoRAs for the built-in model": ("loras", "loras"),
     "small is the bundle of `bksdm dummy nano`": ("small", "nano_bundle"),
     "small-fp16 is the float16 bundle of `bksdm dummy nano`": ("small-fp16", "nano_bundle_fp16"),
 }
@@ -75,6 +80,14 @@ SLOW = [p for p in EXAMPLES if any("slow" in e.notes for e in runnable(p))]
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def loras(tmp_path_factory):
+    folder, bundle = tmp_path_factory.mktemp("loras"), Bundle.open(EMOJI)
+    for seed, name in enumerate(("ink", "cat")):
+        random_lora(bundle, folder / f"{name}.safetensors", seed, r"attn\d\.to_[qk]$")
+    return folder
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -19,18 +18,21 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bksdm.cli import main
-from bksdm.engines.errors import ExportError
+from bksdm.engines.errors import LoraError
 from bksdm.export import exporter
-from bksdm.export.lora import read_lora, split_scale
+from bksdm.export.lora import read_lora
 from bksdm.export.merge import merge
 from bksdm.export.networks import TextEncoder, Unet, load_network
 from bksdm.export.parity import ComponentParity
 from bksdm.export.preview import Fit
 from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
+from bksdm.runtime.lora.file import split_scale
 from bksdm.runtime.pipeline import TextToImage
 from bksdm.storage.digest import sha256_of
 
+from ..lora_files import KOHYA as NETWORKS
+from ..lora_files import kohya, oldest
 from ..parity.pictures import assert_same_pictures, pictures
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -48,7 +50,6 @@ UNET = [
     "upsamplers.0.conv",
 ]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
-PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 
 
 def _adapters(checkpoint, unet, text_encoder, targets=UNET):
@@ -106,7 +107,7 @@ def _fused_pipeline(checkpoint, *files):
 
 
 def _weights(pipeline):
-    return {name: getattr(pipeline, name).state_dict() for name in PREFIXES}
+    return {name: getattr(pipeline, name).state_dict() for name in NETWORKS}
 
 
 def _merged(checkpoint, *files):
@@ -145,14 +146,7 @@ def _changed(found, original):
 
 def _kohya(path, target, alphas):
     """Write a file of peft's naming once more in Kohya's."""
-    tensors = {}
-    for key, tensor in load_file(path).items():
-        component, _, rest = key.partition(".")
-        layer, _, half = rest.partition(".lora_")
-        flat = PREFIXES[component] + layer.replace(".", "_")
-        tensors[f"{flat}.lora_{'down' if half == 'A.weight' else 'up'}.weight"] = tensor
-        tensors[f"{flat}.alpha"] = torch.tensor(alphas[component])
-    save_file(tensors, target)
+    save_file(kohya(load_file(path), alphas), target)
     return target
 
 
@@ -190,18 +184,12 @@ def test_diffusers_older_namings(nano_checkpoint, folder):
     _assert_same(found, _fused(nano_checkpoint, (path, -1.5)))
 
     # As before peft, when attention processors held the layers.
-    renamed = {}
-    for key, tensor in tensors.items():
-        name = re.sub(r"(attn\d)\.(to_[a-z]+)(\.0)?\.lora\.", r"\1.processor.\2_lora.", key)
-        name = re.sub(r"\b(q|k|v|out)_proj\.lora_linear_layer\.", r"to_\1_lora.", name)
-        name = name.replace(".lora_A.", ".lora_linear_layer.down.")
-        name = name.replace(".lora_B.", ".lora_linear_layer.up.")
-        renamed[name.replace("text_encoder.", "text_encoder.text_model.")] = tensor
-    oldest = folder / "oldest.safetensors"
-    save_file(renamed, oldest)
+    renamed = oldest(tensors)
+    path_of_old = folder / "oldest.safetensors"
+    save_file(renamed, path_of_old)
     assert sum("_lora." in key for key in renamed) == 2 * (9 * 2 * 4 + 2 * 4)
-    assert _changed(_merged(nano_checkpoint, (oldest, -1.5)), found) == 0
-    _assert_same(found, _fused(nano_checkpoint, (oldest, -1.5)))
+    assert _changed(_merged(nano_checkpoint, (path_of_old, -1.5)), found) == 0
+    _assert_same(found, _fused(nano_checkpoint, (path_of_old, -1.5)))
 
 
 def test_alphas_of_the_header(nano_checkpoint, plain, folder):
@@ -272,11 +260,11 @@ def test_a_file_of_peft_alone_does_not_say_its_factor(nano_checkpoint, tmp_path,
     for fields, said in (
         ("[]", "adapter_config.json: must hold a JSON object"),
         ('{"lora_alpha": "8"}', "adapter_config.json: base_model.model.lora_alpha is '8', not a"),
-        ('{"use_dora": true}', "only plain LoRA can be merged"),
+        ('{"use_dora": true}', "only plain LoRA is supported"),
         ('{"layer_replication": [[0, 2]]}', "adapter_config.json: layer_replication is set"),
     ):
         config.write_text(fields)
-        with pytest.raises(ExportError, match=said.replace("[", r"\[")):
+        with pytest.raises(LoraError, match=said.replace("[", r"\[")):
             read_lora(tmp_path)
 
 
@@ -408,7 +396,7 @@ REFUSED = {
     "ranks": (_pair(down=torch.ones(3, 16)), f"{LAYER}: down [3, 16] and up [16, 2] do not fit"),
     "rank 0": (_pair(down=torch.ones(0, 16), up=torch.ones(16, 0)), "do not fit each other"),
     "twice": (_pair() | {f"{LAYER}.lora.down.weight": DOWN + 1}, "duplicates another"),
-    "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be merged, it holds"),
+    "checkpoint": ({"conv_in.weight": DOWN}, "not a LoRA file that can be used, it holds"),
     "two adapters": (_pair() | {f"{LAYER}.lora_A.other.weight": DOWN + 1}, "duplicates another"),
     "empty": ({}, "not a LoRA file, it holds no tensors"),
 }
@@ -430,7 +418,7 @@ HEADERS = {
     ),
     "huge alpha": ('{"unet.lora_alpha": 1' + "0" * 400 + "}", "not a finite number"),
     "no pattern": ('{"unet.alpha_pattern": [1]}', "alpha_pattern is not valid"),
-    "DoRA": ('{"unet.use_dora": true}', "only plain LoRA can be merged"),
+    "DoRA": ('{"unet.use_dora": true}', "only plain LoRA is supported"),
     "PiSSA": ('{"unet.init_lora_weights": "pissa_niter_4"}', "changes the network's own weights"),
 }
 
@@ -491,7 +479,7 @@ def test_refused_pickles(nano_checkpoint, tmp_path, capsys):
 def test_a_sum_beyond_float32_is_refused(nano_checkpoint, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file(_pair(down=DOWN * 1e30, up=UP * 1e30), path)
-    with pytest.raises(ExportError, match=f"x.safetensors: {LAYER} is too large for float32"):
+    with pytest.raises(LoraError, match=f"x.safetensors: {LAYER} is too large for float32"):
         _merged(nano_checkpoint, (path, 1.0))
 
 
@@ -509,5 +497,5 @@ def test_scale_after_the_last_colon(tmp_path):
         "x:nan": "finite",
         "x:inf": "finite",
     }.items():
-        with pytest.raises(ExportError, match=named):
+        with pytest.raises(LoraError, match=named):
             split_scale(text)

@@ -20,7 +20,6 @@ from transformers import CLIPConfig, CLIPTextModel, PreTrainedModel
 
 from bksdm.engines.errors import ExportError
 from bksdm.export import pretrained
-from bksdm.export.lora import LoraLayer
 from bksdm.export.merge import merge
 from bksdm.export.networks import NETWORKS, TextEncoder, load_network
 from bksdm.export.pretrained import load
@@ -28,6 +27,7 @@ from bksdm.export.quiet import quiet
 from bksdm.export.reference import open_pipeline
 from bksdm.export.source import weight_files
 from bksdm.export.weights import choose, files_of
+from bksdm.runtime.lora.file import LoraLayer
 
 CLASSES = {
     "text_encoder": CLIPTextModel,

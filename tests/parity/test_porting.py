@@ -25,7 +25,10 @@ from PIL import Image
 
 import bksdm
 from bksdm import RequestError, TextToImage
+from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.samplers import NAMED
+
+from ..lora_files import random_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -113,6 +116,7 @@ def names(loaded, with_control, controlled, nano_checkpoint, nano_bundle, tmp_pa
     (tmp_path / "controlled-checkpoint").symlink_to(controlled[0])
     (tmp_path / "edges-net").symlink_to(controlled[1]["canny"])
     (tmp_path / "controlled").symlink_to(with_control[2])
+    random_lora(Bundle.open(nano_bundle), tmp_path / "style.safetensors", kind=r"to_[qkv]$")
     monkeypatch.chdir(tmp_path)
     pipe, ours = loaded
     pipe.disable_attention_slicing()

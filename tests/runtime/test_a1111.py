@@ -133,7 +133,7 @@ def test_words_of_the_webui(line, option, value):
 
 def test_what_no_option_says_is_named():
     text = (
-        "a dog <lora:ink:0.8>, [a:b:0.5]\nSteps: 3, RNG: CPU, Seed: x, Sampler: DPM adaptive, "
+        "a dog <lora:ink:0.8:0.5>, [a:b:0.5]\nSteps: 3, RNG: CPU, Seed: x, Sampler: DPM adaptive, "
         'VAE: "a, b", Denoising strength: 0.5'
     )
     options, lost = options_of(A1111Text.read(text))
@@ -141,7 +141,7 @@ def test_what_no_option_says_is_named():
     assert lost == [
         "Sampler: DPM adaptive",
         "Denoising strength: 0.5, with a picture to start from",
-        "<lora:ink:0.8>",
+        "<lora:ink:0.8:0.5>",
         "[a:b:0.5]",
         "Seed: x",
         "VAE: a, b",

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bksdm.engines.errors import ExportError
-from bksdm.export.json_files import read_json
+from bksdm.engines.errors import BundleError, LoraError
+from bksdm.runtime.bundle import read_json
 
 HEADER = "lora_adapter_metadata"
 """Key under which diffusers writes it."""
@@ -52,15 +52,15 @@ def adapter_config(path: Path, header: Mapping[str, str]) -> dict[str, Any]:
 
     Raises
     ------
-    ExportError
+    LoraError
         The field is no JSON object.
     """
     try:
         config = json.loads(header.get(HEADER) or "{}")
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path}: {HEADER} in its header is not valid JSON") from error
+        raise LoraError(f"{path}: {HEADER} in its header is not valid JSON") from error
     if not isinstance(config, dict):
-        raise ExportError(f"{path}: {HEADER} in its header is no JSON object")
+        raise LoraError(f"{path}: {HEADER} in its header is no JSON object")
     return config
 
 
@@ -69,20 +69,23 @@ def peft_config(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    ExportError
+    LoraError
         There is none, and the tensors alone do not say what they are multiplied by; or it is no
         JSON object, or asks for more than a product of two factors.
     """
     config = path.parent / PEFT_CONFIG
     if not config.exists():
-        raise ExportError(
+        raise LoraError(
             f"{path}: saved by peft, whose {PEFT_CONFIG} says what it is multiplied by; put that "
             "beside it"
         )
-    fields = read_json(config)
+    try:
+        fields = read_json(config)
+    except BundleError as error:
+        raise LoraError(str(error)) from error
     for name in _NOT_PLAIN:
         if fields.get(name):
-            raise ExportError(f"{config}: {name} is set; only plain LoRA can be merged")
+            raise LoraError(f"{config}: {name} is set; only plain LoRA is supported")
     return {PEFT_PREFIX + name: value for name, value in fields.items()}
 
 
@@ -108,22 +111,20 @@ def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, 
 
     Raises
     ------
-    ExportError
+    LoraError
         A field is of the wrong type, or asks for more than a product of two factors.
     """
     start = config.get(f"{prefix}init_lora_weights")
     if config.get(f"{prefix}use_dora"):
-        raise ExportError(f"{where}: {prefix}{module} uses DoRA; only plain LoRA can be merged")
+        raise LoraError(f"{where}: {prefix}{module} uses DoRA; only plain LoRA is supported")
     if isinstance(start, str) and start.startswith(_CHANGES_NETWORK):
-        raise ExportError(
-            f"{where}: made with {start}, which changes the network's own weights too"
-        )
+        raise LoraError(f"{where}: made with {start}, which changes the network's own weights too")
     field, alpha = f"{prefix}lora_alpha", config.get(f"{prefix}lora_alpha", rank)
     patterns = config.get(f"{prefix}alpha_pattern") or {}
     try:
         for pattern, value in patterns.items():
             if not _PATTERN.fullmatch(pattern):
-                raise ExportError(
+                raise LoraError(
                     f"{where}: {prefix}alpha_pattern has {pattern[:80]!r}, not a pattern of module "
                     "names without groups"
                 )
@@ -131,10 +132,10 @@ def scaling_of(where: str, config: Mapping[str, Any], prefix: str, module: str, 
                 field, alpha = f"{prefix}alpha_pattern", value
                 break
     except (AttributeError, TypeError, re.error) as error:
-        raise ExportError(f"{where}: {prefix}alpha_pattern is not valid") from error
+        raise LoraError(f"{where}: {prefix}alpha_pattern is not valid") from error
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
     if not number or not -_LARGEST <= alpha <= _LARGEST:
         shown = repr(alpha)[:80]
-        raise ExportError(f"{where}: {field} is {shown}, not a finite number")
+        raise LoraError(f"{where}: {field} is {shown}, not a finite number")
     stabilised = config.get(f"{prefix}use_rslora")
     return float(alpha) / (math.sqrt(rank) if stabilised else rank)
