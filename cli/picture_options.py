@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_args, get_type_hints
 
 from bksdm.cli.arguments import input_file, integer, real
@@ -43,7 +43,6 @@ def flags(name: str) -> tuple[str, ...]:
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Add the prompt, a flag for every option of a picture, and the pictures it starts from."""
-    hints = get_type_hints(GenerationConfig)
     positional = parser.add_argument(
         "prompt", nargs="+", default=[], metavar="PROMPT", help=OPTIONS["prompt"].help
     )
@@ -57,11 +56,41 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
         metavar="PROMPT",
         help="the same as a flag, for a prompt that begins with a dash; may be repeated",
     )
+    add_option_flags(parser)
+    for name, option in INPUTS.items():
+        if option.flag:
+            parser.add_argument(
+                option.flag,
+                dest=name,
+                type=input_file,
+                metavar="FILE",
+                help=f"{option.help}; - for standard input",
+            )
+
+
+def add_option_flags(
+    parser: argparse.ArgumentParser,
+    left_out: Collection[str] = (),
+    defaults: Mapping[str, Any] = DEFAULTS,
+) -> None:
+    """Add a flag for every option of a picture that has one.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the command.
+    left_out : collection of str
+        Options that the command has no use for, which keep their defaults.
+    defaults : mapping
+        The command's own, by the options' names.
+    """
+    hints = get_type_hints(GenerationConfig)
+    parser.set_defaults(**{name: DEFAULTS[name] for name in left_out})
     for name, option in OPTIONS.items():
-        if not option.flag:
+        if not option.flag or name in left_out:
             continue
         kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
-        default = DEFAULTS[name]
+        default = defaults[name]
         if kind is bool:
             parser.add_argument(*flags(name), dest=name, action="store_true", help=option.help)
             continue
@@ -76,15 +105,6 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
             f"{'' if default is None else f'; default: {default}'})",
         )
     parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
-    for name, option in INPUTS.items():
-        if option.flag:
-            parser.add_argument(
-                option.flag,
-                dest=name,
-                type=input_file,
-                metavar="FILE",
-                help=f"{option.help}; - for standard input",
-            )
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:

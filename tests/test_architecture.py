@@ -19,8 +19,29 @@ ROOMS = {
     "runtime": {"engines", "storage", "optimize", "models"},
     "export": {"runtime", "optimize", "engines", "storage"},
     "serve": {"runtime", "engines", "models"},
-    "benchmarks": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "cli"},
-    "cli": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "benchmarks"},
+    "evaluate": {"runtime", "engines", "storage", "models"},
+    "benchmarks": {
+        "evaluate",
+        "serve",
+        "runtime",
+        "optimize",
+        "engines",
+        "storage",
+        "models",
+        "export",
+        "cli",
+    },
+    "cli": {
+        "evaluate",
+        "serve",
+        "runtime",
+        "optimize",
+        "engines",
+        "storage",
+        "models",
+        "export",
+        "benchmarks",
+    },
 }
 SHARED = ("bksdm.engines.errors", "bksdm.engines.protocol", "bksdm.engines.profile")
 # What engines and runtime may know of optimize/: its values, and what they ask it to do.
