@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,7 +53,7 @@ def measure_quality(
     bundles : mapping
         By precision; of bfloat16, the bundle in float32.
     threads : int
-        CPU threads; they change the times, not the scores.
+        CPU threads; the scores do not depend on them.
     ways : tuple of Way
         What is drawn of each.
     progress : callable
@@ -63,7 +62,7 @@ def measure_quality(
     Returns
     -------
     dict
-        By precision a list of rows: the way, its scores and ``seconds`` in all.
+        By precision a list of rows: the way and its scores.
     """
     results: dict[str, list[dict[str, Any]]] = {}
     for precision, bundle in bundles.items():
@@ -83,10 +82,8 @@ def measure_quality(
 
 
 def score_way(model: TextToImage, way: Way) -> dict[str, Any]:
-    """Return a row: the way, its scores and the seconds that it took."""
+    """Return a row: the way and its scores."""
     config = GenerationConfig(
         "", num_inference_steps=way.steps, guidance_scale=way.guidance_scale, fast=way.fast
     )
-    start = time.perf_counter()
-    scores = evaluate_emoji(model, config)
-    return {**asdict(way), **scores.fields(), "seconds": time.perf_counter() - start}
+    return {**asdict(way), **evaluate_emoji(model, config).fields()}

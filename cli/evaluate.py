@@ -80,7 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table",
         type=named_path,
-        nargs="+",
+        nargs="*",
         metavar="DIR",
         help="print scored runs beside the figures of BK-SDM's model card, as Markdown",
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -200,11 +199,3 @@ def evaluate_emoji(
     check_bundle(model.bundle)
     judge = Judge()
     return score(draw(model, requests(config), progress), evaluation(), judge)
-
-
-def write_reference(path: Path = REFERENCE) -> None:
-    """Draw what :data:`REFERENCE` describes, anew."""
-    with TextToImage.load() as model:
-        config = GenerationConfig("", num_inference_steps=REFERENCE_STEPS, guidance_scale=GUIDANCE)
-        features = Judge().features(draw(model, requests(config)))
-    path.write_bytes(Gaussian.of(features).save())

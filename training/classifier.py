@@ -1,4 +1,4 @@
-"""Train the small classifier by which a test judges generated pictures.
+"""Train the small classifier by which ``bksdm evaluate`` judges generated pictures.
 
 python classifier.py --icons PACKAGE --run FOLDER --minutes 4 -o FOLDER
 

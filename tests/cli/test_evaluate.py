@@ -58,3 +58,12 @@ def test_what_does_not_go_together_is_refused(run, tmp_path, monkeypatch, argume
     assert not out
     assert told in err
     assert err.count("\n") <= 1
+
+
+def test_the_card_is_printed_with_its_source(run):
+    code, out, _ = run("evaluate", "--table")
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("| model | FID ↓ | IS ↑ | CLIP score ↑ | UNet | in all |")
+    assert sum(line.startswith("| BK-SDM-") for line in lines) == 6
+    assert lines[-1].startswith("https://huggingface.co/nota-ai/bk-sdm-small-2m")

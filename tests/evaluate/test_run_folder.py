@@ -148,7 +148,5 @@ def test_a_line_asks_for_one_picture():
 def test_all_that_is_missing_is_counted(tmp_path):
     run, _ = run_all(tmp_path / "run")
     require_all(run, run.there())
-    with pytest.raises(
-        RequestError, match=r"1 of 24 pictures .* of line 8;"
-    ):
+    with pytest.raises(RequestError, match=r"1 of 24 pictures .* of line 8;"):
         require_all(run, [i for i in ALL if i != 7])
