@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from bksdm.cli import extras
 from bksdm.evaluate import emoji
 from bksdm.evaluate.emoji import evaluate_emoji
 from bksdm.runtime.generation_config import GenerationConfig
@@ -58,6 +60,50 @@ def test_what_does_not_go_together_is_refused(run, tmp_path, monkeypatch, argume
     assert not out
     assert told in err
     assert err.count("\n") <= 1
+
+
+RUN = ("--reference", "ref.npz", "-o", "run")
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Prompts and statistics, both of the right form."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("\n".join(f"a dog {i}" for i in range(10)))
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    return tmp_path
+
+
+def test_a_missing_extra_is_named(run, files, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda module: None)
+    for words in (("emoji", "--prompts", "p.txt"), ("--merge", "part")):
+        code, _, err = run("evaluate", *words, *RUN)
+        assert code == 2
+        assert "needs torch_fidelity; run: pip install 'bksdm-runtime[evaluate]'" in err
+    assert not (files / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words", "told"),
+    [
+        ("a dog", RUN, "p.txt: 1 prompts; the inception score is a mean of 10 parts"),
+        ('{"prompt": "a"}\n{"prompt": "b", "steps": 0}', RUN, "p.txt: line 2: num_inference_steps"),
+        ('{"prompt": ["a", "b"]}', RUN, "p.txt: line 1: asks for 2 pictures"),
+        ("a dog", (), "--prompts needs --reference FILE.npz and -o DIR"),
+        ("a dog", ("--reference", "p.txt", "-o", "run"), "p.txt: no statistics; a .npz file with"),
+        ("a dog", ("--reference", "small.npz", "-o", "run"), "the pictures have 2048 features"),
+    ],
+)
+def test_what_a_run_cannot_be_made_of_is_refused(run, files, monkeypatch, prompts, words, told):
+    monkeypatch.setattr(extras, "find_spec", lambda module: module)
+    (files / "p.txt").write_text(prompts)
+    np.savez(files / "small.npz", mu=np.zeros(768), sigma=np.eye(768))
+    code, out, err = run("evaluate", "emoji", "--prompts", "p.txt", *words)
+    assert code == 2
+    assert told in err
+    assert not out
+    assert len(err.strip().splitlines()) == 1
+    assert not (files / "run").exists()
 
 
 def test_the_card_is_printed_with_its_source(run):

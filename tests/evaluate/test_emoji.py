@@ -137,8 +137,8 @@ def test_torch_is_not_imported(tmp_path):
     assert "objects recognised" in done.stdout
 
 
-# The distance of each from the reference, as measured, about three times over: processors round
-# differently. Different seeds are SEEDS_APART from each other.
+# The distance of each from the reference is at most a third of its bound in the record of
+# benchmarks/results: processors round differently.
 FULL = [
     ("float32", "onnxruntime", {}, 0.01),
     ("float32", "onnxruntime", {"num_inference_steps": REFERENCE_STEPS}, 1e-4),
