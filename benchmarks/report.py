@@ -11,6 +11,7 @@ from typing import Any
 
 from bksdm.benchmarks.latency import Settings, measure_latency
 from bksdm.benchmarks.plot import plot_latency, plot_peers, plot_throughput
+from bksdm.benchmarks.quality import ENGINES, measure_quality
 from bksdm.benchmarks.rewrite import measure_rewrite
 from bksdm.benchmarks.roofline import measure_roofline
 from bksdm.benchmarks.shortcuts import CHOICES, PROMPTS, measure_shortcuts
@@ -21,6 +22,7 @@ from bksdm.engines.errors import BksdmError
 from bksdm.models import EMOJI
 from bksdm.runtime.bundle import read_json
 from bksdm.runtime.user_files import write_text
+from bksdm.storage.precision import FLOAT16, INT8
 
 INTRODUCTION = """# Results
 
@@ -133,6 +135,31 @@ def _shortcuts(model: str, steps: int, sampler: str, prompts: int) -> Entry:
     return Entry(f"{model}, less work for nearly the same picture", measure)
 
 
+def _quality() -> Entry:
+    def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
+        bundles = {precision: _emoji_in(precision, work) for precision in ENGINES}
+        return measure_quality(bundles, threads, progress=report)
+
+    return Entry("emoji, what is left of its pictures", measure)
+
+
+def _emoji_in(precision: str, work: Path) -> Path:
+    """Return the built-in model as a precision needs it, made on first use."""
+    folder = work / "bundles" / f"emoji-{precision}"
+    if precision not in (FLOAT16.name, INT8):
+        return EMOJI
+    if not folder.exists():
+        from bksdm.export.exporter import export
+        from bksdm.optimize.quantizing import quantize_bundle
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if precision == INT8:
+            quantize_bundle(EMOJI, folder)
+        else:
+            export(EMOJI, folder, precision)
+    return folder
+
+
 def _throughput(model: str, steps: int) -> Entry:
     def measure(work: Path, threads: int, report: Callable[[str], None]) -> dict[str, Any]:
         bundle = _bundle(model, work)
@@ -176,6 +203,7 @@ SET = {
     "emoji-latency": _latency("emoji", 25, 20),
     "emoji-throughput": _throughput("emoji", 25),
     "emoji-shortcuts": _shortcuts("emoji", 25, "ddim", 4),
+    "emoji-quality": _quality(),
     "tiny-peers": _peers("tiny", SIDE, 2, rounds=1, repeat=2),
     "tiny-latency": _latency("tiny", 4, 3),
     "tiny-roofline": _roofline("tiny", SIDE),

@@ -278,6 +278,35 @@ def _lora(record: Record) -> list[Table]:
     return [Table(title, header, tuple(rows))]
 
 
+def _quality(record: Record) -> list[Table]:
+    rows = [
+        (
+            precision,
+            str(row["steps"]),
+            f"{row['guidance_scale']:g}",
+            str(row["fast"]),
+            f"{row['recognised']} of {row['pictures']}",
+            f"{row['backgrounds']} of {row['pictures']}",
+            f"{row['margin']:.2f}",
+            f"{row['diversity']:.1%}",
+            f"{row['fid']:.4f}",
+        )
+        for precision, found in record["precisions"].items()
+        for row in found
+    ]
+    engines = ", ".join(f"{name} by {by}" for name, by in record["settings"]["engines"].items())
+    title = (
+        f"{record['model']['name']}, fifty prompts with two seeds each, judged by its classifier; "
+        f"{engines}. The distance is a Fréchet distance of the classifier's features from those of "
+        "float32 in 50 steps"
+    )
+    header = (
+        *("precision", "steps", "guidance", "--fast", "objects", "backgrounds", "lead"),
+        *("seeds apart, of objects apart", "distance"),
+    )
+    return [Table(title, header, tuple(rows))]
+
+
 def _peers(record: Record) -> list[Table]:
     task = record["task"]
     on_gpu = task.get("device", "cpu") == "cuda"
@@ -393,5 +422,6 @@ KINDS: dict[str, Callable[[Record], list[Table]]] = {
     "rewrite": _rewrite,
     "shortcuts": _shortcuts,
     "lora": _lora,
+    "quality": _quality,
     "peers": _peers,
 }

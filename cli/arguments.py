@@ -289,6 +289,25 @@ def add_new_folder_option(parser: argparse.ArgumentParser, metavar: str) -> None
     )
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add what the networks of a bundle run on but for its threads, and in what they compute."""
+    parser.add_argument(
+        "--engine",
+        default="onnxruntime",
+        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after "
+        "`bksdm build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the "
+        "fastest by `bksdm build --tune` (default: onnxruntime)",
+    )
+    parser.add_argument(
+        "--device",
+        type=ordinal,
+        metavar="N",
+        help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
+    )
+    add_engine_cache_option(parser)
+    add_precision_option(parser)
+
+
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
     """Add the choice of what networks compute in."""
     parser.add_argument(

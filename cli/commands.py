@@ -30,6 +30,7 @@ COMMANDS = {
     "samplers": "list the samplers",
     "doctor": "say which engines can be used here, and what the others lack",
     "cache": "list or remove what was stored to start faster",
+    "evaluate": "score the pictures that a bundle draws",
     "bench": "measure speed, compare measurements and other programs",
     "quantize": "make a bundle in int8 of one in float32",
     "calibrate": "check whether a model fits into float16",

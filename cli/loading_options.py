@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bksdm.cli.arguments import (
-    add_engine_cache_option,
-    add_precision_option,
-    bundle_path,
-    integer,
-    ordinal,
-)
+from bksdm.cli.arguments import add_engine_options, bundle_path, integer
 from bksdm.models import EMOJI
 
 
@@ -49,18 +43,4 @@ def add_loading_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="start even if the picture seems to need more memory than is free",
     )
-    parser.add_argument(
-        "--engine",
-        default="onnxruntime",
-        help="onnxruntime or openvino (CPU), onnxruntime-cuda, tensorrt-rtx or tensorrt after "
-        "`bksdm build`, or auto: a GPU for a float16 bundle where one can be used, otherwise the "
-        "fastest by `bksdm build --tune` (default: onnxruntime)",
-    )
-    parser.add_argument(
-        "--device",
-        type=ordinal,
-        metavar="N",
-        help="which GPU runs tensorrt-rtx or tensorrt, counted from 0 (default: 0)",
-    )
-    add_engine_cache_option(parser)
-    add_precision_option(parser)
+    add_engine_options(parser)

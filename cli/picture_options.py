@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, get_args, get_type_hints
 
 from bksdm.cli.arguments import control_image, input_file, integer, lora_file, real
@@ -82,37 +82,7 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
     """Add a flag for every option of a picture but the prompt, and for what it starts from."""
-    hints = get_type_hints(GenerationConfig)
-    for name, option in OPTIONS.items():
-        if not option.flag:
-            continue
-        if name == "loras":
-            parser.add_argument(
-                *flags(name),
-                dest=name,
-                type=lora_file,
-                action="append",
-                metavar="FILE[:SCALE]",
-                help="LoRA file, or folder that peft wrote, to draw with, at a scale (default: 1); "
-                "may be repeated",
-            )
-            continue
-        kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
-        default = DEFAULTS[name]
-        if kind is bool:
-            parser.add_argument(*flags(name), dest=name, action="store_true", help=option.help)
-            continue
-        parse = BY_NAME.get(name, BY_TYPE.get(kind, str))
-        parser.add_argument(
-            *flags(name),
-            dest=name,
-            type=parse,
-            default=default,
-            metavar=METAVARS.get(name, "N" if kind is int else "X"),
-            help=f"{option.help} ({option.values}"
-            f"{'' if default is None else f'; default: {default}'})",
-        )
-    parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
+    add_option_flags(parser)
     for name, option in INPUTS.items():
         if name == CONTROL_IMAGE:
             parser.add_argument(
@@ -133,6 +103,56 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
                 metavar="FILE",
                 help=f"{option.help}; - for standard input",
             )
+
+
+def add_option_flags(
+    parser: argparse.ArgumentParser,
+    left_out: Collection[str] = (),
+    defaults: Mapping[str, Any] = DEFAULTS,
+) -> None:
+    """Add a flag for every option of a picture that has one.
+
+    Parameters
+    ----------
+    parser : ArgumentParser
+        Of the command.
+    left_out : collection of str
+        Options that the command has no use for, which keep their defaults.
+    defaults : mapping
+        The command's own, by the options' names.
+    """
+    hints = get_type_hints(GenerationConfig)
+    parser.set_defaults(**{name: DEFAULTS[name] for name in left_out})
+    for name, option in OPTIONS.items():
+        if not option.flag or name in left_out:
+            continue
+        if name == "loras":
+            parser.add_argument(
+                *flags(name),
+                dest=name,
+                type=lora_file,
+                action="append",
+                metavar="FILE[:SCALE]",
+                help="LoRA file, or folder that peft wrote, to draw with, at a scale (default: 1); "
+                "may be repeated",
+            )
+            continue
+        kind = next((kind for kind in get_args(hints[name]) or (hints[name],)), str)
+        default = defaults[name]
+        if kind is bool:
+            parser.add_argument(*flags(name), dest=name, action="store_true", help=option.help)
+            continue
+        parse = BY_NAME.get(name, BY_TYPE.get(kind, str))
+        parser.add_argument(
+            *flags(name),
+            dest=name,
+            type=parse,
+            default=default,
+            metavar=METAVARS.get(name, "N" if kind is int else "X"),
+            help=f"{option.help} ({option.values}"
+            f"{'' if default is None else f'; default: {default}'})",
+        )
+    parser.add_argument("--size", metavar="WxH", help="--width and --height in one, as 512x512")
 
 
 def picture_options(options: argparse.Namespace) -> GenerationConfig:

@@ -20,9 +20,13 @@ ROOMS = {
     "export": {"runtime", "optimize", "engines", "storage"},
     "batch": {"runtime", "engines", "storage", "models"},
     "serve": {"runtime", "engines", "models", "storage"},
-    "benchmarks": {"serve", "runtime", "optimize", "engines", "storage", "models", "export", "cli"},
+    "evaluate": {"runtime", "engines", "storage", "models"},
+    "benchmarks": {
+        *("evaluate", "serve", "cli", "export"),
+        *("runtime", "optimize", "engines", "storage", "models"),
+    },
     "cli": {
-        *("batch", "serve", "benchmarks", "export"),
+        *("batch", "serve", "evaluate", "benchmarks", "export"),
         *("runtime", "optimize", "engines", "storage", "models"),
     },
 }

@@ -1,4 +1,4 @@
-"""Train the small classifier by which a test judges generated pictures.
+"""Train the small classifier by which ``bksdm evaluate`` judges generated pictures.
 
 python classifier.py --icons PACKAGE --run FOLDER --minutes 4 -o FOLDER
 
@@ -116,8 +116,9 @@ def accuracy(model: Classifier, icons: Tensor, vae: AutoencoderKL) -> float:
 def write_onnx(model: Classifier, path: Path) -> None:
     """Write the network with its norms folded into the convolutions.
 
-    ``pictures``, float32 [batch, 3, 128, 128] in −1 … 1, to ``logits`` [batch, concepts]. Made by
-    hand: an exported graph carries the paths and versions of the machine that made it.
+    ``pictures``, float32 [batch, 3, 128, 128] in −1 … 1, to ``logits`` [batch, concepts] and the
+    ``features`` [batch, 80] that they are linear in. Made by hand: an exported graph carries the
+    paths and versions of the machine that made it.
     """
     tensors: list[TensorProto] = []
 
@@ -140,16 +141,18 @@ def write_onnx(model: Classifier, path: Path) -> None:
         output = [f"conv{index}"]
         nodes.append(helper.make_node("Conv", inputs, output, strides=[stride] * 2, pads=[1] * 4))
         nodes.append(helper.make_node("Relu", [f"conv{index}"], [f"relu{index}"]))
-    head = ["flat", constant("w", model.head.weight), constant("b", model.head.bias)]
+    head = ["features", constant("w", model.head.weight), constant("b", model.head.bias)]
     nodes += [
         helper.make_node("GlobalAveragePool", [f"relu{len(WIDTHS) - 1}"], ["mean"]),
-        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Flatten", ["mean"], ["features"]),
         helper.make_node("Gemm", head, ["logits"], transB=1),
     ]
     describe = helper.make_tensor_value_info
     pictures = describe("pictures", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
     logits = describe("logits", TensorProto.FLOAT, ["batch", len(CONCEPTS)])
-    graph = helper.make_graph(nodes, "emoji-classifier", [pictures], [logits], tensors)
+    features = describe("features", TensorProto.FLOAT, ["batch", WIDTHS[-1]])
+    outputs = [logits, features]
+    graph = helper.make_graph(nodes, "emoji-classifier", [pictures], outputs, tensors)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(proto)
     onnx.save(proto, path)

@@ -1,0 +1,1 @@
+"""How well a bundle draws: the published protocol of BK-SDM, and one that runs anywhere."""
