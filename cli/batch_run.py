@@ -45,9 +45,10 @@ def draw_batch(options: argparse.Namespace) -> int:
         target = target if isinstance(place, Bucket) else str(Path(target).absolute())
     checked = CheckedPrompts(options, chosen)
     warn_of_unknown(checked.bundle, [text for job in checked.jobs for text in job.config.prompts])
-    setup = Setup(
-        target, checked.bundle, checked.recorder, chosen, loading(options), checked.inputs
-    )
+    with options_named():
+        setup = Setup(
+            target, checked.bundle, checked.recorder, chosen, loading(options), checked.inputs
+        )
     draw = _with_processes if options.ray is None else _with_ray
     start = time.perf_counter()
     try:
