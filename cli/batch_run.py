@@ -85,11 +85,9 @@ def _processes(options: argparse.Namespace, checked: CheckedPrompts) -> int:
     if capabilities(options.engine).on_device:
         return 1
     count = usable_processors() // (options.threads or 1)
-    bundle, free = checked.bundle, free_bytes()
+    free, shapes = free_bytes(), {job.shape for job in checked.jobs}
     if free is not None:
-        count = min(
-            count, free // max(needed_bytes(bundle, job.shape, True) for job in checked.jobs)
-        )
+        count = min(count, free // max(needed_bytes(checked.bundle, s, True) for s in shapes))
     return max(1, min(count, len(checked.jobs)))
 
 

@@ -61,6 +61,7 @@ class CheckedPrompts:
         if options.prompts == STDIN and STDIN in input_paths(options).values():
             raise RequestError("standard input cannot be both --prompts and a picture")
         self._options = options
+        self._fitting: set[tuple[tuple[int, int, int, int], bool]] = set()
         errors = LineErrors(options.prompts)
         with flags_named(options):
             lines = read_prompts(options.prompts, shared_options(options), errors)
@@ -86,7 +87,10 @@ class CheckedPrompts:
 
     def _job(self, line: PromptLine) -> Job:
         request = self.request(line.config)
-        if not (self._options.force or capabilities(self._options.engine).on_device):
-            guided = request.guidance is not None
-            require_memory(self.bundle, request.shape, guided, self._options.engine)
+        kind = request.shape, request.guidance is not None
+        spared = self._options.force or capabilities(self._options.engine).on_device
+        if not (spared or kind in self._fitting):
+            require_memory(self.bundle, *kind, self._options.engine)
+            # It reads all graphs, which for each of many lines would take long.
+            self._fitting.add(kind)
         return Job(line.number, request.config, request.shape, len(request.table))

@@ -275,6 +275,19 @@ def test_a_run_that_is_killed_leaves_no_processes_and_goes_on(under_way):
     assert not list(folder.glob(f"{PARTIAL}*"))
 
 
+def test_memory_is_looked_at_once_for_each_size(batch, tmp_path, monkeypatch):
+    """It reads whole graphs: for thousands of lines, that took minutes."""
+    rows = [{"prompt": "a", "size": size} for size in ("64x64", "72x64")] * 50
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    looked = []
+    monkeypatch.setattr(
+        "bksdm.cli.checked_prompts.require_memory", lambda *words: looked.append(words[1])
+    )
+    monkeypatch.setattr("bksdm.cli.batch_run.draw_with_processes", lambda *words: (x for x in ()))
+    batch(tmp_path / "x.jsonl", tmp_path / "out")
+    assert looked == [(1, 4, 8, 8), (1, 4, 8, 9)]
+
+
 def test_an_error_of_a_process_is_one_line(batch, lines, tmp_path):
     folder = tmp_path / "out"
     code, _, err = batch(lines, folder, "--device", 1)
