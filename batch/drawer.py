@@ -50,6 +50,11 @@ class Setup:
         By ``image``, ``mask`` and ``control_image``, pictures that are the same for all.
     loras : mapping
         Files of LoRAs, and their scales, by name.
+
+    Raises
+    ------
+    RequestError, EngineError
+        The engine is unknown, or does not compute in the precision.
     """
 
     place: str
@@ -59,6 +64,10 @@ class Setup:
     loading: Mapping[str, Any] = field(default_factory=dict)
     inputs: Mapping[str, Any] = field(default_factory=dict)
     loras: Mapping[str, tuple[Path, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Refused here rather than by every worker.
+        _ = self.precision
 
     @classmethod
     def of(
@@ -93,6 +102,12 @@ class Setup:
     def engine(self) -> str:
         """What draws; ``auto`` is settled."""
         return engine_for(self.bundle, self.loading.get("engine", DEFAULT))
+
+    @property
+    def precision(self) -> str:
+        """What the UNet and the VAE compute in."""
+        wanted = self.loading.get("precision")
+        return precision_for(self.bundle, wanted, capabilities(self.engine))
 
 
 @dataclass(frozen=True)
@@ -137,8 +152,7 @@ class Drawer:
     def __init__(self, setup: Setup, worker: str) -> None:
         self._setup, self._worker = setup, worker
         self._place: Place = open_place(setup.place)
-        self._engine = capabilities(setup.engine)
-        self._precision = precision_for(setup.bundle, setup.loading.get("precision"), self._engine)
+        self._engine, self._precision = capabilities(setup.engine), setup.precision
 
     @cached_property
     def _model(self) -> TextToImage:

@@ -47,11 +47,12 @@ def draw_batch(options: argparse.Namespace) -> int:
     checked = CheckedPrompts(options, chosen)
     warn_of_unknown(checked.bundle, [text for job in checked.jobs for text in job.config.prompts])
     files = {name: (path.absolute(), scale) for name, (path, scale) in lora_files(options).items()}
-    setup = Setup(
-        *(target, checked.bundle, checked.recorder, chosen, loading(options)),
-        inputs=checked.inputs,
-        loras=files,
-    )
+    with options_named():
+        setup = Setup(
+            *(target, checked.bundle, checked.recorder, chosen, loading(options)),
+            inputs=checked.inputs,
+            loras=files,
+        )
     draw = _with_processes if options.ray is None else _with_ray
     start = time.perf_counter()
     try:
@@ -88,16 +89,14 @@ def _processes(options: argparse.Namespace, checked: CheckedPrompts) -> int:
     if capabilities(options.engine).on_device:
         return 1
     count = usable_processors() // (options.threads or 1)
-    bundle, free = checked.bundle, free_bytes()
+    free = free_bytes()
     if free is not None:
-        count = min(
-            count,
-            free
-            // max(
-                needed_bytes(bundle, job.shape, True, controlnets=job.controlnets, alone=False)
-                for job in checked.jobs
-            ),
+        kinds = {(job.shape, job.controlnets) for job in checked.jobs}
+        needed = (
+            needed_bytes(checked.bundle, shape, True, controlnets=nets, alone=False)
+            for shape, nets in kinds
         )
+        count = min(count, free // max(needed))
     return max(1, min(count, len(checked.jobs)))
 
 

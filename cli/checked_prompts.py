@@ -65,6 +65,7 @@ class CheckedPrompts:
         if options.prompts == STDIN and STDIN in pictures:
             raise RequestError("standard input cannot be both --prompts and a picture")
         self._options = options
+        self._fitting: set[tuple[tuple[int, int, int, int], bool, tuple[str, ...]]] = set()
         errors = LineErrors(options.prompts)
         with flags_named(options):
             lines = read_prompts(options.prompts, shared_options(options), errors)
@@ -91,9 +92,12 @@ class CheckedPrompts:
 
     def _job(self, line: PromptLine) -> Job:
         request = self.request(line.config)
-        if not (self._options.force or capabilities(self._options.engine).on_device):
-            guided = request.guidance is not None
-            engine, controls = self._options.engine, request.controls
-            require_memory(self.bundle, request.shape, guided, engine, controls)
         names = tuple(control.name for control in request.controls)
+        kind = request.shape, request.guidance is not None, names
+        spared = self._options.force or capabilities(self._options.engine).on_device
+        if not (spared or kind in self._fitting):
+            shape, guided, _ = kind
+            require_memory(self.bundle, shape, guided, self._options.engine, request.controls)
+            # It reads all graphs, which for each of many lines would take long.
+            self._fitting.add(kind)
         return Job(line.number, request.config, request.shape, len(request.table), names)

@@ -20,8 +20,8 @@ from bksdm.engines.errors import BksdmError, RequestError
 
 COMMANDS = {
     "generate": "make pictures from prompts",
-    "batch": "draw a file of prompts with several processes, or with a Ray cluster",
     "export": "turn a diffusers checkpoint into a bundle",
+    "batch": "draw a file of prompts with several processes, or with a Ray cluster",
     "serve": "draw pictures for others over HTTP, with a web page",
     "triton": "write a model repository of Triton Inference Server",
     "build": "compile a bundle for a GPU, or tune it to this CPU",

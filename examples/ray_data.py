@@ -17,7 +17,7 @@ def options(row):
     }
 
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 captions = [{"line": n, "caption": f"a {what}"} for n, what in enumerate(("cat", "dog", "rocket"))]
 drawn = (
     ray.data.from_items(captions)

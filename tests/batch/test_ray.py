@@ -26,6 +26,7 @@ from bksdm.runtime.generation_config import GenerationConfig
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 2**20,

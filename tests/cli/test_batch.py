@@ -21,6 +21,7 @@ from bksdm.batch.drawer import Drawer, Setup
 from bksdm.batch.job import Job
 from bksdm.batch.processes import draw_with_processes
 from bksdm.batch.throughput import throughput
+from bksdm.models import EMOJI
 from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.images import read_parameters
 from bksdm.storage.files import PARTIAL
@@ -135,6 +136,8 @@ def test_bad_lines_and_places_are_refused_before_the_work(batch, lines, tmp_path
         (["--format", "gif"], "--format: unknown 'gif'"),
         (["--quality", 3], "--quality is for JPEG and WebP"),
         (["--processes", 0], "--processes: must be a whole number from 1"),
+        (["--precision", "bfloat16"], "precision bfloat16 is not for the engine onnxruntime"),
+        (["--engine", "none"], "unknown engine 'none'"),
     ]
     for words, told in refused:
         code, _, err = batch(lines, tmp_path / "out", *words)
@@ -270,6 +273,32 @@ def test_a_run_that_is_killed_leaves_no_processes_and_goes_on(under_way):
     assert sum(map(int, re.findall(r"\d+", told))) == 40
     assert len(list(folder.glob("[0-9a-f]*.png"))) == 40
     assert not list(folder.glob(f"{PARTIAL}*"))
+
+
+def test_memory_is_looked_at_once_for_each_size(batch, tmp_path, monkeypatch):
+    """It reads whole graphs: for thousands of lines, that took minutes."""
+    rows = [{"prompt": "a", "size": size} for size in ("64x64", "72x64")] * 50
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    looked = []
+    monkeypatch.setattr(
+        "bksdm.cli.checked_prompts.require_memory", lambda *words: looked.append(words[1])
+    )
+    monkeypatch.setattr("bksdm.cli.batch_run.draw_with_processes", lambda *words: (x for x in ()))
+    batch(tmp_path / "x.jsonl", tmp_path / "out")
+    assert looked == [(1, 4, 8, 8), (1, 4, 8, 9)]
+
+
+def test_an_error_of_a_process_is_one_line(batch, lines, tmp_path):
+    folder = tmp_path / "out"
+    code, _, err = batch(lines, folder, "--device", 1)
+    assert code == 2
+    assert err.startswith("bksdm: error: device chooses a GPU")
+    assert err.count("\n") == 1
+    assert not folder.exists()
+    # As where the disk is full.
+    folder.write_text("")
+    with pytest.raises(NotADirectoryError):
+        list(draw_with_processes(Setup.of(folder / "x", EMOJI), jobs(1), 1))
 
 
 def test_as_many_processes_start_as_there_is_memory_for(batch, lines, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ STAND_INS = {
 }
 # By tests/parity/test_porting.py, line by line beside diffusers.
 TESTED_ELSEWHERE = {"docs/porting.md"}
-SLOW_SCRIPTS = {"image_to_image.py", "start.py"}
+SLOW_SCRIPTS = {"image_to_image.py", "ray_data.py", "start.py"}
 NEEDED = {"ray_data.py": "ray"}
 """What a script needs that not everybody has who runs the tests."""
 PAGES = [

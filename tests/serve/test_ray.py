@@ -36,6 +36,7 @@ def url(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 * 2**20,
@@ -58,6 +59,7 @@ def alone(model, seed, steps):
     return np.asarray(model("a dog", **options).images[0])
 
 
+@pytest.mark.slow
 def test_requests_join_and_pictures_are_equal(url, model):
     found = {}
 
@@ -84,6 +86,7 @@ def test_requests_join_and_pictures_are_equal(url, model):
     assert 'bksdm_running_pictures{model="other"} 0.0' in metrics
 
 
+@pytest.mark.slow
 def test_a_stream_comes_as_it_is_drawn(url, model):
     body = {**SMALL, "seed": 9, "num_inference_steps": 30, "stream": True, "partial_images": 2}
     names, times, last = [], [], None
@@ -99,6 +102,7 @@ def test_a_stream_comes_as_it_is_drawn(url, model):
     np.testing.assert_array_equal(drawn(last), alone(model, 9, 30))
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_frees_its_place(url):
     body = {**SMALL, "num_inference_steps": 200}
     with pytest.raises(httpx.ReadTimeout):
@@ -112,6 +116,7 @@ def test_a_client_that_leaves_frees_its_place(url):
         pytest.fail(metrics)
 
 
+@pytest.mark.slow
 def test_health_and_errors_pass_through(url):
     assert httpx.get(f"{url}/health/ready").json() == {"ready": True, "reason": None}
     answer = httpx.post(f"{url}/v1/images/generations", json={**SMALL, "model": "none"})
