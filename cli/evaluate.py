@@ -120,12 +120,12 @@ def run(options: argparse.Namespace) -> int:
                 raise RequestError(f"--{name} takes what was measured; leave the bundle out")
     if options.table is not None:
         refuse_beside(options, "--table", (*OF_RUNS, "merge", "json"))
-        from bksdm.cli.evaluation_run import print_table
+        from bksdm.cli.run_scores import print_table
 
         return print_table(options.table)
     if options.merge is not None:
         refuse_beside(options, "--merge", ("prompts", "shard", "inception", "clip", "clip_model"))
-        from bksdm.cli.evaluation_run import merge_parts
+        from bksdm.cli.run_scores import merge_parts
 
         return merge_parts(options)
     if options.bundle is None:

@@ -9,18 +9,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bksdm.cli.arguments import SIZE, options_named
 from bksdm.cli.drawing import load_model, warn_of_unknown
-from bksdm.cli.extras import require
 from bksdm.cli.idle_options import warn_of_idle
 from bksdm.cli.outputs import check_folder
 from bksdm.cli.picture_options import shared_options
 from bksdm.cli.progress import Progress, progress
 from bksdm.cli.prompt_file import LineErrors, read_prompts
-from bksdm.cli.text import as_json, printable
+from bksdm.cli.run_scores import require_extra, score_run
+from bksdm.cli.text import printable
 from bksdm.engines.errors import RequestError
 from bksdm.engines.registry import capabilities
 from bksdm.evaluate.evaluation import (
@@ -33,15 +32,13 @@ from bksdm.evaluate.evaluation import (
 )
 from bksdm.evaluate.gaussians import Gaussian
 from bksdm.evaluate.protocol import FEATURES, GUIDANCE, SPLITS, as_scored
-from bksdm.evaluate.run_folder import COUNT, RunFolder, merge, require_all
+from bksdm.evaluate.run_folder import COUNT, RunFolder
 from bksdm.runtime.bundle import Bundle
 from bksdm.runtime.engine_choice import engine_for
 from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.precision_choice import precision_for
 from bksdm.runtime.request import Request
 from bksdm.runtime.samplers.names import meaning
-from bksdm.storage.digest import sha256_of
-from bksdm.storage.files import write_file
 from bksdm.storage.graph_file import GraphFile
 
 if TYPE_CHECKING:
@@ -59,7 +56,7 @@ DRAWING = ("unet", "text_encoder", "vae_decoder")
 
 def measure_prompts(options: argparse.Namespace) -> int:
     """Measure what is missing, and print the scores if nothing is missing then."""
-    _require_extra()
+    require_extra()
     if options.output is None or options.reference is None:
         raise RequestError("--prompts needs --reference FILE.npz and -o DIR")
     check_folder(options.output)
@@ -91,34 +88,7 @@ def measure_prompts(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 0
-    return _score(run, reference, options)
-
-
-def merge_parts(options: argparse.Namespace) -> int:
-    """Put parts together, and print the scores."""
-    _require_extra()
-    if options.output is None or options.reference is None:
-        raise RequestError("--merge needs --reference FILE.npz and -o DIR")
-    reference = Gaussian.read(options.reference, FEATURES)
-    check_folder(options.output)
-    return _score(
-        merge([RunFolder.open(part) for part in options.merge], options.output), reference, options
-    )
-
-
-def print_table(folders: Sequence[Path]) -> int:
-    """Print runs beside the card, as Markdown."""
-    from bksdm.evaluate.published import HEADER, card_source, rows
-
-    for row in (HEADER, ("---",) * len(HEADER), *rows([RunFolder.open(each) for each in folders])):
-        print(printable("| " + " | ".join(row) + " |"))
-    print(f"\n{printable(card_source())}")
-    return 0
-
-
-def _require_extra() -> None:
-    for module in ("torch_fidelity", "open_clip"):
-        require(module, "evaluate")
+    return score_run(run, reference, options)
 
 
 def _weights(options: argparse.Namespace) -> Weights:
@@ -186,7 +156,11 @@ def _measure(model: TextToImage, networks: Networks, config: GenerationConfig) -
 
 
 def _follow(
-    run: RunFolder, reference: Gaussian, done: Iterable[Done], pictures: int, bar: Progress
+    run: RunFolder,
+    reference: Gaussian,
+    done: Iterable[Done],
+    pictures: int,
+    bar: Progress,
 ) -> None:
     """Show how far it is, what the rest will cost, and what the scores are so far."""
     timed: list[Done] = []
@@ -200,7 +174,8 @@ def _follow(
                 cost = Cost.of(timed, left)
                 cost.require_disk(run)
                 _tell(bar, f"{run.path}: {cost.shown()}")
-        if left and number * ESTIMATES // pictures > part:
+        # An interval needs some pictures.
+        if left and number >= TIMED and number * ESTIMATES // pictures > part:
             part = number * ESTIMATES // pictures
             _tell(bar, _so_far(run, reference))
 
@@ -220,21 +195,3 @@ def _so_far(run: RunFolder, reference: Gaussian) -> str:
 def _tell(bar: Progress, line: str) -> None:
     bar.clear()
     print(printable(line), file=sys.stderr, flush=True)
-
-
-def _score(run: RunFolder, reference: Gaussian, options: argparse.Namespace) -> int:
-    """Score a complete run, write the scores beside its measures, and print them."""
-    from bksdm.evaluate.published import SCORES
-    from bksdm.evaluate.scores import scores, warn_of_few
-
-    require_all(run, run.there())
-    warn_of_few(run.count, FEATURES)
-    found = scores(run.read(range(run.count)), reference)
-    described = {"scores": found.fields(), "reference_digest": sha256_of(options.reference)}
-    write_file(run.path / SCORES, (json.dumps(described, indent=2) + "\n").encode())
-    if options.json:
-        print(as_json(described))
-        return 0
-    for name, value in zip(("FID", "IS", "CLIP score"), found.shown(), strict=True):
-        print(f"{name:<12}{value}")
-    return 0

@@ -72,13 +72,16 @@ class RunFolder:
             The folder holds a run of other settings; names the first that differs. Or it holds
             something else.
         """
-        if path.is_dir() and any(path.iterdir()):
+        path.mkdir(parents=True, exist_ok=True)
+        clear_abandoned(path)
+        if any(path.iterdir()):
             found = cls.open(path)
             found.require(settings)
-            clear_abandoned(path / MEASURES)
-            return found
-        (path / MEASURES).mkdir(parents=True, exist_ok=True)
-        write_file(path / SETTINGS, write_sealed(settings))
+        else:
+            write_file(path / SETTINGS, write_sealed(settings))
+        # Last: without settings, nothing else may be there.
+        (path / MEASURES).mkdir(exist_ok=True)
+        clear_abandoned(path / MEASURES)
         return cls(path, settings)
 
     def require(self, settings: Settings) -> None:
@@ -162,6 +165,7 @@ def merge(parts: Sequence[RunFolder], target: Path) -> RunFolder:
                     "measure all parts on machines of one kind"
                 )
     require_all(first, files)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with staged(target) as folder:
         (folder / MEASURES).mkdir()
         for file in files.values():

@@ -14,10 +14,10 @@ from bksdm.runtime.generation_config import GenerationConfig
 from bksdm.runtime.pipeline import TextToImage
 
 
-def test_other_models_are_refused(run, nano_bundle):
-    code, _, err = run("evaluate", nano_bundle)
+def test_other_models_are_refused(run, tiny_bundle):
+    code, _, err = run("evaluate", tiny_bundle)
     assert code == 2
-    assert "nano draws 64×64, and the classifier judges the built-in model's 128×128" in err
+    assert "tiny draws 64×64, and the classifier judges the built-in model's 128×128" in err
     assert "give --prompts FILE" in err
 
 

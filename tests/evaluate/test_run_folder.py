@@ -50,6 +50,18 @@ def test_an_interrupted_run_goes_on_and_ends_in_the_same_bytes(tmp_path):
     assert content(run) == content(whole)
 
 
+def test_a_run_that_was_killed_as_it_began_goes_on(tmp_path):
+    for name, left in {"empty": None, "partial": f"{PARTIAL}abc"}.items():
+        (tmp_path / name).mkdir()
+        if left:
+            (tmp_path / name / left).write_bytes(b"half a fi")
+        run, _ = run_all(tmp_path / name)
+        assert sorted(file.name for file in run.path.iterdir()) == [MEASURES, SETTINGS]
+    run = RunFolder.begin(tmp_path / "settings", OWN)
+    (run.path / MEASURES).rmdir()
+    assert len(run_all(tmp_path / "settings")[1]) == len(PROMPTS)
+
+
 def test_shards_are_merged_into_the_same_bytes(tmp_path):
     whole, _ = run_all(tmp_path / "whole")
     parts = [run_all(tmp_path / f"part-{i}", part_of(len(PROMPTS), i, 3))[0] for i in (1, 2, 3)]
