@@ -55,6 +55,7 @@ nitpick_ignore = [
     # Named in public docstrings, but not part of what programs need.
     ("py:class", "Capabilities"),
     ("py:class", "Denoising"),
+    ("py:class", "Loras"),
     ("py:class", "Moved"),
     ("py:class", "Option"),
     ("py:data", "OPTIONS"),

@@ -29,8 +29,8 @@ CONVOLUTIONS = [
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 CALL = {"prompt": "a red apple", "num_inference_steps": 4, "output_type": "latent"}
 # Of the latents' largest value, after 4 guided steps: both sides compute in float32, with sums in
-# another order. Without a LoRA the same calls are 3e-6 apart.
-CLOSE = 1e-5
+# another order. Without a LoRA the same calls are 9e-7 apart, with all layers changed 2e-6.
+CLOSE = 5e-6
 
 
 def _pipeline(checkpoint, targets, seed=0, unet=None, text=None):
