@@ -53,7 +53,7 @@ def measure_quality(
     bundles : mapping
         By precision; of bfloat16, the bundle in float32.
     threads : int
-        CPU threads; the scores do not depend on them.
+        CPU threads; in less than float32, OpenVINO rounds a little differently with others.
     ways : tuple of Way
         What is drawn of each.
     progress : callable
