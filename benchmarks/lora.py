@@ -116,7 +116,8 @@ def measure_loras(
                 "read": reading,
                 "load": loading,
                 "switches": [
-                    _switch(model, executor, {names[k % 2]: 1.0 + k / 100}) for k in range(SWITCHES)
+                    _switch(model, executor, {names[k % 2]: 1.01 + k / 100})
+                    for k in range(SWITCHES)
                 ],
                 "file_bytes": files[0].stat().st_size,
                 "memory_bytes": process.memory_info().rss - before,
