@@ -13,8 +13,9 @@ from bksdm.cli.arguments import (
     refuse_beside,
     shard,
 )
-from bksdm.cli.picture_options import add_option_flags
+from bksdm.cli.picture_options import CONTROL_IMAGE, add_option_flags
 from bksdm.engines.errors import RequestError
+from bksdm.runtime.control_options import CONTROL_OPTIONS
 from bksdm.runtime.generation_config import DEFAULTS
 
 EXAMPLES = """examples:
@@ -25,10 +26,7 @@ EXAMPLES = """examples:
   bksdm evaluate --merge part-1 part-2 --reference real_im256.npz -o small-scores
   bksdm evaluate --table small-scores small-fast-scores
 """
-LEFT_OUT = (
-    *("num_images_per_prompt", "strength", "loras", "controlnet", "controlnet_conditioning_scale"),
-    *("guess_mode", "control_guidance_start", "control_guidance_end"),
-)
+LEFT_OUT = ("num_images_per_prompt", "strength", "loras", *CONTROL_OPTIONS)
 STEPS = 25
 OF_RUNS = ("prompts", "reference", "output", "shard", "inception", "clip", "clip_model")
 
@@ -110,6 +108,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_threads_option(parser)
     own = {**DEFAULTS, "num_inference_steps": STEPS, "guidance_scale": None}
     add_option_flags(parser, LEFT_OUT, own)
+    parser.set_defaults(**{CONTROL_IMAGE: []})
 
 
 def run(options: argparse.Namespace) -> int:

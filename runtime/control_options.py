@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 SCALE, SCALE_WITH_IMAGE, SCALE_WITH_MASK = 1.0, 0.8, 0.5
 """Of ``controlnet_conditioning_scale``, as in diffusers' three pipelines."""
+CONTROL_OPTIONS = (
+    *("controlnet", "controlnet_conditioning_scale", "guess_mode"),
+    *("control_guidance_start", "control_guidance_end"),
+)
+"""Their names."""
 Value = TypeVar("Value")
 
 

@@ -335,8 +335,7 @@ class TextToImage(LoraMethods, DiffusersNames):
     ) -> Result:
         """Make images; the arguments are those of diffusers' three Stable Diffusion pipelines.
 
-        ``docs/options.md`` describes those that are text and numbers, ``docs/porting.md`` what
-        differs from diffusers.
+        ``docs/options.md`` describes texts and numbers, ``docs/porting.md`` what differs there.
 
         Parameters
         ----------
@@ -346,8 +345,8 @@ class TextToImage(LoraMethods, DiffusersNames):
             Draws the noise, from where it stands; ``seed`` begins anew in every call.
         latents : ndarray, shape [images, channels, height / 8, width / 8], optional
             Unit noise to start from; a stochastic sampler takes a seed too.
-        prompt_embeds, negative_prompt_embeds : ndarray, shape [prompts, tokens, width], optional
-            In place of the texts. Arrays may be tensors of torch.
+        prompt_embeds, negative_prompt_embeds : ndarray or tensor [prompts, tokens, width], optional
+            In place of the texts.
         output_type : str
             ``pil``, ``np`` (float32 in 0 … 1) or ``latent``, of ``Result.images``.
         return_dict : bool
@@ -356,10 +355,10 @@ class TextToImage(LoraMethods, DiffusersNames):
             ``function(run, index, timestep, tensors)`` is called after every step; what it returns
             of ``latents`` and ``prompt_embeds`` is gone on with.
         image, control_image : PIL image or sequence of such, optional
-            Pictures to start from, which repeat until there is one for each of the batch; and what
-            ControlNets are shown, one each, or one per prompt (docs/controlnet.md).
+            Pictures to start from, repeated for all of the batch; and what ControlNets are shown,
+            one each, or one per prompt (docs/controlnet.md).
         mask, mask_image : PIL image or sequence of such, optional
-            White is made anew, black stays. Two names of one argument.
+            White is made anew, black stays; two names of one argument.
         loras : mapping or sequence, optional
             Scales by the names of loaded LoRAs, ``{}`` for none; by default those that are active.
         on_step : callable, optional
@@ -369,10 +368,8 @@ class TextToImage(LoraMethods, DiffusersNames):
         ------
         RequestError, SamplerError
             An argument is invalid, or this bundle or engine cannot do it.
-        NonFiniteError
-            A network produced NaN or infinity.
-        Cancelled
-            ``on_step`` returned False.
+        NonFiniteError, Cancelled
+            A network produced NaN or infinity; ``on_step`` returned False.
         """
         # A test proves that the names and defaults above are those of the options.
         given = locals()

@@ -13,6 +13,7 @@ from PIL import Image
 
 from bksdm.runtime.a1111_options import a1111_text
 from bksdm.runtime.bundle import Bundle
+from bksdm.runtime.control_options import CONTROL_OPTIONS
 from bksdm.runtime.generation_config import OPTIONS, GenerationConfig
 from bksdm.runtime.picture_formats import PictureFormat
 from bksdm.runtime.picture_record import PictureRecord
@@ -106,13 +107,19 @@ class Recorder:
 
 
 def recorded(config: GenerationConfig, index: int) -> dict[str, str]:
-    """Return the options of an image of a batch as text, as the flags accept them."""
+    """Return the options of an image of a batch as text, as the flags accept them.
+
+    Those of ControlNets are left out where none is shown anything: pictures without are then what
+    they were before there were ControlNets, whatever else names them.
+    """
     which = index // config.num_images_per_prompt
     values: dict[str, Any] = {
         **{name: getattr(config, name) for name in OPTIONS},
         "prompt": config.prompts[which],
         "negative_prompt": config.negative_prompts[which],
     }
+    if config.controlnet is None:
+        values = {name: value for name, value in values.items() if name not in CONTROL_OPTIONS}
     return {name: spelled(name, value) for name, value in values.items() if value not in (None, ())}
 
 

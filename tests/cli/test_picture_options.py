@@ -17,6 +17,7 @@ from bksdm.cli.picture_options import (
 )
 from bksdm.engines.errors import RequestError
 from bksdm.models import EMOJI
+from bksdm.runtime.control_options import CONTROL_OPTIONS
 from bksdm.runtime.diffusers_names import CALL
 from bksdm.runtime.generation_config import DEFAULTS, INPUTS, OPTIONS, GenerationConfig
 from bksdm.runtime.images import read_parameters
@@ -115,7 +116,7 @@ def test_a_picture_carries_every_option_as_it_was_carried_out(run, tmp_path):
     assert run("generate", "a dog", "--steps", 2, "--fast", 3, "-o", path)[0] == 0
     found = read_parameters(path)
     # The model's own sampler and timesteps, and what is of no use without images, stay as they are.
-    of_images = {"strength", "controlnet", "controlnet_conditioning_scale"}
+    of_images = {"strength", *CONTROL_OPTIONS}
     assert set(OPTIONS) - set(found) == {"sampler", "timesteps", "sigmas", "loras"} | of_images
     assert found["guidance_interval"] == "0.0:0.6"
     assert (found["height"], found["width"]) == ("128", "128")

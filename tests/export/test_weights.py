@@ -7,6 +7,7 @@ import shutil
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, ModelMixin, UNet2DConditionModel
@@ -229,8 +230,8 @@ def test_what_is_merged_into_a_network_stays_out_of_its_file(copy):
         name=name,
         component="text_encoder",
         module=name,
-        down=torch.ones(1, 32),
-        up=torch.ones(64, 1),
+        down=np.ones((1, 32), np.float32),
+        up=np.ones((64, 1), np.float32),
         scaling=1.0,
     )
     lora = type("L", (), {"path": path, "scale": 1.0, "of": lambda self, component: [layer]})()

@@ -24,7 +24,7 @@ from bksdm.runtime.pipeline import TextToImage
 from .pictures import assert_same_pictures, pictures
 from .test_init_image import hole, picture
 
-NAMES = ["nano-sdxs", "nano-lcm"]
+NAMES = [pytest.param("nano-sdxs", marks=pytest.mark.slow), "nano-lcm"]
 SIZE = {"height": 64, "width": 64}
 
 
