@@ -85,6 +85,7 @@ def test_some_prompts_are_drawn_as_well_in_bfloat16_with_less_work(near, some, j
     require(score(pixels, some, judge, near[1]), fid=0.3)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_worse_are_told(near, some, judge):
     """What the bounds above are for: each score falls with what it is to see."""
     pixels, reference = near

@@ -20,6 +20,7 @@ from tests.parity.controlnet_table import (
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+SLOW = ("euler-a", "heun")
 NEAR = 0.02
 """Levels of 255 that may lie between unrounded pixels: the largest seen was 0.0012. Both sides
 compute in float32 with sums in another order."""
@@ -49,7 +50,9 @@ def test_the_figures_of_the_page_are_as_small():
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("sampler", ["pndm", "dpm++2m", "euler-a", "heun"])
+@pytest.mark.parametrize(
+    "sampler", ["pndm", "dpm++2m", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
 @pytest.mark.parametrize("names", [("canny",), ("canny", "depth")])
 def test_pictures_are_diffusers_own(pipelines, ours, names, sampler, task):
     assert_same(draw(pipelines, ours, names, task, sampler))
@@ -57,7 +60,10 @@ def test_pictures_are_diffusers_own(pipelines, ours, names, sampler, task):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("names", [("canny",), ("depth", "canny")])
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7), (0.5, 1.0)])
+@pytest.mark.parametrize(
+    "interval",
+    [(0.2, 0.7), *(pytest.param(i, marks=pytest.mark.slow) for i in ((0.0, 1.0), (0.5, 1.0)))],
+)
 def test_guess_mode_and_intervals(pipelines, ours, names, interval, task):
     options = {"control_guidance_start": interval[0], "control_guidance_end": interval[1]}
     for guess in (False, True):
